@@ -1,0 +1,1 @@
+"""q-space in torch: spherical harmonics and diffusion tensors of any gradient table, on any device."""

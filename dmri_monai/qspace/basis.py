@@ -1,0 +1,140 @@
+"""Even real spherical harmonics: basis and regularised fit.
+
+One convention throughout: e3nn's real orthonormal harmonics (`normalization="integral"`, polar axis y), even
+orders 0, 2, ..., l_max, the 2l+1 components of an order in e3nn's order.  Converters to other packages' bases
+live in :mod:`dmri_monai.qspace.conventions`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from e3nn import o3
+from torch import Tensor
+
+from dmri_monai.gradients import B0_THRESHOLD
+
+__all__ = [
+    "ShellFit",
+    "even_orders",
+    "harmonic_irreps",
+    "n_coefficients",
+    "sh_basis",
+    "sh_fit_matrix",
+    "sh_orders",
+    "supported_order",
+]
+
+SMOOTHING = 1e-4
+RANK_TOLERANCE = 1e-2
+
+
+@dataclass(frozen=True)
+class ShellFit:
+    """How the shells of a scan become harmonics.
+
+    tolerance: a measurement joins the nearest shell within this fraction of its b-value or 50 s/mm².
+    missing: "zero" fills an absent shell with zeros and adds a presence channel a shell; "error" refuses it.
+    too_few: "zero" lowers the order of a shell with too few directions and zeroes the rest; "error" refuses.
+    smoothing: Laplace-Beltrami weight lambda; with well-spread directions order l is damped by
+        1 / (1 + lambda l²(l+1)²), whatever the number of directions (Descoteaux 2007, doi:10.1002/mrm.21277).
+    clip: S/S0 is clipped to [0, clip] before the fit, which bounds voxels with hardly any b0 signal; or None.
+    b0_threshold: volumes with b <= this (s/mm²) are b0.
+    """
+
+    tolerance: float = 0.1
+    missing: str = "error"
+    too_few: str = "error"
+    smoothing: float = SMOOTHING
+    clip: float | None = 2.0
+    b0_threshold: float = B0_THRESHOLD
+
+    def __post_init__(self) -> None:
+        for name in ("missing", "too_few"):
+            if getattr(self, name) not in ("error", "zero"):
+                raise ValueError(f"{name} must be 'error' or 'zero', got {getattr(self, name)!r}")
+        if not (self.tolerance > 0 and self.smoothing >= 0):
+            raise ValueError(f"tolerance {self.tolerance} must be > 0 and smoothing {self.smoothing} >= 0")
+
+
+def even_orders(l_max: int) -> range:
+    """Orders 0, 2, ..., l_max.  Raises ValueError for an odd or negative l_max."""
+    if l_max < 0 or l_max % 2:
+        raise ValueError(f"l_max must be even and at least 0, got {l_max}")
+    return range(0, l_max + 1, 2)
+
+
+def n_coefficients(l_max: int) -> int:
+    """Number of even harmonics up to l_max: (l_max + 1)(l_max + 2) / 2."""
+    return sum(2 * order + 1 for order in even_orders(l_max))
+
+
+def sh_orders(l_max: int) -> Tensor:
+    """(n_coef,) order l of every coefficient."""
+    orders = torch.tensor(list(even_orders(l_max)))
+    return orders.repeat_interleave(2 * orders + 1)
+
+
+def harmonic_irreps(n_shells: int, l_max: int, presence: bool = False) -> str:
+    """Irreps of the channels: b0, the shells' l = 0 (and presence), then the shells' l = 2, l = 4, ...
+
+    >>> harmonic_irreps(2, 4)
+    '3x0e+2x2e+2x4e'
+    """
+    scalars = 1 + n_shells * (2 if presence else 1)
+    return "+".join([f"{scalars}x0e", *(f"{n_shells}x{order}e" for order in even_orders(l_max) if order)])
+
+
+def sh_basis(directions: Tensor, l_max: int) -> Tensor:
+    """(..., N, n_coef) even harmonics at `directions` (..., N, 3) of any length, ordered l = 0, 2, ...."""
+    return o3.spherical_harmonics(
+        list(even_orders(l_max)), directions, normalize=True, normalization="integral"
+    )
+
+
+def sh_fit_matrix(
+    directions: Tensor, l_max: int, weights: Tensor | None = None, smoothing: float = SMOOTHING
+) -> Tensor:
+    """(n_coef, N) float64 matrix M, coefficients = M @ signal, for `directions` (N, 3) and `weights` (N,).
+
+    M = (B^T W B + lambda L)^-1 B^T W with sum of W = 4 pi and L = diag(l²(l+1)²): the damping of an order
+    does not depend on the number of directions.  ValueError where they cannot tell the harmonics apart.
+    """
+    directions = directions.double()
+    weights = torch.ones_like(directions[:, 0]) if weights is None else weights.to(directions)
+    if not (weights.isfinite().all() and (weights >= 0).all() and weights.sum() > 0):
+        raise ValueError("weights of the measurements must be finite, at least 0, and not all 0")
+    basis, weights = sh_basis(directions, l_max), weights * (4 * math.pi / weights.sum())
+    _check_determined(directions[weights > 0], l_max)
+    orders = sh_orders(l_max).to(directions)
+    weighted = basis.T * weights
+    normal = weighted @ basis + smoothing * torch.diag((orders * (orders + 1)) ** 2)
+    return torch.linalg.solve(normal, weighted)
+
+
+def supported_order(directions: Tensor, l_max: int) -> int:
+    """Greatest even order <= l_max whose harmonics `directions` (N, 3) can tell apart; -1 for none."""
+    supported = -1
+    for order in even_orders(l_max):
+        if not _is_determined(directions.double(), order):
+            break
+        supported = order
+    return supported
+
+
+def _is_determined(directions: Tensor, l_max: int) -> bool:
+    if len(directions) < n_coefficients(l_max):
+        return False
+    singular = torch.linalg.svdvals(sh_basis(directions, l_max))
+    return bool(singular[-1] > RANK_TOLERANCE * singular[0])
+
+
+def _check_determined(directions: Tensor, l_max: int) -> None:
+    if not _is_determined(directions, l_max):
+        needed = n_coefficients(l_max)
+        raise ValueError(
+            f"{len(directions)} directions cannot determine harmonics up to order {l_max}: "
+            f"at least {needed} different (not antipodal), well-spread directions are needed"
+        )

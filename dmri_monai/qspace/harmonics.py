@@ -1,0 +1,202 @@
+"""From the raw signal of any gradient table to fixed harmonic channels, the default network input."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dmri_monai.qspace.basis import (
+    ShellFit,
+    even_orders,
+    harmonic_irreps,
+    n_coefficients,
+    sh_basis,
+    sh_fit_matrix,
+    sh_orders,
+    supported_order,
+)
+
+__all__ = [
+    "ShellFit",
+    "b0_reference",
+    "harmonic_irreps",
+    "mean_b0",
+    "n_coefficients",
+    "sh_basis",
+    "sh_fit_matrix",
+    "signal_to_harmonics",
+]
+
+CPU_CHUNK = 1 << 14  # voxels at a time: the working set stays in the cache
+GPU_CHUNK = 1 << 20
+
+
+def signal_to_harmonics(
+    image: Tensor,
+    bvals: Tensor,
+    bvecs_voxel: Tensor,
+    *,
+    shells: Sequence[float],
+    l_max: int = 4,
+    mask: Tensor | None = None,
+    brain: Tensor | None = None,
+    weights: Tensor | None = None,
+    fit: ShellFit | None = None,
+) -> Tensor:
+    """(B, C, X, Y, Z) harmonic channels of raw signals `image` (B, N, X, Y, Z), float32.
+
+    bvals (B, N) s/mm², bvecs_voxel (B, N, 3) unit vectors in the voxel frame; shells: nominal
+    b-values, ascending.
+    mask (B, N) bool: valid rows (False: padding, which counts for nothing).
+    brain (B, 1, X, Y, Z): where the median of the b0 is taken; by default the foreground.
+    weights (B, N): weight of each measurement in the fit.
+    Channels, grouped by order: mean b0 / its median; the l = 0 coefficient of S/S0 of each shell; presence of
+    every shell (0 or 1, only with missing="zero"); the l = 2 coefficients of every shell; l = 4; ...  Irreps:
+    :func:`harmonic_irreps`.  Voxels without b0 signal, and NaN, give 0.
+    Raises ValueError where a scan has no b0, lacks a shell, or a shell has too few directions.
+    """
+    fit = fit or ShellFit()
+    _check_shapes(image, bvals, bvecs_voxel)
+    _check_shells(shells)
+    items = []
+    for b in range(len(image)):
+        rows = torch.ones_like(bvals[b], dtype=torch.bool) if mask is None else mask[b].bool()
+        scan = _Scan(bvals[b], bvecs_voxel[b], rows, None if weights is None else weights[b])
+        inside = None if brain is None else brain[b]
+        items.append(_item_to_harmonics(image[b], scan, list(shells), l_max, inside, fit))
+    return torch.stack(items)
+
+
+@dataclass(frozen=True)
+class _Scan:
+    """One item's table: bvals (N,), bvecs_voxel (N, 3), valid (N,) bool, weights (N,) or None."""
+
+    bvals: Tensor
+    bvecs_voxel: Tensor
+    valid: Tensor
+    weights: Tensor | None
+
+
+def mean_b0(image: Tensor, bvals: Tensor, b0_threshold: float, valid: Tensor | None = None) -> Tensor:
+    """(X, Y, Z) mean of the b0 volumes of `image` (N, X, Y, Z); ValueError if there are none."""
+    rows = bvals <= b0_threshold if valid is None else (bvals <= b0_threshold) & valid
+    if not rows.any():
+        smallest = float(bvals.min()) if len(bvals) else float("nan")
+        raise ValueError(
+            f"the scan has no b0 volume (b <= {b0_threshold:g} s/mm²); its smallest b is {smallest:g}"
+        )
+    index = torch.nonzero(rows).flatten().to(image.device)
+    return image.index_select(0, index).float().mean(dim=0)
+
+
+def b0_reference(b0: Tensor, brain: Tensor | None = None) -> Tensor:
+    """Median of `b0` (X, Y, Z) inside `brain` (1, X, Y, Z), else above a tenth of its 99th percentile."""
+    if brain is not None and bool(brain.any()):
+        values = b0[brain.reshape(b0.shape) > 0]
+    else:
+        flat = b0.flatten().nan_to_num()
+        bright = flat.kthvalue(max(1, round(0.99 * flat.numel()))).values
+        values = flat[flat > 0.1 * bright]
+    median = values.nan_to_num().median() if values.numel() else b0.new_zeros(())
+    return torch.where(median > 0, median, torch.ones_like(median))
+
+
+def _item_to_harmonics(
+    image: Tensor, scan: _Scan, shells: list[float], l_max: int, brain: Tensor | None, fit: ShellFit
+) -> Tensor:
+    matrix, present = _shell_matrix(scan, shells, l_max, fit)
+    used = torch.nonzero(matrix.abs().sum(dim=0) > 0).flatten()
+    b0 = mean_b0(image, scan.bvals, fit.b0_threshold, scan.valid)
+    reference = b0_reference(b0, brain)
+    order = _channel_order(len(shells), l_max).to(image.device)
+    matrix = matrix[:, used].float().to(image.device)[order]
+    coefficients = _fit_normalised(image, b0, used.to(image.device), matrix, 1e-4 * reference, fit.clip)
+    n = len(shells)
+    parts = [(b0 / reference).nan_to_num(0.0, 0.0, 0.0).unsqueeze(0), coefficients[:n]]
+    if fit.missing == "zero":
+        parts.append(present.to(b0).view(-1, 1, 1, 1).expand(-1, *b0.shape))
+    return torch.cat([*parts, coefficients[n:]])
+
+
+def _fit_normalised(
+    image: Tensor, b0: Tensor, rows: Tensor, matrix: Tensor, floor: Tensor, clip: float | None
+) -> Tensor:
+    """(C, X, Y, Z) = matrix (C, M) @ S/S0 of the M `rows`, by chunks of voxels; 0 where S0 <= floor."""
+    flat, inverse = image.flatten(1), torch.where(b0 > floor, 1.0 / b0, torch.zeros_like(b0)).flatten()
+    everything = len(rows) == len(flat)
+    chunk = CPU_CHUNK if image.device.type == "cpu" else GPU_CHUNK
+    parts = []
+    for start in range(0, flat.shape[1], chunk):
+        block = flat[:, start : start + chunk]
+        block = block if everything else block.index_select(0, rows)
+        ratio = block.float() * inverse[start : start + chunk]
+        parts.append(matrix @ (ratio if clip is None else ratio.clamp_(0.0, clip)))
+    return torch.cat(parts, dim=1).nan_to_num_(0.0, 0.0, 0.0).view(-1, *image.shape[1:])
+
+
+def _shell_matrix(scan: _Scan, shells: list[float], l_max: int, fit: ShellFit) -> tuple[Tensor, Tensor]:
+    """(S n_coef, N) float64 map from S/S0 to the shells' coefficients, shell by shell; (S,) presence."""
+    n_coef, members = n_coefficients(l_max), _assign_shells(scan, shells, fit)
+    matrix = torch.zeros(len(shells), n_coef, len(scan.bvals), dtype=torch.float64)
+    for s, shell in enumerate(shells):
+        index = torch.nonzero(members == s).flatten()
+        if len(index) == 0:
+            if fit.missing == "error":
+                found = sorted({round(b) for b in scan.bvals[scan.valid].tolist()})
+                raise ValueError(
+                    f"no volume within {fit.tolerance:.0%} of shell b = {shell:g}; b-values: {found}"
+                )
+            continue
+        weights = None if scan.weights is None else scan.weights[index].cpu().double()
+        block = _one_shell(scan.bvecs_voxel[index].cpu(), weights, shell, l_max, fit)
+        matrix[s, : len(block), index] = block
+    present = torch.tensor([bool((members == s).any()) for s in range(len(shells))])
+    return matrix.flatten(0, 1), present
+
+
+def _one_shell(directions: Tensor, weights: Tensor | None, shell: float, l_max: int, fit: ShellFit) -> Tensor:
+    """(n, M) fit matrix of one shell with n <= n_coef: fewer where too_few="zero" lowers the order."""
+    positive = directions if weights is None else directions[weights > 0]
+    order = supported_order(positive, l_max)
+    if order < l_max and (fit.too_few == "error" or order < 0):
+        raise ValueError(
+            f"shell b = {shell:g}: {len(positive)} directions determine harmonics up to order "
+            f"{max(order, 0)}; l_max = {l_max} needs at least {n_coefficients(l_max)} different, "
+            "well-spread directions"
+        )
+    return sh_fit_matrix(directions, order, weights, fit.smoothing)
+
+
+def _assign_shells(scan: _Scan, shells: list[float], fit: ShellFit) -> Tensor:
+    """(N,) index of the nearest shell within the tolerance, -1 for none, for b0 and for padding."""
+    bvals, nominal = scan.bvals.cpu().double(), torch.tensor(shells, dtype=torch.float64)
+    distance = (bvals.unsqueeze(1) - nominal).abs()
+    distance[distance > (fit.tolerance * nominal).clamp(min=50.0)] = torch.inf
+    nearest, index = distance.min(dim=1)
+    usable = nearest.isfinite() & (bvals > fit.b0_threshold) & scan.valid.cpu()
+    return torch.where(usable, index, -1)
+
+
+def _channel_order(n_shells: int, l_max: int) -> Tensor:
+    """Permutation from shell-major coefficients to order-major: all shells' l = 0, all shells' l = 2, ..."""
+    orders, index = sh_orders(l_max), torch.arange(n_shells * n_coefficients(l_max)).view(n_shells, -1)
+    return torch.cat([index[:, orders == order].flatten() for order in even_orders(l_max)])
+
+
+def _check_shapes(image: Tensor, bvals: Tensor, bvecs_voxel: Tensor) -> None:
+    if image.ndim != 5:
+        raise ValueError(f"image has shape {tuple(image.shape)}, expected (B, N, X, Y, Z)")
+    expected = tuple(image.shape[:2])
+    if tuple(bvals.shape) != expected or tuple(bvecs_voxel.shape) != (*expected, 3):
+        raise ValueError(
+            f"image has {expected[0]} items of {expected[1]} volumes, but b-values have shape "
+            f"{tuple(bvals.shape)} and b-vectors {tuple(bvecs_voxel.shape)}"
+        )
+
+
+def _check_shells(shells: Sequence[float]) -> None:
+    if not shells or any(not b > 0 for b in shells) or list(shells) != sorted(set(shells)):
+        raise ValueError(f"shells must be positive, ascending and different b-values, got {list(shells)}")
