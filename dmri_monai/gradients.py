@@ -1,21 +1,27 @@
 """Gradient tables and the frames their directions live in.
 
-Three frames exist. *World* is RAS+ scanner space in millimetres: the frame b-vectors are stored in. *Voxel* is the
-frame of the image's array axes: what a kernel or a fit on the array sees. *FSL* is the voxel frame with x mirrored on
-right-handed grids: what `.bvec` files hold (BIDS specification; MRtrix3 `core/dwi/gradient.cpp`).
+Three frames exist. *World* is RAS+ scanner space in millimetres: the frame b-vectors are stored in. *Voxel*
+is the frame of the image's array axes: what a kernel or a fit on the array sees. *FSL* is the voxel frame
+with x mirrored on right-handed grids: what `.bvec` files hold (BIDS specification; MRtrix3
+`core/dwi/gradient.cpp`).
 """
 
 from __future__ import annotations
 
+import math
+import warnings
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-__all__ = ["GradientTable", "Shell", "cluster_shells", "grid_rotation", "q_vectors"]
+__all__ = ["GradientTable", "Shell", "cluster_shells", "grid_rotation", "q_vectors", "unit_vectors"]
 
 B0_THRESHOLD = 50.0
 NORM_TOLERANCE = 0.05
+NORM_ROUNDING = 1e-3  # closer to 1 than this is the rounding of a text file
+JITTER_ABSOLUTE = 50.0
+JITTER_RELATIVE = 0.05
 
 
 def grid_rotation(affine: Tensor) -> Tensor:
@@ -23,17 +29,19 @@ def grid_rotation(affine: Tensor) -> Tensor:
 
     v_world = Q v_voxel.  Raises ValueError when the grid axes are not finite or not independent.
     """
-    linear = torch.as_tensor(affine)[:3, :3].double()
+    linear = _linear_part(affine)
     if not linear.isfinite().all():
         raise ValueError(f"affine is not finite: {linear.tolist()}")
     u, singular, vh = torch.linalg.svd(linear)
     if singular[-1] <= 1e-6 * singular[0]:
-        raise ValueError(f"affine is singular: smallest axis scale {singular[-1]:.3g}, largest {singular[0]:.3g}")
+        raise ValueError(
+            f"affine is singular: smallest axis scale {singular[-1]:.3g}, largest {singular[0]:.3g}"
+        )
     return u @ vh
 
 
 def q_vectors(bvals: Tensor, bvecs_voxel: Tensor, b_max: float) -> Tensor:
-    """(..., N, 3) q-vectors sqrt(b / b_max) g in the frame of `bvecs_voxel` (..., N, 3); bvals (..., N) in s/mm².
+    """(..., N, 3) q-vectors sqrt(b / b_max) g in the frame of `bvecs_voxel`; bvals (..., N) s/mm².
 
     `b_max` (s/mm²) is a constant of the model, never the scan's maximum: scans at b = 1000 and b = 3000 would
     otherwise look the same.
@@ -43,34 +51,53 @@ def q_vectors(bvals: Tensor, bvecs_voxel: Tensor, b_max: float) -> Tensor:
     return (bvals.clamp(min=0) / b_max).sqrt().unsqueeze(-1) * bvecs_voxel
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Shell:
-    """Measurements of one b-value: nominal `bval` (mean, s/mm²) and their `indices` (M,) in the table."""
+    """Measurements of one b-value: `bval` (their mean, s/mm²) and ascending `indices` (M,) into the table."""
 
     bval: float
     indices: Tensor
 
 
 def cluster_shells(bvals: Tensor, b0_threshold: float = B0_THRESHOLD) -> tuple[Shell, ...]:
-    """Shells of (N,) b-values above `b0_threshold`, ascending.
+    """Shells of (N,) b-values above `b0_threshold`, ascending; every volume above it is in exactly one.
 
-    Neighbours on the sorted b-axis belong together while they lie within 5 % or 50 s/mm² (the larger) of the running
-    mean of the shell, so scanner jitter does not split it.
+    A shell is a set of b-values that all lie within 5 % or 50 s/mm² (the larger) of their mid-range.
+    Neighbours on the b-axis are joined, smallest gap first, wherever the joined set is still a shell:
+    1000..1100 is one shell, 1000 and 1200 are two, and evenly spaced values cannot chain up into one. Order
+    and repetition of volumes do not matter.
+
+    >>> [round(shell.bval) for shell in cluster_shells(torch.tensor([0.0, 710, 690, 1010, 990, 2000]))]
+    [700, 1000, 2000]
     """
-    order = torch.argsort(bvals, stable=True)
-    order = order[bvals[order] > b0_threshold]
-    groups: list[list[int]] = []
-    mean = 0.0
-    for index in order.tolist():
-        value = float(bvals[index])
-        # twice the jitter: the lowest and the highest member of one shell are two jitters apart
-        if groups and value - float(bvals[groups[-1][0]]) <= 2 * max(50.0, 0.05 * mean):
-            groups[-1].append(index)
-            mean += (value - mean) / len(groups[-1])
-        else:
-            groups.append([index])
-            mean = value
-    return tuple(Shell(float(bvals[sorted(g)].mean()), torch.tensor(sorted(g))) for g in groups)
+    weighted = bvals > b0_threshold
+    edges = _shell_edges(torch.unique(bvals[weighted]).tolist())
+    shells = []
+    for low, high in edges:
+        indices = torch.nonzero((bvals >= low) & (bvals <= high) & weighted).flatten()
+        shells.append(Shell(float(bvals[indices].double().mean()), indices))
+    return tuple(shells)
+
+
+def _shell_edges(values: list[float]) -> list[tuple[float, float]]:
+    """Lowest and highest member of each shell of sorted distinct `values`."""
+    group = {i: (i, i) for i in range(len(values))}  # first and last member, kept up to date at both ends
+    # a join refused once stays refused, groups only grow: one pass over the gaps is enough
+    for i in sorted(range(len(values) - 1), key=lambda i: values[i + 1] - values[i]):
+        first, last = group[i][0], group[i + 1][1]
+        if _is_one_shell(values[first], values[last]):
+            group[first] = group[last] = (first, last)
+    edges, start = [], 0
+    while start < len(values):
+        last = group[start][1]
+        edges.append((values[start], values[last]))
+        start = last + 1
+    return edges
+
+
+def _is_one_shell(low: float, high: float) -> bool:
+    centre, half_width = (low + high) / 2, (high - low) / 2
+    return half_width <= max(JITTER_ABSOLUTE, JITTER_RELATIVE * centre) * (1 + 1e-6)  # float32 tables round
 
 
 @dataclass(frozen=True)
@@ -78,7 +105,9 @@ class GradientTable:
     """b-values (N,) in s/mm² and unit b-vectors (N, 3) in the world frame (RAS+), zero for b0; float64.
 
     b0 volumes are those with bval <= `b0_threshold`; their vectors are set to zero, whatever the file says.
-    Vectors within 5 % of unit length are normalised; anything else raises ValueError naming the entry.
+    Vectors within 5 % of unit length are normalised (see :func:`unit_vectors`); anything else raises
+    ValueError naming the entry. Both tensors are copies on the device of `bvals`; affines may live on any
+    device.
 
     >>> table = GradientTable(torch.tensor([0.0, 1000.0]), torch.tensor([[0.0, 0, 0], [0, 0, 1]]))
     >>> table.b0_mask.tolist(), [round(s.bval) for s in table.shells()]
@@ -90,16 +119,20 @@ class GradientTable:
     b0_threshold: float = B0_THRESHOLD
 
     def __post_init__(self) -> None:
-        bvals = torch.as_tensor(self.bvals).detach().double()
-        bvecs = torch.as_tensor(self.bvecs).detach().double()
+        bvals = _plain(self.bvals)
+        bvecs = _plain(self.bvecs).to(bvals.device)
         if bvals.ndim != 1:
             raise ValueError(f"b-values: shape {tuple(bvals.shape)}, expected (N,)")
         if bvecs.shape != (len(bvals), 3):
-            raise ValueError(f"b-vectors: shape {tuple(bvecs.shape)} for {len(bvals)} b-values, expected (N, 3)")
+            raise ValueError(
+                f"b-vectors: shape {tuple(bvecs.shape)} for {len(bvals)} b-values, expected (N, 3)"
+            )
+        if not (math.isfinite(self.b0_threshold) and self.b0_threshold >= 0):
+            raise ValueError(f"b0_threshold is {self.b0_threshold}, expected a finite number of at least 0")
         _check_bvals(bvals)
         # adding zero turns -0.0 into 0.0: files then compare equal
         object.__setattr__(self, "bvals", bvals.clone() + 0.0)
-        object.__setattr__(self, "bvecs", _unit_or_zero(bvals, bvecs, self.b0_threshold) + 0.0)
+        object.__setattr__(self, "bvecs", unit_vectors(bvals, bvecs, self.b0_threshold) + 0.0)
 
     def __len__(self) -> int:
         return len(self.bvals)
@@ -107,7 +140,9 @@ class GradientTable:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, GradientTable):
             return NotImplemented
-        same = torch.equal(self.bvals, other.bvals) and torch.equal(self.bvecs, other.bvecs)
+        same = torch.equal(self.bvals.cpu(), other.bvals.cpu()) and torch.equal(
+            self.bvecs.cpu(), other.bvecs.cpu()
+        )
         return same and self.b0_threshold == other.b0_threshold
 
     def __hash__(self) -> int:
@@ -118,17 +153,17 @@ class GradientTable:
         cls, bvals: Tensor, bvecs_fsl: Tensor, affine: Tensor, b0_threshold: float = B0_THRESHOLD
     ) -> GradientTable:
         """Table from FSL/BIDS vectors (N, 3) of an image with `affine` (4, 4)."""
-        bvecs = torch.as_tensor(bvecs_fsl).double()
+        bvecs = _plain(bvecs_fsl)
         if bvecs.ndim != 2 or bvecs.shape[1] != 3:
             raise ValueError(f"b-vectors: shape {tuple(bvecs.shape)}, expected (N, 3)")
-        return cls(bvals, (bvecs * _fsl_signs(affine)) @ grid_rotation(affine).T, b0_threshold)
+        return cls(bvals, bvecs @ _world_from_fsl(affine).T.to(bvecs.device), b0_threshold)
 
     def to_fsl(self, affine: Tensor) -> Tensor:
         """(N, 3) b-vectors as a `.bvec` file of an image with `affine` (4, 4) holds them."""
-        return self.in_voxel_frame(affine) * _fsl_signs(affine) + 0.0
+        return self.bvecs @ _world_from_fsl(affine).to(self.bvecs.device) + 0.0
 
     def in_voxel_frame(self, affine: Tensor) -> Tensor:
-        """(N, 3) unit b-vectors in the voxel frame of `affine` (4, 4).  v_voxel = Q^T v_world, Q = polar(A)."""
+        """(N, 3) b-vectors in the voxel frame of `affine` (4, 4). v_voxel = Q^T v_world, Q = polar(A)."""
         return self.bvecs @ grid_rotation(affine).to(self.bvecs.device)
 
     def q_vectors(self, affine: Tensor, b_max: float) -> Tensor:
@@ -146,15 +181,79 @@ class GradientTable:
 
     def select(self, mask: Tensor) -> GradientTable:
         """New table of the volumes in `mask`: (N,) bool, or (M,) integer indices in the wanted order."""
-        mask = torch.as_tensor(mask)
+        mask = torch.as_tensor(mask).to(self.bvals.device)
+        if mask.ndim != 1 or mask.is_floating_point():
+            raise TypeError(
+                f"mask is {mask.dtype} of shape {tuple(mask.shape)}, expected 1-D bool or integer"
+            )
         if mask.dtype == torch.bool and mask.shape != self.bvals.shape:
             raise ValueError(f"mask has {tuple(mask.shape)} entries for {len(self)} volumes")
+        if (
+            mask.dtype != torch.bool
+            and len(mask)
+            and not -len(self) <= int(mask.min()) <= int(mask.max()) < len(self)
+        ):
+            raise ValueError(f"indices from {int(mask.min())} to {int(mask.max())} for {len(self)} volumes")
+        mask = mask if mask.dtype == torch.bool else mask.long()
         return GradientTable(self.bvals[mask], self.bvecs[mask], self.b0_threshold)
 
 
-def _fsl_signs(affine: Tensor) -> Tensor:
-    linear = torch.as_tensor(affine)[:3, :3].double()
-    return torch.tensor([-1.0 if torch.linalg.det(linear) > 0 else 1.0, 1.0, 1.0], dtype=torch.float64)
+def unit_vectors(
+    bvals: Tensor, bvecs: Tensor, b0_threshold: float = B0_THRESHOLD, *, source: str = ""
+) -> Tensor:
+    """`bvecs` (N, 3) in any frame scaled to unit length where bval (N,) > `b0_threshold`, zero elsewhere.
+
+    Lengths up to 5 % off are normalised, with one warning if any is off by more than rounding (0.1 %). Raises
+    ValueError naming the first entry that is not finite or further off. Three NaN are how some tools write
+    "no direction": they pass where the b-value says b0. `source` (a file) is named in warning and error.
+    """
+    place = f" in {source}" if source else ""
+    weighted = bvals > b0_threshold
+    undirected = bvecs.isnan().all(dim=1) & ~weighted
+    for i in torch.nonzero(~bvecs.isfinite().all(dim=1) & ~undirected).flatten().tolist():
+        raise ValueError(f"b-vector {i} is {bvecs[i].tolist()}, expected finite numbers{place}")
+    norms = bvecs.norm(dim=1)
+    error = torch.where(weighted, (norms - 1).abs(), 0.0)
+    for i in torch.nonzero(error > NORM_TOLERANCE).flatten().tolist():
+        raise ValueError(_norm_message(i, bvals, norms) + place)
+    if (off := int((error > NORM_ROUNDING).sum())) > 0:
+        worst = int(error.argmax())
+        warnings.warn(
+            f"{off} of {len(bvals)} b-vectors renormalised; b-vector {worst} has length {norms[worst]:.4f}"
+            f"{place}",
+            stacklevel=2,
+        )
+    return torch.where(weighted.unsqueeze(1), bvecs / norms.unsqueeze(1), torch.zeros_like(bvecs))
+
+
+def _norm_message(i: int, bvals: Tensor, norms: Tensor) -> str:
+    bval, length, b_max = float(bvals[i]), float(norms[i]), float(bvals.max())
+    message = f"b-vector {i} has length {length:.3f}, expected 1 +- {NORM_TOLERANCE} (b = {bval:g})"
+    root = math.sqrt(bval / b_max)
+    if abs(length - root) <= NORM_TOLERANCE * root:
+        return f"{message}; sqrt(b/b_max) = {root:.3f}: the shell seems to be encoded in the vector length"
+    if bval == b_max and 0 < length < 1:
+        return f"{message}; the shell may be encoded in the vector length (then b = {bval * length**2:.0f})"
+    return message
+
+
+def _plain(values: Tensor) -> Tensor:
+    """Float64 tensor without history or subclass (a MetaTensor would carry its metadata along)."""
+    return torch.as_tensor(values).detach().as_subclass(Tensor).double()
+
+
+def _linear_part(affine: Tensor) -> Tensor:
+    matrix = _plain(affine)
+    if matrix.shape not in ((3, 3), (4, 4)):
+        raise ValueError(f"affine: shape {tuple(matrix.shape)}, expected (4, 4) or (3, 3)")
+    return matrix[:3, :3]
+
+
+def _world_from_fsl(affine: Tensor) -> Tensor:
+    """(3, 3) M with v_world = M v_fsl: the grid rotation after the FSL sign of x."""
+    rotation = grid_rotation(affine)
+    x_sign = -1.0 if torch.linalg.det(rotation) > 0 else 1.0
+    return rotation * rotation.new_tensor([x_sign, 1.0, 1.0])
 
 
 def _check_bvals(bvals: Tensor) -> None:
@@ -162,22 +261,3 @@ def _check_bvals(bvals: Tensor) -> None:
         raise ValueError(f"b-value {i} is {bvals[i]}, expected a finite number")
     for i in torch.nonzero(bvals < 0).flatten().tolist():
         raise ValueError(f"b-value {i} is {bvals[i]:g}, expected at least 0")
-
-
-def _unit_or_zero(bvals: Tensor, bvecs: Tensor, b0_threshold: float) -> Tensor:
-    weighted = bvals > b0_threshold
-    for i in torch.nonzero(~bvecs.isfinite().all(dim=1)).flatten().tolist():
-        raise ValueError(f"b-vector {i} is {bvecs[i].tolist()}, expected finite numbers")
-    norms = bvecs.norm(dim=1)
-    for i in torch.nonzero(weighted & ((norms - 1).abs() > NORM_TOLERANCE)).flatten().tolist():
-        raise ValueError(_norm_message(i, bvals, norms))
-    scale = torch.where(weighted, norms, torch.ones_like(norms))
-    return torch.where(weighted.unsqueeze(1), bvecs / scale.unsqueeze(1), torch.zeros_like(bvecs))
-
-
-def _norm_message(i: int, bvals: Tensor, norms: Tensor) -> str:
-    message = f"b-vector {i} has length {norms[i]:.3f}, expected 1 +- {NORM_TOLERANCE} (b = {bvals[i]:g})"
-    root = float((bvals[i] / bvals.max()).sqrt())
-    if bvals[i] < bvals.max() and abs(float(norms[i]) - root) <= NORM_TOLERANCE * root:
-        message += f"; sqrt(b/b_max) = {root:.3f}: the shell seems to be encoded in the vector length"
-    return message

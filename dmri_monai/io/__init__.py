@@ -1,0 +1,10 @@
+"""Read and write diffusion scans: NIfTI with FSL, BIDS, HCP or MRtrix gradient tables.
+
+Only ValueError, TypeError and OSError leave these functions, and each names the file.
+"""
+
+from dmri_monai.io.dwi import read_dwi, write_dwi
+from dmri_monai.io.nifti import read_nifti
+from dmri_monai.io.writing import write_nifti
+
+__all__ = ["read_dwi", "read_nifti", "write_dwi", "write_nifti"]
