@@ -1,0 +1,76 @@
+"""What a report shows of one scan."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from monai.data import MetaTensor
+from torch import Tensor
+
+from dmri_monai.gradients import GradientTable
+from dmri_monai.io import read_dwi
+
+__all__ = ["Case", "load_case"]
+
+AFFINE_TOLERANCE_MM = 1e-2
+
+
+@dataclass(frozen=True)
+class Case:
+    """One scan of a report.
+
+    image: MetaTensor (N, X, Y, Z) of raw signal with its affine, or the path of a DWI file with sidecars.
+    table: its gradient table; None when `image` is a path (the sidecars are read). prediction, truth: integer
+    labels (X, Y, Z) or (1, X, Y, Z) on the image's grid; 0 is background. class_names: name of each label.
+    metrics: name -> value. maps: further scalar maps (X, Y, Z) or (1, X, Y, Z), such as an uncertainty, each
+    shown as its own picture.
+    """
+
+    name: str
+    image: MetaTensor | str | os.PathLike[str]
+    table: GradientTable | None = None
+    prediction: Tensor | None = None
+    truth: Tensor | None = None
+    class_names: Mapping[int, str] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    maps: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def load_case(case: Case) -> tuple[MetaTensor, GradientTable, dict[str, Tensor]]:
+    """Image (N, X, Y, Z), its table, and the 3-D layers of `case` by name ("prediction", "truth", maps).
+
+    Raises TypeError for an image without affine and ValueError for a volume that is not on the image's grid.
+    """
+    image, table = case.image, case.table
+    if isinstance(image, str | os.PathLike):
+        image, read = read_dwi(image)
+        table = table or read
+    if not isinstance(image, MetaTensor):
+        raise TypeError(f"{case.name}: image is a {type(image).__name__}, expected a MetaTensor or a path")
+    if image.ndim != 4:
+        raise ValueError(f"{case.name}: image has shape {tuple(image.shape)}, expected (N, X, Y, Z)")
+    if table is None or len(table) != len(image):
+        raise ValueError(
+            f"{case.name}: {0 if table is None else len(table)} gradients for {len(image)} volumes"
+        )
+    given = {"prediction": case.prediction, "truth": case.truth, **case.maps}
+    layers = {name: _on_grid(case.name, name, x, image) for name, x in given.items() if x is not None}
+    return image, table, layers
+
+
+def _on_grid(case: str, name: str, volume: Tensor, image: MetaTensor) -> Tensor:
+    plain = torch.as_tensor(volume)
+    if plain.ndim == 4 and plain.shape[0] == 1:
+        plain = plain[0]
+    if plain.shape != image.shape[1:]:
+        raise ValueError(
+            f"{case}: {name} has shape {tuple(volume.shape)}, the image's grid is {tuple(image.shape[1:])}"
+        )
+    if isinstance(volume, MetaTensor):
+        gap = float((volume.affine.double().cpu() - image.affine.double().cpu()).abs().max())
+        if gap > AFFINE_TOLERANCE_MM:
+            raise ValueError(f"{case}: the affine of {name} differs from the image's by {gap:.3g} mm")
+    return plain.as_tensor() if isinstance(plain, MetaTensor) else plain

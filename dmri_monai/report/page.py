@@ -1,0 +1,90 @@
+"""The report: one HTML file that needs nothing but itself."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from importlib.resources import files
+from pathlib import Path
+
+from jinja2 import Environment
+from markupsafe import Markup
+
+from dmri_monai.report.case import Case
+from dmri_monai.report.panels import render_case
+from dmri_monai.report.slices import Convention
+
+__all__ = ["write_report"]
+
+
+def write_report(
+    path_html: str | os.PathLike[str],
+    cases: Iterable[Case],
+    *,
+    title: str,
+    tables: Mapping[str, list[dict]] | None = None,
+    provenance: Mapping[str, object] | None = None,
+    convention: Convention = "radiological",
+    max_slices: int = 24,
+) -> Path:
+    """Write the report of `cases` to `path_html` (made aside, then renamed) and return its path.
+
+    The file embeds all pictures, styles and scripts and forbids itself any network access. tables: heading ->
+    rows, each a dictionary of column -> value.  provenance: what made the results (versions, hashes).
+    convention: "radiological" shows the patient's left on the right. Raises ValueError or TypeError for a
+    case whose volumes do not lie on one grid.
+    """
+    rendered = [render_case(c, max_slices=max_slices, convention=convention) for c in cases]
+    summary = [{"case": r.name, **r.metrics} for r in rendered if r.metrics]
+    html = _template().render(
+        title=title,
+        cases=rendered,
+        tables={**({"Metrics": summary} if summary else {}), **(tables or {})},
+        provenance=dict(provenance or {}),
+        convention=convention,
+        style=Markup(_asset("style.css")),
+        script=Markup(_asset("scroller.js")),
+    )
+    return _write_aside(Path(path_html), html)
+
+
+def _template():
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"value": _value, "columns": _columns}
+    return environment.from_string(_asset("page.html"))
+
+
+def _asset(name: str) -> str:
+    return (files("dmri_monai.report") / "assets" / name).read_text(encoding="utf-8")
+
+
+def _columns(rows: list[dict]) -> list[str]:
+    """Union of the rows' keys, in order of appearance."""
+    return list(dict.fromkeys(key for row in rows for key in row))
+
+
+def _value(value: object) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "n/a"
+    if isinstance(value, float):
+        return f"{value:.3f}" if 1e-3 <= abs(value) < 1e5 or value == 0 else f"{value:.3g}"
+    if isinstance(value, Mapping | list | tuple):
+        return json.dumps(value, default=str)
+    return str(value)
+
+
+def _write_aside(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return path

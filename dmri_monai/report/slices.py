@@ -1,0 +1,153 @@
+"""Slices of a volume for display: closest canonical orientation, edge letters, and sprites.
+
+A sprite is all shown slices of one axis stacked into one picture, top to bottom: the page moves it behind a
+window. Slices are never resampled; the axes are only permuted and flipped to the nearest RAS+ order.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+from typing import Literal
+
+import nibabel as nib
+import numpy as np
+from PIL import Image
+
+__all__ = ["Grid", "View", "jpeg_uri", "label_uri", "png_uri", "sprite"]
+
+Convention = Literal["radiological", "neurological"]
+# axis across the slices, then those of a picture's columns and rows (rows run towards anterior or superior)
+PLANES = {"axial": (2, 0, 1), "coronal": (1, 0, 2), "sagittal": (0, 1, 2)}
+MAX_SIDE = 192
+OBLIQUE = 0.34  # a direction more than 20 degrees off an axis gets a second letter
+FILL_ALPHA = 56
+
+
+@dataclass(frozen=True)
+class View:
+    """One plane of a grid: which slices are shown and what stands at the edges of the picture.
+
+    letters: left, right, top, bottom.  aspect: width over height in millimetres.
+    """
+
+    plane: str
+    indices: tuple[int, ...]
+    count: int
+    letters: tuple[str, str, str, str]
+    aspect: float
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Display geometry of a grid with `affine` (4, 4) and spatial `shape`, in closest canonical order.
+
+    radiological: the patient's left is on the picture's right.
+    """
+
+    affine: np.ndarray
+    shape: tuple[int, int, int]
+    convention: Convention = "radiological"
+
+    def canonical(self, volume: np.ndarray) -> np.ndarray:
+        """`volume` (X, Y, Z, ...) with its axes permuted and flipped to the nearest RAS+ order."""
+        return nib.orientations.apply_orientation(volume, nib.io_orientation(self.affine))
+
+    @property
+    def canonical_affine(self) -> np.ndarray:
+        """(4, 4) affine of a volume returned by `canonical`."""
+        ornt = nib.io_orientation(self.affine)
+        return np.asarray(self.affine) @ nib.orientations.inv_ornt_aff(ornt, self.shape)
+
+    def view(self, plane: str, mask: np.ndarray, max_slices: int) -> View:
+        """Geometry of `plane`: up to `max_slices` slices over the extent of `mask` (canonical, bool)."""
+        across, column, row = PLANES[plane]
+        other = tuple(a for a in range(3) if a != across)
+        inside = np.flatnonzero(mask.any(axis=other))
+        first, last = (inside[0], inside[-1]) if len(inside) else (0, mask.shape[across] - 1)
+        chosen = np.unique(np.linspace(first, last, min(max_slices, last - first + 1)).round().astype(int))
+        axes = self.canonical_affine[:3, :3]
+        size = np.linalg.norm(axes, axis=0) * mask.shape
+        right, top = axes[:, column], axes[:, row]
+        if column == 0 and self.convention == "radiological":
+            right = -right
+        letters = tuple(edge_letters(v) for v in (-right, right, top, -top))
+        return View(
+            plane, tuple(chosen.tolist()), mask.shape[across], letters, float(size[column] / size[row])
+        )
+
+    def pictures(self, volume: np.ndarray, view: View) -> list[np.ndarray]:
+        """Pictures (rows, columns, ...) of the slices of `view`, top row first; `volume` is canonical."""
+        across, column, _ = PLANES[view.plane]
+        flip_x = column == 0 and self.convention == "radiological"
+        pictures = []
+        for index in view.indices:
+            picture = np.swapaxes(np.take(volume, index, axis=across), 0, 1)[::-1]
+            pictures.append(picture[:, ::-1] if flip_x else picture)
+        return pictures
+
+
+def edge_letters(direction: np.ndarray) -> str:
+    """Anatomical letters of a world direction (3,), the closest axis first.
+
+    >>> edge_letters(np.array([0.0, -2.0, 0.0])), edge_letters(np.array([-0.9, 0.0, 0.44]))
+    ('P', 'LS')
+    """
+    unit = np.asarray(direction, dtype=float) / np.linalg.norm(direction)
+    letters = [("R", "L"), ("A", "P"), ("S", "I")]
+    order = [a for a in np.argsort(-np.abs(unit), kind="stable") if abs(unit[a]) > OBLIQUE]
+    return "".join(letters[a][int(unit[a] < 0)] for a in order)
+
+
+def sprite(pictures: list[np.ndarray]) -> np.ndarray:
+    """`pictures` stacked top to bottom, sides longer than 192 thinned out, small ones enlarged.
+
+    Enlarged by whole pixels: a browser smooths over one pixel, which would mix neighbouring slices of a small grid.
+    """
+    step = -(-max(pictures[0].shape[:2]) // MAX_SIDE)
+    zoom = max(1, MAX_SIDE // max(pictures[0].shape[:2]))
+    stack = np.concatenate([p[::step, ::step] for p in pictures])
+    return np.ascontiguousarray(stack.repeat(zoom, axis=0).repeat(zoom, axis=1))
+
+
+def jpeg_uri(pixels: np.ndarray) -> str:
+    """Data URI of `pixels` (rows, columns) or (rows, columns, 3), uint8."""
+    return _uri("JPEG", Image.fromarray(pixels), quality=85, subsampling=0)
+
+
+def png_uri(content: bytes) -> str:
+    """Data URI of a PNG file's bytes."""
+    return "data:image/png;base64," + base64.b64encode(content).decode()
+
+
+def label_uri(pictures: list[np.ndarray], colours: dict[int, tuple[int, int, int]]) -> str:
+    """Data URI of a transparent sprite: every class filled lightly and outlined in its colour.
+
+    pictures: (rows, columns) integer labels; classes without a colour are left out.
+    """
+    zoom = max(1, 384 // max(pictures[0].shape))
+    step = -(-max(pictures[0].shape) // (2 * MAX_SIDE))
+    palette = sorted(set(colours.values()))
+    index = {label: palette.index(rgb) for label, rgb in colours.items()}
+    large = [np.kron(p[::step, ::step], np.ones((zoom, zoom), int)) for p in pictures]
+    image = Image.fromarray(np.concatenate([_outlined(p, index) for p in large]))
+    image.putpalette([0, 0, 0] + [value for rgb in palette for value in (*rgb, *rgb)])
+    return _uri("PNG", image, transparency=bytes([0] + [FILL_ALPHA, 255] * len(palette)), optimize=True)
+
+
+def _outlined(labels: np.ndarray, index: dict[int, int]) -> np.ndarray:
+    padded = np.pad(labels, 1, mode="edge")
+    neighbours = (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:])
+    edge = np.any([n != labels for n in neighbours], axis=0)
+    drawn = np.zeros(labels.shape, np.uint8)
+    for label, i in index.items():
+        drawn[labels == label] = 1 + 2 * i
+        drawn[(labels == label) & edge] = 2 + 2 * i
+    return drawn
+
+
+def _uri(kind: str, image: Image.Image, **options: object) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return f"data:image/{kind.lower()};base64," + base64.b64encode(buffer.getvalue()).decode()
