@@ -1,0 +1,77 @@
+"""From a folder to the lists of items that bundle configs train on, evaluate and infer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dmri_monai import bids
+from dmri_monai.io.nifti import nifti_stem
+from dmri_monai.qspace.basis import n_coefficients
+
+__all__ = ["first", "harmonic_channels", "scans", "seed_everything", "subjects"]
+
+
+def subjects(
+    dataset_dir: str | Path,
+    fractions: Mapping[str, float],
+    seed: int = 0,
+    labels: Mapping[str, str] | None = None,
+) -> dict[str, list[dict[str, Any]]]:
+    """Items of a BIDS folder, split by subject: name of the part -> items with `image` and the paths of `labels`.
+
+    fractions: part -> share of the subjects, e.g. {"train": 0.6, "val": 0.2, "test": 0.2}.
+    labels: key of the item -> suffix of the derivative, e.g. {"label": "dseg"}; scans without them are an error.
+    """
+    items = bids.data_list(dataset_dir, labels=dict(labels or {}))
+    return bids.split(items, fractions, seed=seed)
+
+
+def scans(path: str | Path, label: str | None = None) -> list[dict[str, Any]]:
+    """Items to infer: one scan file, or every DWI of a folder (BIDS, or a plain folder of scans with sidecars).
+
+    label: suffix of a derivative that is the truth, e.g. "dseg"; where a scan has it, the item gets its `label_path`.
+    """
+    path = Path(path)
+    if path.is_file():
+        return [{"image": str(path)}]
+    if not path.is_dir():
+        raise ValueError(f"there is no scan or folder {path}")
+    if any(path.glob("sub-*")):
+        return _bids_scans(path, label)
+    found = [f for f in sorted(path.iterdir()) if f.name.endswith((".nii", ".nii.gz")) and _has_table(f)]
+    if not found:
+        raise ValueError(f"no diffusion scan (NIfTI with .bval and .bvec) in {path}")
+    return [{"image": str(f)} for f in found]
+
+
+def _bids_scans(path: Path, label: str | None) -> list[dict[str, Any]]:
+    items = []
+    for item in bids.data_list(path, labels={"label_path": label} if label else {}, missing="skip"):
+        items.append({k: v for k, v in item.items() if k in ("image", "label_path") and v})
+    return items
+
+
+def _has_table(path: Path) -> bool:
+    stem = path.with_name(nifti_stem(path))
+    return Path(f"{stem}.bval").is_file() or (path.parent / "bvals").is_file() or Path(f"{stem}.b").is_file()
+
+
+def first(items: Sequence[Any], count: int | None = None) -> list[Any]:
+    """The first `count` items, all for None.  ValueError when there are fewer."""
+    if count is not None and not 0 < count <= len(items):
+        raise ValueError(f"asked for {count} subjects, there are {len(items)}")
+    return list(items[:count])
+
+
+def harmonic_channels(shells: Sequence[float], l_max: int = 4, missing: str = "error") -> int:
+    """Number of channels of SphericalHarmonicsd with these settings."""
+    return 1 + len(shells) * (n_coefficients(l_max) + (missing == "zero"))
+
+
+def seed_everything(seed: int) -> None:
+    """Seed torch (all devices): the initial weights are then a function of the seed."""
+    torch.manual_seed(seed)
