@@ -1,0 +1,186 @@
+"""Phantom subjects as a BIDS data set with ground truth as derivatives."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from tqdm.auto import tqdm
+
+import dmri_monai
+from dmri_monai.gradients import GradientTable
+from dmri_monai.io import write_dwi, write_nifti
+from dmri_monai.io.writing import replacing
+from dmri_monai.phantom.fields import stage_rng
+from dmri_monai.phantom.schemes import Preset
+from dmri_monai.phantom.subject import PEAK_RULE, SNR_RANGE, Subject, make_subject
+
+__all__ = ["write_dataset", "write_subject"]
+
+BIDS_VERSION = "1.10.0"
+TRUTH = Path("derivatives") / "ground-truth"
+RECIPE = Path("code") / "phantom.json"  # what the folder was made from; BIDS leaves `code/` to the author
+DSEG = (
+    ("index", "name", "abbreviation"),
+    (0, "Background", "BG"),
+    (1, "White Matter", "WM"),
+    (2, "Grey Matter", "GM"),
+    (3, "Cerebrospinal Fluid", "CSF"),
+)
+TRUTH_SIDECARS: dict[str, dict[str, object]] = {
+    "dseg": {"Description": "Tissue of the largest volume fraction; lesions count as white matter"},
+    "lesion": {"Description": "White-matter lesions", "Type": "Lesion"},
+    "desc-brain_mask": {"Description": "White matter, grey matter and cerebrospinal fluid", "Type": "Brain"},
+    "npeaks": {"Description": "Number of fibre peaks, 0 to 3", "PeakRule": PEAK_RULE},
+    "peaks": {
+        "Description": "Fibre peaks, x y z per peak, largest first; NaN where there is none",
+        "ReferenceFrame": "world RAS+",
+        "Amplitude": "vector length is the fibre population's fraction of the voxel volume",
+        "PeakRule": PEAK_RULE,
+    },
+}
+
+
+def write_dataset(
+    out: str | Path,
+    *,
+    subjects: int,
+    seed: int = 0,
+    shape: tuple[int, int, int] = (48, 56, 48),
+    spacing_mm: tuple[float, float, float] = (2.5, 2.5, 2.5),
+    scheme: GradientTable | Preset = "random",
+    snr: float | tuple[float, float] = SNR_RANGE,
+    device: str | torch.device = "cpu",
+    progress: bool = True,
+) -> Path:
+    """Write `subjects` phantom subjects sub-01 ... to the BIDS folder `out` and return it.
+
+    Same arguments, same bytes; subject i depends on (`seed`, i) alone, so a data set can be extended later.
+    A folder made by the same arguments is completed: subjects that are whole are left as they are.
+    Raises FileExistsError for any other folder that is not empty.  Other arguments: :func:`make_subject`.
+    """
+    if subjects < 1:
+        raise ValueError(f"subjects: {subjects}, expected at least 1")
+    out = Path(out)
+    recipe = _recipe(seed=seed, shape=shape, spacing_mm=spacing_mm, scheme=scheme, snr=snr)
+    _claim(out, recipe)
+    _write_json(out / "dataset_description.json", _description("Procedural diffusion MRI phantom", "raw"))
+    _write_json(out / TRUTH / "dataset_description.json", _description("Phantom ground truth", "derivative"))
+    _write_table(out / TRUTH / "dseg.tsv", DSEG)
+    for i in tqdm(range(1, subjects + 1), desc="phantom", unit="subject", disable=not progress):
+        if all((out / name).exists() for name in _files(_label(i))):
+            continue
+        subject = make_subject(
+            (seed, i), shape=shape, spacing_mm=spacing_mm, scheme=scheme, snr=snr, device=device
+        )
+        write_subject(out, _label(i), subject)
+    _write_participants(out)
+    return out
+
+
+def write_subject(out: str | Path, label: str, subject: Subject) -> None:
+    """Write one subject as `label` ("sub-01") into the BIDS folder `out`; its DWI sidecar comes last."""
+    out = Path(out)
+    dwi = out / label / "dwi" / f"{label}_dwi.nii.gz"
+    truth = out / TRUTH / label / "dwi"
+    volumes = {
+        "dseg": subject.dseg,
+        "lesion": subject.lesion,
+        "desc-brain_mask": subject.brain_mask,
+        "npeaks": subject.npeaks,
+        "peaks": subject.peaks_world,
+    }
+    for name, volume in volumes.items():
+        write_nifti(truth / f"{label}_{name}.nii.gz", volume, subject.affine)
+        _write_json(truth / f"{label}_{name}.json", TRUTH_SIDECARS[name])
+    write_dwi(dwi, subject.image, subject.table)
+    _write_json(out / label / "dwi" / f"{label}_dwi.json", _acquisition(subject))
+
+
+def _label(number: int) -> str:
+    return f"sub-{number:02d}"
+
+
+def _files(label: str) -> list[Path]:
+    """Every file of one subject, relative to the data set."""
+    raw = [Path(label) / "dwi" / f"{label}_dwi{suffix}" for suffix in (".nii.gz", ".bval", ".bvec", ".json")]
+    truth = TRUTH / label / "dwi"
+    return raw + [
+        truth / f"{label}_{name}{suffix}" for name in TRUTH_SIDECARS for suffix in (".nii.gz", ".json")
+    ]
+
+
+def _recipe(**arguments: object) -> dict[str, object]:
+    scheme = arguments["scheme"]
+    if isinstance(scheme, GradientTable):
+        arguments["scheme"] = {"bvals": scheme.bvals.tolist(), "bvecs_world": scheme.bvecs.tolist()}
+    recipe: dict[str, object] = json.loads(json.dumps({"version": dmri_monai.__version__, **arguments}))
+    return recipe
+
+
+def _claim(out: Path, recipe: Mapping[str, object]) -> None:
+    """Make `out` ours: it is empty or absent, or holds a data set of the same recipe."""
+    if out.exists() and not out.is_dir():
+        raise FileExistsError(f"not a folder: {out}")
+    if out.exists() and any(out.iterdir()):
+        path = out / RECIPE
+        if not path.exists():
+            raise FileExistsError(f"folder is not empty and holds no phantom ({RECIPE} is missing): {out}")
+        found = json.loads(path.read_text())
+        differing = sorted(key for key in recipe | found if recipe.get(key) != found.get(key))
+        if differing:
+            key = differing[0]
+            raise FileExistsError(
+                f"folder holds a phantom of {key} = {found.get(key)}, asked for {recipe.get(key)}: {out}"
+            )
+    _write_json(out / RECIPE, recipe)
+
+
+def _description(name: str, kind: str) -> dict[str, object]:
+    generator = {"Name": "dmri_monai.phantom", "Version": dmri_monai.__version__}
+    description = {"Name": name, "BIDSVersion": BIDS_VERSION, "DatasetType": kind, "License": "CC0"}
+    return description | {"GeneratedBy": [generator]}
+
+
+def _acquisition(subject: Subject) -> dict[str, object]:
+    """DWI sidecar: a plausible echo-planar protocol in BIDS terms, and what the phantom drew."""
+    n_slices = subject.image.shape[-1]
+    rng = stage_rng(subject.parameters["Seed"], "protocol")  # type: ignore[arg-type]
+    contrast: Mapping[str, float] = subject.parameters["Contrast"]  # type: ignore[assignment]
+    repetition = contrast["tr_ms"] / 1000
+    order = [*range(0, n_slices, 2), *range(1, n_slices, 2)]
+    timing = {slice_: round(place * repetition / n_slices, 5) for place, slice_ in enumerate(order)}
+    return {
+        "PhaseEncodingDirection": str(rng.choice(["j", "j-"])),
+        "TotalReadoutTime": round(float(rng.uniform(0.04, 0.08)), 5),
+        "EchoTime": contrast["te_ms"] / 1000,
+        "RepetitionTime": repetition,
+        "SliceEncodingDirection": "k",
+        "SliceTiming": [timing[i] for i in range(n_slices)],
+        "Phantom": dict(subject.parameters),
+    }
+
+
+def _write_participants(out: Path) -> None:
+    """participants.tsv of every subject in the folder, from the sidecars."""
+    rows: list[tuple[object, ...]] = [("participant_id", "snr", "n_volumes")]
+    for path in sorted(out.glob("sub-*/dwi/sub-*_dwi.json")):
+        label = path.name.removesuffix("_dwi.json")
+        n_volumes = len(path.with_suffix(".bval").read_text().split())
+        rows.append((label, f"{json.loads(path.read_text())['Phantom']['SNR']:.2f}", n_volumes))
+    _write_table(out / "participants.tsv", rows)
+
+
+def _write_json(path: Path, content: Mapping[str, object]) -> None:
+    _write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def _write_table(path: Path, rows: Sequence[Sequence[object]]) -> None:
+    _write_text(path, "".join("\t".join(map(str, row)) + "\n" for row in rows))
+
+
+def _write_text(path: Path, text: str) -> None:
+    with replacing(path) as (temporary,):
+        temporary.write_text(text, encoding="utf-8")
