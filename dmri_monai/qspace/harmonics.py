@@ -152,7 +152,7 @@ def _shell_matrix(scan: _Scan, shells: list[float], l_max: int, fit: ShellFit) -
             continue
         weights = None if scan.weights is None else scan.weights[index].cpu().double()
         block = _one_shell(scan.bvecs_voxel[index].cpu(), weights, shell, l_max, fit)
-        matrix[s, : len(block), index] = block
+        matrix[s][: len(block)][:, index] = block
     present = torch.tensor([bool((members == s).any()) for s in range(len(shells))])
     return matrix.flatten(0, 1), present
 

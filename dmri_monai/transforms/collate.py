@@ -1,0 +1,85 @@
+"""Batches of scans with different gradient tables."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import torch
+from monai.data.meta_tensor import MetaTensor
+from monai.data.utils import list_data_collate
+from torch import Tensor
+from torch.utils.data import default_collate
+
+from dmri_monai.transforms.frames import check_voxel_frame
+from dmri_monai.transforms.rows import like
+
+__all__ = ["collate_dwi"]
+
+TABLE_KEYS = ("bvals", "bvecs", "bvecs_voxel", "weights")
+
+
+def collate_dwi(batch: Sequence[Any], image_keys: Sequence[str] = ("image",)) -> dict[Hashable, Any]:
+    """Collate items (dictionaries, or lists of them) and pad their tables to the longest, N_max measurements.
+
+    `bvals` (B, N_max), `bvecs` and `bvecs_voxel` (B, N_max, 3), images in `image_keys` (B, N_max, X, Y, Z)
+    unless they hold harmonics; padding is 0, and `valid` (B, N_max) bool is False there, so that it never
+    counts as b0.  Meta data survive, except entries that cannot be put side by side.  Items without b-values
+    are collated as by MONAI. Raises ValueError where something fixed to a voxel frame has been turned since
+    (:func:`check_voxel_frame`).
+    """
+    items = [dict(i) for entry in batch for i in (entry if isinstance(entry, list) else [entry])]
+    for item in items:
+        for key, value in item.items():
+            check_voxel_frame(value, str(key))
+    if items and "bvals" in items[0]:
+        longest = max(len(item["bvals"]) for item in items)
+        items = [_padded(item, longest, image_keys) for item in items]
+    return list_data_collate(_with_common_meta(items))
+
+
+def _padded(item: dict[Hashable, Any], longest: int, image_keys: Sequence[str]) -> dict[Hashable, Any]:
+    n = len(item["bvals"])
+    valid = torch.as_tensor(item.get("valid", torch.ones(n, dtype=torch.bool)))
+    item["valid"] = _pad_rows(valid, longest)
+    for key in TABLE_KEYS:
+        if key in item:
+            item[key] = _pad_rows(torch.as_tensor(item[key]), longest)
+    for key in image_keys:
+        image = item.get(key)
+        if isinstance(image, Tensor) and "irreps" not in getattr(image, "meta", {}):
+            if len(image) != n:
+                raise ValueError(f"{key!r} has {len(image)} volumes for {n} b-values")
+            item[key] = _pad_rows(image, longest)
+    return item
+
+
+def _pad_rows(values: Tensor, longest: int) -> Tensor:
+    if len(values) == longest:
+        return values
+    padding = values.new_zeros((longest - len(values), *values.shape[1:]))
+    padded = torch.cat([values.as_subclass(Tensor), padding.as_subclass(Tensor)])
+    return like(values, padded) if isinstance(values, MetaTensor) else padded
+
+
+def _with_common_meta(items: list[dict[Hashable, Any]]) -> list[dict[Hashable, Any]]:
+    """Drop meta entries that cannot be collated (None, lists of unequal length); the rest survives."""
+    for key in items[0] if items else ():
+        images = [item.get(key) for item in items]
+        if not all(isinstance(image, MetaTensor) for image in images):
+            continue
+        for name in set(images[0].meta):
+            values = [image.meta.get(name) for image in images]
+            if not _can_collate(values):
+                for item in items:
+                    item[key] = like(item[key], item[key])
+                    item[key].meta.pop(name, None)
+    return items
+
+
+def _can_collate(values: list[Any]) -> bool:
+    try:
+        default_collate(values)
+    except (TypeError, RuntimeError, KeyError):
+        return False
+    return True
