@@ -138,8 +138,8 @@ def _canonical_sign(change: Tensor) -> Tensor:
 
 
 def _half_neighbourhood() -> list[tuple[int, int, int]]:
-    steps = itertools.product((-1, 0, 1), repeat=3)
-    return [s for s in steps if s > (0, 0, 0)]
+    steps = (-1, 0, 1)
+    return [(x, y, z) for x in steps for y in steps for z in steps if (x, y, z) > (0, 0, 0)]
 
 
 def _shifted(shape: torch.Size, step: tuple[int, int, int]) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
@@ -152,8 +152,7 @@ def _shifted(shape: torch.Size, step: tuple[int, int, int]) -> tuple[tuple[slice
 def _block_sums(values: Tensor) -> Tensor:
     """(M,) sums of `values` (X, Y, Z) over cubes of BLOCK voxels, those that are zero left out."""
     padding = [p for n in reversed(values.shape) for p in (0, -n % BLOCK)]
-    blocks = torch.nn.functional.pad(values, padding)
-    for axis in range(3):
-        blocks = blocks.unflatten(axis, (-1, BLOCK)).sum(axis + 1)
-    sums = blocks.flatten()
+    padded = torch.nn.functional.pad(values, padding)
+    x, y, z = (n // BLOCK for n in padded.shape)
+    sums = padded.reshape(x, BLOCK, y, BLOCK, z, BLOCK).sum(dim=(1, 3, 5)).flatten()
     return sums[sums != 0]

@@ -16,7 +16,7 @@ __all__ = ["Dropout", "dropped_slices", "estimate_snr"]
 MAD_TO_SIGMA = 1.4826
 MIN_LOSS = 0.15
 MIN_DEVIATION = 6.0
-MIN_VOXELS = 16  # a slice with less tissue has no stable mean
+MIN_VOXELS = 100  # a slice with less tissue has no stable mean
 
 
 @dataclass(frozen=True)
@@ -80,15 +80,16 @@ def _gain(means: Tensor, bvecs: Tensor) -> Tensor:
     """Observed over predicted slice means (M, S), each volume's overall level taken out."""
     level = means / means.median(dim=0, keepdim=True).values.clamp(min=1e-12)
     level = level / level.median(dim=1, keepdim=True).values.clamp(min=1e-12)
-    return level / _robust_fit(level, bvecs).clamp(min=1e-12)
+    predicted = _robust_fit(level, bvecs)
+    return level / predicted.clamp(min=1e-12)
 
 
 def _robust_fit(level: Tensor, bvecs: Tensor, rounds: int = 10) -> Tensor:
     """Fit of `level` (M, S) by l <= 2 harmonics of `bvecs` (M, 3), Tukey's biweight; else a median."""
-    basis = sh_basis(bvecs, 2).double() if len(bvecs) >= 12 and bvecs.norm(dim=1).min() > 0.5 else None
+    basis = sh_basis(bvecs, 2).double() if len(bvecs) >= 18 and bvecs.norm(dim=1).min() > 0.5 else None
     if basis is None or torch.linalg.matrix_rank(basis, rtol=1e-3) < basis.shape[1]:
         return level.median(dim=0, keepdim=True).values.expand_as(level)
-    weights = torch.ones_like(level)
+    weights, fitted = torch.ones_like(level), level
     for _ in range(rounds):
         weighted = weights.T[:, :, None] * basis  # (S, M, 6)
         ridge = 1e-9 * torch.eye(basis.shape[1], dtype=basis.dtype)

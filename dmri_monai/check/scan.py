@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,12 +43,12 @@ class ScanCheck:
         """Whether nothing looks wrong."""
         return not self.findings
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         """The result as plain data for JSON."""
         return asdict(self) | {"ok": self.ok}
 
 
-def check_scan(path: str | os.PathLike[str]) -> ScanCheck:
+def check_scan(path: str | Path) -> ScanCheck:
     """Check the DWI file at `path` with its sidecars; raises what `read_dwi` raises."""
     image, table = read_dwi(path)
     return check_image(image.as_tensor(), table, image.affine, slice_world=image.meta.get("slice_world"))
@@ -98,7 +99,13 @@ def _slice_axis(affine: Tensor, slice_world: Tensor | None) -> int:
     return int(along.abs().argmax())
 
 
-def _findings(image, table, snr, coherence, dropouts) -> list[str]:
+def _findings(
+    image: Tensor,
+    table: GradientTable,
+    snr: float | None,
+    coherence: Coherence | None,
+    dropouts: list[Dropout],
+) -> list[str]:
     found = []
     if not image.isfinite().all():
         found.append(f"{int((~image.isfinite()).sum())} values of the image are not finite")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from monai.data import MetaTensor
@@ -30,7 +30,7 @@ class Case:
     """
 
     name: str
-    image: MetaTensor | str | os.PathLike[str]
+    image: MetaTensor | str | Path
     table: GradientTable | None = None
     prediction: Tensor | None = None
     truth: Tensor | None = None
@@ -45,7 +45,7 @@ def load_case(case: Case) -> tuple[MetaTensor, GradientTable, dict[str, Tensor]]
     Raises TypeError for an image without affine and ValueError for a volume that is not on the image's grid.
     """
     image, table = case.image, case.table
-    if isinstance(image, str | os.PathLike):
+    if isinstance(image, str | Path):
         image, read = read_dwi(image)
         table = table or read
     if not isinstance(image, MetaTensor):

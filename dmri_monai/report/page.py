@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import math
 import os
-import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 
-from jinja2 import Environment
+from jinja2 import Environment, Template
 from markupsafe import Markup
 
+from dmri_monai.io.writing import replacing
 from dmri_monai.report.case import Case
 from dmri_monai.report.panels import render_case
 from dmri_monai.report.slices import Convention
@@ -25,7 +25,7 @@ def write_report(
     cases: Iterable[Case],
     *,
     title: str,
-    tables: Mapping[str, list[dict]] | None = None,
+    tables: Mapping[str, Sequence[Mapping[str, object]]] | None = None,
     provenance: Mapping[str, object] | None = None,
     convention: Convention = "radiological",
     max_slices: int = 24,
@@ -48,10 +48,13 @@ def write_report(
         style=Markup(_asset("style.css")),
         script=Markup(_asset("scroller.js")),
     )
-    return _write_aside(Path(path_html), html)
+    target = Path(path_html)
+    with replacing(target) as (temporary,):
+        temporary.write_text(html, encoding="utf-8")
+    return target
 
 
-def _template():
+def _template() -> Template:
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"value": _value, "columns": _columns}
     return environment.from_string(_asset("page.html"))
@@ -61,7 +64,7 @@ def _asset(name: str) -> str:
     return (files("dmri_monai.report") / "assets" / name).read_text(encoding="utf-8")
 
 
-def _columns(rows: list[dict]) -> list[str]:
+def _columns(rows: Sequence[Mapping[str, object]]) -> list[str]:
     """Union of the rows' keys, in order of appearance."""
     return list(dict.fromkeys(key for row in rows for key in row))
 
@@ -74,17 +77,3 @@ def _value(value: object) -> str:
     if isinstance(value, Mapping | list | tuple):
         return json.dumps(value, default=str)
     return str(value)
-
-
-def _write_aside(path: Path, text: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    return path

@@ -12,7 +12,7 @@ from torch import Tensor
 from dmri_monai.maps import brain_mask, direction_maps, mean_b0
 from dmri_monai.report.case import Case, load_case
 from dmri_monai.report.colour import class_colours, direction_colours, hex_colour
-from dmri_monai.report.slices import PLANES, Convention, Grid, View, jpeg_uri, label_uri, png_uri, sprite
+from dmri_monai.report.slices import PLANES, Convention, Grid, View, label_uri, picture_uri, png_uri, sprite
 from dmri_monai.report.sphere import sphere_png
 
 __all__ = ["Panel", "Plane", "Rendered", "render_case"]
@@ -84,13 +84,20 @@ def render_case(case: Case, *, max_slices: int = 24, convention: Convention = "r
     )
 
 
-def _plane(name: str, grid: Grid, view: View, volumes, labels, colours) -> Plane:
+def _plane(
+    name: str,
+    grid: Grid,
+    view: View,
+    volumes: Mapping[str, np.ndarray],
+    labels: Mapping[str, np.ndarray],
+    colours: dict[int, tuple[int, int, int]],
+) -> Plane:
     left, right, *_ = view.letters
     where = f"{view.plane} slices, {left} on the left and {right} on the right"
     panels = []
     bases = {}
     for title, volume in volumes.items():
-        bases[title] = jpeg_uri(sprite(grid.pictures(volume, view)))
+        bases[title] = picture_uri(sprite(grid.pictures(volume, view)))
         meaning = " (red left-right, green front-back, blue up-down)" if volume.ndim == 4 else ""
         panels.append(Panel(title, bases[title], f"{name}: {title.lower()}{meaning}, {where}"))
     for title, volume in labels.items():

@@ -15,7 +15,7 @@ import nibabel as nib
 import numpy as np
 from PIL import Image
 
-__all__ = ["Grid", "View", "jpeg_uri", "label_uri", "png_uri", "sprite"]
+__all__ = ["Grid", "View", "label_uri", "picture_uri", "png_uri", "sprite"]
 
 Convention = Literal["radiological", "neurological"]
 # axis across the slices, then those of a picture's columns and rows (rows run towards anterior or superior)
@@ -47,18 +47,18 @@ class Grid:
     """
 
     affine: np.ndarray
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     convention: Convention = "radiological"
 
     def canonical(self, volume: np.ndarray) -> np.ndarray:
         """`volume` (X, Y, Z, ...) with its axes permuted and flipped to the nearest RAS+ order."""
-        return nib.orientations.apply_orientation(volume, nib.io_orientation(self.affine))
+        return np.asarray(nib.orientations.apply_orientation(volume, nib.io_orientation(self.affine)))
 
     @property
     def canonical_affine(self) -> np.ndarray:
         """(4, 4) affine of a volume returned by `canonical`."""
         ornt = nib.io_orientation(self.affine)
-        return np.asarray(self.affine) @ nib.orientations.inv_ornt_aff(ornt, self.shape)
+        return np.asarray(self.affine @ nib.orientations.inv_ornt_aff(ornt, self.shape))
 
     def view(self, plane: str, mask: np.ndarray, max_slices: int) -> View:
         """Geometry of `plane`: up to `max_slices` slices over the extent of `mask` (canonical, bool)."""
@@ -72,7 +72,7 @@ class Grid:
         right, top = axes[:, column], axes[:, row]
         if column == 0 and self.convention == "radiological":
             right = -right
-        letters = tuple(edge_letters(v) for v in (-right, right, top, -top))
+        letters = (edge_letters(-right), edge_letters(right), edge_letters(top), edge_letters(-top))
         return View(
             plane, tuple(chosen.tolist()), mask.shape[across], letters, float(size[column] / size[row])
         )
@@ -103,7 +103,7 @@ def edge_letters(direction: np.ndarray) -> str:
 def sprite(pictures: list[np.ndarray]) -> np.ndarray:
     """`pictures` stacked top to bottom, sides longer than 192 thinned out, small ones enlarged.
 
-    Enlarged by whole pixels: a browser smooths over one pixel, which would mix neighbouring slices of a small grid.
+    Enlarged by whole pixels: browsers smooth over one pixel, which would mix the slices of a small grid.
     """
     step = -(-max(pictures[0].shape[:2]) // MAX_SIDE)
     zoom = max(1, MAX_SIDE // max(pictures[0].shape[:2]))
@@ -111,9 +111,10 @@ def sprite(pictures: list[np.ndarray]) -> np.ndarray:
     return np.ascontiguousarray(stack.repeat(zoom, axis=0).repeat(zoom, axis=1))
 
 
-def jpeg_uri(pixels: np.ndarray) -> str:
-    """Data URI of `pixels` (rows, columns) or (rows, columns, 3), uint8."""
-    return _uri("JPEG", Image.fromarray(pixels), quality=85, subsampling=0)
+def picture_uri(pixels: np.ndarray) -> str:
+    """Data URI of `pixels` (rows, columns) or (rows, columns, 3), uint8: JPEG or PNG, the smaller one."""
+    image = Image.fromarray(pixels)
+    return min(_uri("JPEG", image, quality=85, subsampling=0), _uri("PNG", image), key=len)
 
 
 def png_uri(content: bytes) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -60,17 +61,17 @@ def write_sphere(path: str | os.PathLike[str], table: GradientTable) -> None:
         file.write(sphere_png(table))
 
 
-def _wire(axes) -> None:
+def _wire(axes: Any) -> None:
     angle = np.linspace(0, 2 * np.pi, 120)
     circle = np.stack([np.cos(angle), np.sin(angle), np.zeros_like(angle)])
     for shift in range(3):
         axes.plot(*np.roll(circle, shift, axis=0), color="0.8", linewidth=0.8)
-    for axis, (negative, positive) in enumerate(("LR", "PA", "IS")):
+    for axis, (negative, positive) in enumerate((("L", "R"), ("P", "A"), ("I", "S"))):
         tip = np.eye(3)[axis] * 1.15
         axes.plot(*np.stack([-tip, tip], axis=1), color="0.8", linewidth=0.8)
         axes.text(*(1.12 * tip), positive, ha="center", va="center")
         axes.text(*(-1.12 * tip), negative, ha="center", va="center")
     axes.set(xlim=(-0.85, 0.85), ylim=(-0.85, 0.85), zlim=(-0.85, 0.85))
-    axes.set_box_aspect((1, 1, 1), zoom=1.3)
+    axes.set_box_aspect((1, 1, 1), zoom=1.12)
     axes.view_init(elev=22, azim=-60)
     axes.set_axis_off()

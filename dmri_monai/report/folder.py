@@ -1,0 +1,105 @@
+"""Cases of a report from files: label maps in an output folder, scans and ground truth in a BIDS data set."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from monai.data import MetaTensor
+from monai.metrics import DiceHelper
+from torch import Tensor
+
+from dmri_monai.io import read_nifti
+from dmri_monai.report.case import Case
+
+__all__ = ["case_from_files", "cases_from_folder", "read_class_names"]
+
+
+def case_from_files(
+    scan: str | Path,
+    prediction: str | Path | None = None,
+    truth: str | Path | None = None,
+    *,
+    name: str | None = None,
+    class_names: Mapping[int, str] | None = None,
+) -> Case:
+    """Case of a DWI file with sidecars and NIfTI label maps; Dice per class where both maps are given."""
+    scan = Path(scan)
+    volumes = [None if p is None else _read_labels(p) for p in (prediction, truth)]
+    names = dict(class_names or {})
+    metrics = {} if any(v is None for v in volumes) else _dice(volumes[0], volumes[1], names)
+    return Case(
+        name or scan.name.split(".")[0],
+        scan,
+        prediction=volumes[0],
+        truth=volumes[1],
+        class_names=names,
+        metrics=metrics,
+    )
+
+
+def cases_from_folder(outputs: str | Path, data: str | Path, *, suffix: str = "dseg") -> list[Case]:
+    """One case for each `<name>_<suffix>.nii.gz` in `outputs`.
+
+    Its scan is `<name>_dwi.nii.gz` anywhere below `data`; its ground truth, if any, is the file of the prediction's
+    name below `data`.  Class names come from `<suffix>.tsv` in `outputs`.  Raises FileNotFoundError.
+    """
+    outputs, data = Path(outputs), Path(data)
+    predictions = sorted(outputs.glob(f"*_{suffix}.nii.gz"))
+    if not predictions:
+        raise FileNotFoundError(f"no *_{suffix}.nii.gz in {outputs}")
+    names = read_class_names(outputs / f"{suffix}.tsv")
+    cases = []
+    for prediction in predictions:
+        name = prediction.name.removesuffix(f"_{suffix}.nii.gz")
+        scan = _find(data, f"{name}_dwi.nii.gz") or _find(data, f"{name}_dwi.nii")
+        if scan is None:
+            raise FileNotFoundError(f"no {name}_dwi.nii.gz for {prediction} below {data}")
+        truth = _find(data, prediction.name)
+        cases.append(case_from_files(scan, prediction, truth, name=name, class_names=names))
+    return cases
+
+
+def read_class_names(path: str | Path) -> dict[int, str]:
+    """Names by label of a BIDS look-up table (.tsv with the columns index and name); empty without the file."""
+    path = Path(path)
+    if not path.is_file():
+        return {}
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    try:
+        return {int(row["index"]): str(row["name"]) for row in rows}
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"expected the columns index (a number) and name in {path}") from error
+
+
+def _find(folder: Path, name: str) -> Path | None:
+    found = sorted(folder.rglob(name))
+    if len(found) > 1:
+        raise ValueError(f"{name} exists {len(found)} times below {folder}, expected once")
+    return found[0] if found else None
+
+
+def _read_labels(path: str | Path) -> MetaTensor:
+    volume = read_nifti(path)
+    if len(volume) != 1:
+        raise ValueError(f"label map has {len(volume)} volumes, expected 1: {path}")
+    return volume.round().to(torch.int64)
+
+
+def _dice(prediction: Tensor | None, truth: Tensor | None, names: Mapping[int, str]) -> dict[str, float]:
+    assert prediction is not None
+    assert truth is not None
+    if prediction.shape != truth.shape:
+        raise ValueError(
+            f"prediction {tuple(prediction.shape)} and truth {tuple(truth.shape)} differ in shape"
+        )
+    maps = [torch.as_tensor(v).as_subclass(Tensor)[None] for v in (prediction, truth)]
+    count = int(max(m.max() for m in maps)) + 1
+    if count < 2:
+        return {}
+    helper = DiceHelper(include_background=False, num_classes=count, reduction="none", get_not_nans=False)
+    values = helper(*maps)[0].tolist()
+    return {f"Dice {names.get(i, f'class {i}')}": value for i, value in enumerate(values, start=1)}
