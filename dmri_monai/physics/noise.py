@@ -5,11 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dmri_monai.physics.blocks import blockwise
 from dmri_monai.physics.checks import check_non_negative, check_shape, on_magnitude
 
-__all__ = ["noncentral_chi", "rician"]
-
-BLOCK = 1 << 20  # voxels handled together on the CPU: the temporaries stay in cache
+__all__ = ["g_factor_sigma", "noncentral_chi", "rician"]
 
 
 @on_magnitude
@@ -30,7 +29,7 @@ def noncentral_chi(
     """Root sum of squares over `coils` receivers, each with complex noise: sqrt(sum_l |S_l + n_l|^2).
 
     image: (..., X, Y, Z), any units.  sigma: noise of one coil, in its units; one number, or a map (X, Y, Z)
-    such as g(x) sqrt(R) sigma_0 (`g_factor_sigma`).  E[M^2] = S^2 + 2 L sigma^2.
+    such as g(x) sqrt(R) sigma_0 of a scan accelerated R times.  E[M^2] = S^2 + 2 L sigma^2.
     The distribution depends on the coil images only through sum_l |S_l|^2 = S^2, so the 2 L - 2 noise terms
     orthogonal to the signal are drawn as one chi-square variable: exact, and as cheap for 32 coils as for 2.
     Reference: Aja-Fernandez, Tristan-Vega and Hoge 2011, doi:10.1002/mrm.22701
@@ -45,33 +44,32 @@ def _noisy(image: Tensor, sigma: Tensor | float, coils: int, generator: torch.Ge
     scale = torch.as_tensor(sigma, dtype=image.dtype, device=image.device)
     if scale.ndim:
         check_shape("sigma", scale, tuple(image.shape[-3:]))
-    elif scale == 0:
+    elif not scale.requires_grad and scale == 0:
         return image.clone()
-    if image.requires_grad or scale.requires_grad:
-        return _noisy_block(image, scale, coils, generator, torch.empty_like(image))
-    noisy = torch.empty(image.shape, dtype=image.dtype, device=image.device)
-    volumes, results = image.reshape(-1, *image.shape[-3:]), noisy.view(-1, *image.shape[-3:])
-    step = len(volumes) if image.is_cuda else max(1, BLOCK // volumes[0].numel())
-    for start in range(0, len(volumes), step):
-        block, result = volumes[start : start + step], results[start : start + step]
-        _noisy_block(block, scale, coils, generator, result)
-    return noisy
+    return blockwise(lambda block: _noisy_block(block, scale, coils, generator), image)
 
 
-def _noisy_block(
-    image: Tensor, sigma: Tensor, coils: int, generator: torch.Generator | None, out: Tensor
-) -> Tensor:
-    """Noise of one block, written into `out` unless a gradient is asked for."""
-    differentiable = image.requires_grad or sigma.requires_grad
+def _noisy_block(image: Tensor, sigma: Tensor, coils: int, generator: torch.Generator | None) -> Tensor:
     real = torch.empty_like(image, requires_grad=False).normal_(generator=generator)
     power = torch.empty_like(image, requires_grad=False).normal_(generator=generator).square_()
     if coils > 1:
         shape = torch.full_like(power, coils - 1.0)  # chi-square with 2 k degrees of freedom is 2 Gamma(k)
         power += 2 * torch._standard_gamma(shape, generator=generator)
-    if differentiable:
+    if torch.is_grad_enabled() and (image.requires_grad or sigma.requires_grad):
         return ((image + sigma * real).square() + sigma.square() * power).sqrt()
-    torch.mul(real, sigma, out=out)
-    out.add_(image).square_()
-    if sigma.ndim:
-        return out.add_(power.mul_(sigma.square())).sqrt_()
-    return out.add_(power, alpha=float(sigma) ** 2).sqrt_()
+    real.mul_(sigma).add_(image).square_()
+    return real.add_(power.mul_(sigma.square())).sqrt_()
+
+
+def g_factor_sigma(g_factor: Tensor, *, sigma: float, acceleration: float = 1.0) -> Tensor:
+    """(X, Y, Z) noise map g(x) sqrt(R) sigma of a parallel-imaging scan accelerated R times; g_factor at least 1.
+
+    Reference: Pruessmann et al. 1999, Magn Reson Med 42:952
+    """
+    check_non_negative("sigma", sigma)
+    if not acceleration >= 1:
+        raise ValueError(f"acceleration is {acceleration}, expected at least 1")
+    lowest = float(g_factor.min())
+    if not lowest >= 1:
+        raise ValueError(f"g_factor is {lowest:g}, expected at least 1")
+    return g_factor * (acceleration**0.5 * sigma)
