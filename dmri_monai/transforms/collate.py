@@ -35,7 +35,8 @@ def collate_dwi(batch: Sequence[Any], image_keys: Sequence[str] = ("image",)) ->
     if items and "bvals" in items[0]:
         longest = max(len(item["bvals"]) for item in items)
         items = [_padded(item, longest, image_keys) for item in items]
-    return list_data_collate(_with_common_meta(items))
+    collated: dict[Hashable, Any] = list_data_collate(_with_common_meta(items))
+    return collated
 
 
 def _padded(item: dict[Hashable, Any], longest: int, image_keys: Sequence[str]) -> dict[Hashable, Any]:
@@ -65,12 +66,11 @@ def _pad_rows(values: Tensor, longest: int) -> Tensor:
 def _with_common_meta(items: list[dict[Hashable, Any]]) -> list[dict[Hashable, Any]]:
     """Drop meta entries that cannot be collated (None, lists of unequal length); the rest survives."""
     for key in items[0] if items else ():
-        images = [item.get(key) for item in items]
-        if not all(isinstance(image, MetaTensor) for image in images):
+        metas = [item[key].meta for item in items if isinstance(item.get(key), MetaTensor)]
+        if len(metas) < len(items):
             continue
-        for name in set(images[0].meta):
-            values = [image.meta.get(name) for image in images]
-            if not _can_collate(values):
+        for name in set(metas[0]):
+            if not _can_collate([meta.get(name) for meta in metas]):
                 for item in items:
                     item[key] = like(item[key], item[key])
                     item[key].meta.pop(name, None)

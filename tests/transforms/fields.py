@@ -21,9 +21,9 @@ SPACINGS = {"iso": (2.0, 2.0, 2.0), "aniso": (2.0, 2.0, 2.5), "thick": (1.7, 1.7
 
 
 def directions(n: int, seed: int = 0) -> np.ndarray:
-    """(n, 3) unit vectors spread over the sphere (golden spiral, turned at random)."""
+    """(n, 3) unit vectors spread over the half sphere (golden spiral, turned at random)."""
     i = np.arange(n) + 0.5
-    z, angle = 1 - i / n, np.pi * (1 + 5**0.5) * i
+    z, angle = i / n, np.pi * (1 + 5**0.5) * i
     points = np.stack([np.sqrt(1 - z**2) * np.cos(angle), np.sqrt(1 - z**2) * np.sin(angle), z], axis=1)
     rotation, _ = np.linalg.qr(np.random.default_rng(seed).normal(size=(3, 3)))
     return points @ rotation
