@@ -119,7 +119,8 @@ def voxel_centres(affine: Tensor, shape: tuple[int, int, int]) -> Tensor:
     """(X*Y*Z, 3) world mm of the voxel centres of a grid, float32, on the affine's device."""
     axes = [torch.arange(n, dtype=torch.float64, device=affine.device) for n in shape]
     index = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, 3)
-    return (index @ affine[:3, :3].double().T + affine[:3, 3].double()).float()
+    centres: Tensor = index @ affine[:3, :3].double().T + affine[:3, 3].double()
+    return centres.float()
 
 
 def _ellipsoid(p: Tensor, centre: tuple[float, float, float], axes: tuple[float, float, float]) -> Tensor:
@@ -127,7 +128,8 @@ def _ellipsoid(p: Tensor, centre: tuple[float, float, float], axes: tuple[float,
     scaled = (p - p.new_tensor(centre)) / p.new_tensor(axes)
     rho = scaled.norm(dim=1).clamp(min=1e-3)
     slope = (scaled / p.new_tensor(axes)).norm(dim=1) / rho
-    return (1 - rho) / slope.clamp(min=1e-4)
+    depth: Tensor = (1 - rho) / slope.clamp(min=1e-4)
+    return depth
 
 
 def tube_depth(p: Tensor, line: Tensor, radius: Tensor) -> Tensor:

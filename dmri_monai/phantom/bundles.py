@@ -15,7 +15,7 @@ from dmri_monai.phantom.anatomy import STEM, STEM_RADIUS, Anatomy, tube_depth
 __all__ = ["BUNDLES", "Bundle", "fibre_populations"]
 
 MAX_POPULATIONS = 3
-FAN_WEIGHT = 0.45  # of the fibres that fan out to the cortex, beside a bundle's core weight of 1
+FAN_WEIGHT = 0.9  # of the fibres that fan out to the cortex, beside a bundle's core weight of 1
 Line = tuple[tuple[float, float, float], ...]
 BLEND_MM = 2.0  # neighbouring centre lines blend over this distance
 
@@ -60,7 +60,7 @@ def _callosum() -> Bundle:
     body = [arch(y, 1.3 * y, 31.0 - 0.012 * y * y, 13.5) for y in (-18.0, -12.0, -6.0, 0.0, 6.0, 12.0, 18.0)]
     forceps = [arch(24.0, 44.0, 4.0 + dz, 9.0, 16.0) for dz in (-6.0, 6.0)]
     forceps += [arch(-24.0, -43.0, 4.0 + dz, 9.0, 17.0) for dz in (-6.0, 6.0)]
-    return Bundle("callosum", (*body, *forceps), 3.5)
+    return Bundle("callosum", (*body, *forceps), 4.5)
 
 
 def _paired(name: str, radius_mm: float, *lines: Line) -> list[Bundle]:
@@ -106,13 +106,13 @@ def _atlas() -> tuple[Bundle, ...]:
     )
     return (
         _callosum(),
-        *_paired("corticospinal", 4.0, *((*capsule, top) for top in tops)),
-        *_paired("arcuate", 4.0, arcuate),
-        *_paired("superior_longitudinal", 4.0, superior),
+        *_paired("corticospinal", 5.0, *((*capsule, top) for top in tops)),
+        *_paired("arcuate", 5.5, arcuate),
+        *_paired("superior_longitudinal", 5.5, superior),
         *_paired("cingulum", 3.0, cingulum),
-        *_paired("inferior_fronto_occipital", 4.0, occipital),
-        *_paired("uncinate", 3.5, uncinate),
-        *_paired("optic_radiation", 3.5, radiation),
+        *_paired("inferior_fronto_occipital", 5.5, occipital),
+        *_paired("uncinate", 4.5, uncinate),
+        *_paired("optic_radiation", 4.5, radiation),
         Bundle("middle_cerebellar_peduncle", (peduncle,), 4.5),
     )
 

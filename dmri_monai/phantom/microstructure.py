@@ -43,8 +43,8 @@ class Contrast:
         rng = stage_rng(seed, "contrast")
         parallel, perpendicular, intra = (
             rng.uniform(1.6, 1.8),
-            rng.uniform(0.5, 0.62),
-            rng.uniform(0.48, 0.56),
+            rng.uniform(0.65, 0.8),
+            rng.uniform(0.42, 0.5),
         )
         md_wm = intra * parallel / 3 + (1 - intra) * (parallel + 2 * perpendicular) / 3
         t2_wm = rng.uniform(72, 84)
@@ -53,9 +53,9 @@ class Contrast:
             d_parallel=float(parallel),
             d_perpendicular=float(perpendicular),
             intra_fraction=float(intra),
-            dispersion=float(rng.uniform(0.03, 0.07)),
-            d_gm=float(md_wm * rng.uniform(0.95, 1.05)),
-            gm_anisotropy=float(rng.uniform(0.08, 0.16)),
+            dispersion=float(rng.uniform(0.2, 0.3)),
+            d_gm=float(md_wm * rng.uniform(0.86, 0.98)),
+            gm_anisotropy=float(rng.uniform(0.25, 0.45)),
             d_csf=3.0,
             d_lesion=float(rng.uniform(1.3, 1.7)),
             d_scalp=float(rng.uniform(0.5, 0.9)),
@@ -64,7 +64,7 @@ class Contrast:
             tr_ms=float(rng.uniform(2400, 4200)),
             t2_ms={k: float(v) for k, v in (t2 | {"lesion": t2_wm * rng.uniform(1.4, 1.9)}).items()},
             t1_ms={"wm": 850.0, "gm": 1350.0, "csf": 4000.0, "scalp": 350.0, "lesion": 1250.0},
-            proton_density={"wm": 0.70, "gm": 0.80, "csf": 1.0, "scalp": 0.35, "lesion": 0.80},
+            proton_density={"wm": 0.70, "gm": 0.755, "csf": 1.0, "scalp": 0.35, "lesion": 0.80},
         )
 
     def s0(self, tissue: str) -> float:
@@ -83,6 +83,7 @@ class Microstructure:
 
     index (P,): place in the flattened grid.  fibre_volumes (P, 3), fibre_directions (P, 3, 3), world frame.
     radial (P, 3): weak preferred direction of grey matter.  intra (P,): share of the fibres inside axons.
+    dispersion (P,): orientation variance of every population, rad² per axis.
     extra_diffusivity (P,) um²/ms and gain (P,): smooth variation shared by all tissues.
     """
 
@@ -95,6 +96,7 @@ class Microstructure:
     scalp: Tensor
     radial: Tensor
     intra: Tensor
+    dispersion: Tensor
     extra_diffusivity: Tensor
     gain: Tensor
 
@@ -108,9 +110,8 @@ class Microstructure:
         loss = contrast.lesion_loss * Lesions.draw(seed, anatomy).at(points)
         volumes, directions = _fibres(anatomy, points, inside["wm"])
         rng = stage_rng(seed, "texture")
-        smooth = SmoothField.draw(rng, n_waves=12, wavelength_mm=(20.0, 60.0), channels=3)(points).clamp(
-            -2, 2
-        )
+        smooth = SmoothField.draw(rng, n_waves=12, wavelength_mm=(20.0, 60.0), channels=4)(points)
+        smooth = smooth.clamp(-2, 2)
         return cls(
             index=index,
             fibre_volumes=volumes * (1 - loss).unsqueeze(1),
@@ -120,8 +121,9 @@ class Microstructure:
             lesion=inside["wm"] * loss,
             scalp=inside["scalp"],
             radial=torch.nn.functional.normalize(points, dim=1),
-            intra=contrast.intra_fraction + 0.05 * smooth[:, 0],
-            extra_diffusivity=0.03 * smooth[:, 1],
+            intra=contrast.intra_fraction + 0.06 * smooth[:, 0],
+            dispersion=contrast.dispersion * torch.exp(0.5 * smooth[:, 3]),
+            extra_diffusivity=0.04 * smooth[:, 1],
             gain=1 + 0.05 * smooth[:, 2],
         )
 

@@ -48,7 +48,7 @@ def shell_table(
     return GradientTable(torch.from_numpy(bvals), torch.from_numpy(bvecs))
 
 
-def repelled_directions(rng: np.random.Generator, n: int, iterations: int = 300) -> np.ndarray:
+def repelled_directions(rng: np.random.Generator, n: int, iterations: int = 120) -> np.ndarray:
     """(n, 3) unit vectors on the whole sphere, axes spread by electrostatic repulsion (Jones et al. 1999)."""
     height = (np.arange(n) + 0.5) / n
     angle = np.pi * (1 + 5**0.5) * np.arange(n)

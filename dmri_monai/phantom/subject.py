@@ -76,7 +76,7 @@ def make_subject(
 
     shape: voxels.  scheme: table in the world frame, or a preset; None is "random".  snr: of the mean
     white-matter b0, a value or a range.  affine: (4, 4), overrides `spacing_mm`; None is oblique,
-    left- or right-handed.  The head, its fibres and its contrast depend on the seed alone, never on grid, table or SNR.
+    left- or right-handed.  Head, fibres and contrast depend on the seed alone, not on grid, table or SNR.
     """
     if len(shape) != 3 or min(shape) < 2:
         raise ValueError(f"shape: {tuple(shape)}, expected three sizes of at least 2")
