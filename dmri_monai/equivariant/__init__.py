@@ -1,0 +1,39 @@
+"""Layers equivariant to joint rotations of an image and its diffusion directions: SO(3) or O(3), p- and q-space.
+
+Fields are (N, irreps.dim, [Q,] X, Y, Z) in e3nn's channel order; axes and vector components are (x, y, z).
+"""
+
+from dmri_monai.equivariant.blocks import (
+    EquivariantDropout,
+    Invariants,
+    SteerableBlock,
+    SteerableResidualBlock,
+)
+from dmri_monai.equivariant.conv import SteerableConv3d
+from dmri_monai.equivariant.gate import Gate, NormActivation
+from dmri_monai.equivariant.norm import EquivariantBatchNorm, EquivariantInstanceNorm, NormGate
+from dmri_monai.equivariant.radial import Bessel, Cosine, Gaussian, RadialMLP
+from dmri_monai.equivariant.representation import as_irreps, irreps_from_multiplicities, representation_matrix
+from dmri_monai.equivariant.resample import EquivariantAvgPool3d, EquivariantUpsample3d
+
+__all__ = [
+    "Bessel",
+    "Cosine",
+    "EquivariantAvgPool3d",
+    "EquivariantBatchNorm",
+    "EquivariantDropout",
+    "EquivariantInstanceNorm",
+    "EquivariantUpsample3d",
+    "Gate",
+    "Gaussian",
+    "Invariants",
+    "NormActivation",
+    "NormGate",
+    "RadialMLP",
+    "SteerableBlock",
+    "SteerableConv3d",
+    "SteerableResidualBlock",
+    "as_irreps",
+    "irreps_from_multiplicities",
+    "representation_matrix",
+]

@@ -1,0 +1,143 @@
+"""Activations that commute with rotations: scalars are activated, everything else is scaled by scalars."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dmri_monai.equivariant.representation import as_irreps, check_channels
+
+if TYPE_CHECKING:
+    from e3nn.o3 import Irreps
+
+__all__ = ["Gate", "NormActivation", "activation_function", "gate_count"]
+
+Activation = str | Callable[[Tensor], Tensor]
+NAMED: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": functional.silu,
+    "swish": functional.silu,
+    "relu": functional.relu,
+    "leakyrelu": functional.leaky_relu,
+    "gelu": functional.gelu,
+    "elu": functional.elu,
+    "softplus": functional.softplus,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "identity": nn.Identity(),
+}
+ODD = ("tanh", "identity")
+
+
+def activation_function(activation: Activation) -> Callable[[Tensor], Tensor]:
+    """The function behind a name (`silu`, `relu`, ...), or the callable itself."""
+    if callable(activation):
+        return activation
+    if activation.lower() not in NAMED:
+        raise ValueError(f"activation {activation!r} is none of {sorted(NAMED)}")
+    return NAMED[activation.lower()]
+
+
+def gate_count(irreps: Irreps, odd: str = "gate") -> int:
+    """How many channels of `irreps` need a gate: all with l >= 1, and `0o` unless it has an odd activation."""
+    return sum(mul for mul, ir in irreps if _is_gated(ir, odd))
+
+
+def _is_gated(ir, odd: str) -> bool:
+    return ir.l > 0 or (ir.p == -1 and odd == "gate")
+
+
+class Gate(nn.Module):
+    """Scalars `0e` pass through `activation`; every other channel is multiplied by the sigmoid of one extra scalar.
+
+    Input: (N, irreps_in.dim, ...) with `irreps_in` = `irreps` followed by one `0e` gate per gated channel.
+    Output: (N, irreps.dim, ...).  odd: 'gate', or an odd activation ('tanh', 'identity') for `0o`, whose sign flips
+    under reflections and which therefore cannot take silu or relu.
+    """
+
+    def __init__(
+        self,
+        irreps: str | Irreps,
+        activation: Activation = "silu",
+        *,
+        odd: str = "gate",
+        gate: Activation = "sigmoid",
+    ) -> None:
+        super().__init__()
+        if odd != "gate" and odd not in ODD:
+            raise ValueError(f"odd must be 'gate' or an odd activation {ODD}, got {odd!r}")
+        self.irreps_out = as_irreps(irreps)
+        self.odd, self.gates = odd, gate_count(self.irreps_out, odd)
+        self.irreps_in = as_irreps(self.irreps_out + type(self.irreps_out)(f"{self.gates}x0e"))
+        self.activation, self.gate = activation_function(activation), activation_function(gate)
+
+    def extra_repr(self) -> str:
+        return f"{self.irreps_in} -> {self.irreps_out}"
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_channels(x, self.irreps_in, range(2, 7), "Gate")
+        sizes = [mul * ir.dim for mul, ir in self.irreps_out]
+        *features, gates = x.split([*sizes, self.gates], dim=1)
+        factors = self.gate(gates)
+        start, out = 0, []
+        for (mul, ir), feature in zip(self.irreps_out, features, strict=True):
+            if _is_gated(ir, self.odd):
+                out.append(_scale(feature, factors[:, start : start + mul], ir.dim))
+                start += mul
+            elif ir.p == -1:
+                out.append(NAMED[self.odd](feature))
+            else:
+                out.append(self.activation(feature))
+        return torch.cat(out, dim=1)
+
+
+def _scale(feature: Tensor, factor: Tensor, dim: int) -> Tensor:
+    """Multiply channels of `dim` components (N, mul * dim, ...) by one factor each (N, mul, ...)."""
+    if dim == 1:
+        return feature * factor
+    return (feature.unflatten(1, (factor.shape[1], dim)) * factor.unsqueeze(2)).flatten(1, 2)
+
+
+class NormActivation(nn.Module):
+    """Scalars `0e` pass through `activation`; other channels v become v / |v| · norm_activation(|v| + bias).
+
+    (N, irreps.dim, ...) -> the same shape.  |v| is sqrt(|v|² + eps²), so that gradients exist at zero.
+    """
+
+    def __init__(
+        self,
+        irreps: str | Irreps,
+        activation: Activation = "silu",
+        *,
+        norm_activation: Activation = "relu",
+        bias: bool = True,
+        eps: float = 1e-4,
+    ) -> None:
+        super().__init__()
+        self.irreps_in = self.irreps_out = as_irreps(irreps)
+        self.activation = activation_function(activation)
+        self.norm_activation = activation_function(norm_activation)
+        self.eps = eps
+        self.bias = nn.Parameter(torch.zeros(gate_count(self.irreps_in))) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_channels(x, self.irreps_in, range(2, 7), "NormActivation")
+        start, out = 0, []
+        features = x.split([mul * ir.dim for mul, ir in self.irreps_in], dim=1)
+        for (mul, ir), feature in zip(self.irreps_in, features, strict=True):
+            if ir.l == 0 and ir.p == 1:
+                out.append(self.activation(feature))
+                continue
+            norm = (feature.unflatten(1, (mul, ir.dim)).square().sum(2) + self.eps**2).sqrt()
+            out.append(_scale(feature, self.norm_activation(self._shift(norm, start)) / norm, ir.dim))
+            start += mul
+        return torch.cat(out, dim=1)
+
+    def _shift(self, norm: Tensor, start: int) -> Tensor:
+        if self.bias is None:
+            return norm
+        bias = self.bias[start : start + norm.shape[1]].to(norm.dtype)
+        return norm + bias.view(1, -1, *[1] * (norm.ndim - 2))

@@ -1,0 +1,198 @@
+"""Normalisation of fields of irreps: scalars lose their mean and spread, other channels are divided by their RMS norm.
+
+A norm computes one factor `a` and shift `b` per channel; `NormGate` applies them and the gate as one expression,
+out = (a x + b)[feature] · sigmoid((a x + b)[gate]), where silu is a scalar that gates itself.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed.nn.functional as collective
+from torch import Tensor, distributed, nn
+
+from dmri_monai.equivariant.gate import Gate
+from dmri_monai.equivariant.representation import as_irreps, check_channels
+
+if TYPE_CHECKING:
+    from e3nn.o3 import Irreps
+
+__all__ = ["EquivariantBatchNorm", "EquivariantInstanceNorm", "NormGate"]
+
+
+class _Layout(nn.Module):
+    """Which channels are scalars with a mean, and which components belong together."""
+
+    def __init__(self, irreps: Irreps) -> None:
+        super().__init__()
+        self.irreps = irreps
+        counts = [(mul, ir.dim, ir.l == 0 and ir.p == 1) for mul, ir in irreps]
+        channel_of = torch.arange(irreps.num_irreps).repeat_interleave(
+            torch.tensor([dim for mul, dim, _ in counts for _ in range(mul)])
+        )
+        scalar = torch.tensor([is_scalar for mul, _, is_scalar in counts for _ in range(mul)])
+        self.n_scalars = int(scalar.sum())
+        self.register_buffer("channel_of", channel_of, persistent=False)
+        self.register_buffer("scalar_channels", scalar.nonzero().flatten(), persistent=False)
+        self.register_buffer("scalar_components", scalar[channel_of].nonzero().flatten(), persistent=False)
+
+    def per_channel(self, components: Tensor) -> Tensor:
+        """(n, dim) -> (n, channels): the mean over each channel's components."""
+        parts = components.split([mul * ir.dim for mul, ir in self.irreps], dim=1)
+        means = [
+            p.unflatten(1, (mul, ir.dim)).mean(2) for p, (mul, ir) in zip(parts, self.irreps, strict=True)
+        ]
+        return torch.cat(means, dim=1)
+
+    def spread(self, scalars: Tensor, width: int, index: Tensor) -> Tensor:
+        """(n, scalars) placed into zeros (n, width) at `index`."""
+        return scalars.new_zeros(len(scalars), width).index_copy(1, index, scalars)
+
+
+class _Norm(nn.Module):
+    """Affine parameters and the application of (a, b); subclasses say over which axes moments are taken."""
+
+    def __init__(self, irreps: str | Irreps, eps: float, affine: bool) -> None:
+        super().__init__()
+        self.irreps_in = self.irreps_out = as_irreps(irreps)
+        self.eps = eps
+        self.layout = _Layout(self.irreps_in)
+        self.weight = nn.Parameter(torch.ones(self.irreps_in.num_irreps)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(self.layout.n_scalars)) if affine else None
+
+    def extra_repr(self) -> str:
+        return f"{self.irreps_in}, eps={self.eps}, affine={self.weight is not None}"
+
+    def moments(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Mean of the scalars (n, scalars) and mean square deviation of every channel (n, channels)."""
+        raise NotImplementedError
+
+    def factors(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """a and b, each (n, dim, 1, ...) with n = N or 1: the normalised field is a x + b, in at least float32."""
+        check_channels(x, self.irreps_in, (5, 6), type(self).__name__)
+        _check_mask(x, mask)
+        with torch.autocast(x.device.type, enabled=False):
+            mean, power = self.moments(x, mask)
+            scale = torch.rsqrt(power + self.eps)
+            if self.weight is not None:
+                scale = scale * self.weight.to(scale.dtype)
+            shift = -mean * scale.index_select(1, self.layout.scalar_channels)
+            if self.bias is not None:
+                shift = shift + self.bias.to(shift.dtype)
+            a = scale.index_select(1, self.layout.channel_of)
+            b = self.layout.spread(shift, a.shape[1], self.layout.scalar_components)
+        return _like(a, x), _like(b, x)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        a, b = self.factors(x, mask)
+        return torch.addcmul(b.to(x.dtype), x, a.to(x.dtype))
+
+
+def _like(factor: Tensor, x: Tensor) -> Tensor:
+    return factor.view(*factor.shape, *[1] * (x.ndim - 2))
+
+
+def _check_mask(x: Tensor, mask: Tensor | None) -> None:
+    if mask is not None and (x.ndim != 6 or mask.shape != (x.shape[0], x.shape[2])):
+        raise ValueError(
+            f"mask {tuple(mask.shape)} must be (N, Q) of an input (N, C, Q, X, Y, Z), got {tuple(x.shape)}"
+        )
+
+
+def _sums(x: Tensor, layout: _Layout, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Number of values (N, 1) and sums of the scalars (N, scalars) per item; masked samples are left out."""
+    scalars = x.index_select(1, layout.scalar_components)
+    per_sample = x[0, 0, 0].numel() if x.ndim == 6 else x[0, 0].numel()
+    if mask is None:
+        samples = x.shape[2] if x.ndim == 6 else 1
+        count = scalars.new_full((len(x), 1), float(per_sample * samples))
+        return count, scalars.flatten(2).sum(2)
+    sums = torch.where(mask.unsqueeze(1), scalars.flatten(3).sum(3), 0.0).sum(2)
+    return mask.sum(1, keepdim=True).to(sums) * per_sample, sums
+
+
+def _square_sums(x: Tensor, mean: Tensor, layout: _Layout, mask: Tensor | None) -> Tensor:
+    """(N, channels) sums of squared deviation from `mean` (n, scalars), averaged over the components of a channel."""
+    centre = _like(layout.spread(mean, x.shape[1], layout.scalar_components), x)
+    squares = torch.linalg.vector_norm(x - centre, dim=tuple(range(3 if x.ndim == 6 else 2, x.ndim))).square()
+    if x.ndim == 6:
+        squares = (squares if mask is None else torch.where(mask.unsqueeze(1), squares, 0.0)).sum(2)
+    return layout.per_channel(squares)
+
+
+class EquivariantInstanceNorm(_Norm):
+    """Each item's channels are normalised over its voxels (and q-samples): (N, dim, [Q,] X, Y, Z), same shape out.
+
+    `0e` channels: (x - mean) / sqrt(var + eps).  Others: v / sqrt(mean |v|² / (2l+1) + eps), no mean is removed, as it
+    would be a direction.  mask: (N, Q) bool, valid samples of a 6-D input; the others do not count.
+    """
+
+    def __init__(self, irreps: str | Irreps, eps: float = 1e-5, affine: bool = True) -> None:
+        super().__init__(irreps, eps, affine)
+
+    def moments(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        count, sums = _sums(x, self.layout, mask)
+        count = count.clamp(min=1)
+        mean = sums / count
+        return mean, _square_sums(x, mean, self.layout, mask) / count
+
+
+class EquivariantBatchNorm(_Norm):
+    """As `EquivariantInstanceNorm`, over the whole batch, with running moments for eval mode.
+
+    Under torch.distributed the moments of a training step are those of all ranks together.
+    """
+
+    def __init__(
+        self, irreps: str | Irreps, eps: float = 1e-5, affine: bool = True, momentum: float = 0.1
+    ) -> None:
+        super().__init__(irreps, eps, affine)
+        self.momentum = momentum
+        self.register_buffer("running_mean", torch.zeros(self.layout.n_scalars))
+        self.register_buffer("running_power", torch.ones(self.irreps_in.num_irreps))
+
+    def moments(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        if not self.training:
+            return self.running_mean.unsqueeze(0), self.running_power.unsqueeze(0)
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        count, sums = (total.sum(0, keepdim=True) for total in _sums(x, self.layout, mask))
+        count, sums = _over_ranks(torch.cat([count, sums], 1)).split([1, self.layout.n_scalars], 1)
+        count = count.clamp(min=1)
+        mean = sums / count
+        power = _over_ranks(_square_sums(x, mean, self.layout, mask).sum(0, keepdim=True)) / count
+        self._track(mean, power)
+        return mean, power
+
+    @torch.no_grad()
+    def _track(self, mean: Tensor, power: Tensor) -> None:
+        self.running_mean.lerp_(mean[0].to(self.running_mean), self.momentum)
+        self.running_power.lerp_(power[0].to(self.running_power), self.momentum)
+
+
+def _over_ranks(total: Tensor) -> Tensor:
+    """The sum over all ranks, differentiable; the tensor itself outside torch.distributed."""
+    if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+        return collective.all_reduce(total)
+    return total
+
+
+class NormGate(nn.Module):
+    """A norm over `irreps` and its gates, followed by `Gate`, computed together.
+
+    (N, irreps_in.dim, [Q,] X, Y, Z) -> (N, irreps.dim, ...), `irreps_in` as in `Gate`.  Only one normalised copy of the
+    field is made.
+    """
+
+    def __init__(self, gate: Gate, norm: str = "instance", eps: float = 1e-5) -> None:
+        super().__init__()
+        kinds = {"instance": EquivariantInstanceNorm, "batch": EquivariantBatchNorm}
+        if norm not in kinds:
+            raise ValueError(f"norm must be one of {sorted(kinds)}, got {norm!r}")
+        self.gate = gate
+        self.irreps_in, self.irreps_out = gate.irreps_in, gate.irreps_out
+        self.norm = kinds[norm](gate.irreps_in, eps)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return self.gate(self.norm(x, mask))

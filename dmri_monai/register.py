@@ -1,0 +1,44 @@
+"""Entry into MONAI's registries: layer factories. Every function here may be called any number of times."""
+
+from __future__ import annotations
+
+from monai.networks.layers.factories import Act, Conv, Norm, Pool
+
+from dmri_monai.equivariant import (
+    EquivariantAvgPool3d,
+    EquivariantBatchNorm,
+    EquivariantInstanceNorm,
+    Gate,
+    NormActivation,
+    SteerableConv3d,
+)
+
+__all__ = ["register_layers"]
+
+IN_SPACE = (
+    (Conv, "steerable", SteerableConv3d),
+    (Norm, "equivariant_instance", EquivariantInstanceNorm),
+    (Norm, "equivariant_batch", EquivariantBatchNorm),
+    (Pool, "equivariant_avg", EquivariantAvgPool3d),
+)
+POINTWISE = ((Act, "gate", Gate), (Act, "norm_activation", NormActivation))
+
+
+def register_layers() -> None:
+    """Enter the layers in MONAI's factories: Conv["steerable", 3], Norm["equivariant_instance", 3],
+    Norm["equivariant_batch", 3], Pool["equivariant_avg", 3], Act["gate"], Act["norm_activation"]."""
+    for factory, name, layer in IN_SPACE:
+        if name.upper() not in factory.components:
+            factory.add_factory_callable(name, _in_three_dimensions(name, layer), layer.__doc__)
+    for factory, name, layer in POINTWISE:
+        if name.upper() not in factory.components:
+            factory.add_factory_class(name, layer, layer.__doc__)
+
+
+def _in_three_dimensions(name: str, layer: type):
+    def make(dim: int) -> type:
+        if dim != 3:
+            raise ValueError(f"{name} exists for 3 spatial dimensions, not {dim}")
+        return layer
+
+    return make
