@@ -33,9 +33,12 @@ def item_table(item: dict[Hashable, Any], key: Hashable, caller: str) -> tuple[T
 
 
 def like(image: MetaTensor, data: Tensor) -> MetaTensor:
-    """`data` with the affine, meta data and trace of `image`."""
+    """`data` with the affine, meta data and trace of `image`, pending lazy operations included."""
     plain = data.as_tensor() if isinstance(data, MetaTensor) else data
-    return MetaTensor(plain, meta=image.meta, applied_operations=image.applied_operations)
+    result = MetaTensor(plain, meta=image.meta, applied_operations=image.applied_operations)
+    for operation in image.pending_operations:
+        result.push_pending_operation(operation)
+    return result
 
 
 def select_rows(item: dict[Hashable, Any], keys: Iterable[Hashable], index: Tensor) -> None:
