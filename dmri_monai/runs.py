@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Run", "list_runs", "mark_dead", "store_uri"]
+__all__ = ["Run", "list_runs", "mark_dead", "runs_table", "store_uri"]
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,19 @@ def mark_dead(run_id: str, store: str | Path | None = None) -> str:
         raise ValueError(f"run {found[0].run_id} is {found[0].status}, only a RUNNING run can be marked dead")
     _client(store).set_terminated(found[0].run_id, "FAILED")
     return found[0].run_id
+
+
+def runs_table(runs: list[Run]) -> str:
+    """`runs` as text, one line each, with up to four metrics."""
+    if not runs:
+        return "no runs"
+    rows = [("RUN", "NAME", "STATUS", "STARTED", "MINUTES", "METRICS")]
+    for run in runs:
+        started = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.start))
+        metrics = " ".join(f"{k}={v:.4g}" for k, v in sorted(run.metrics.items())[:4])
+        rows.append((run.run_id[:8], run.name, run.status, started, f"{run.minutes:.1f}", metrics))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 
 
 def _client(store: str | Path | None) -> Any:

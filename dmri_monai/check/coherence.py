@@ -20,7 +20,7 @@ MIN_FA = 0.25
 BLOCK = 3  # voxels; neighbouring voxels are not independent evidence, blocks nearly are
 MIN_BLOCKS = 20
 MIN_Z = 4.0  # 23 alternatives are compared: at z = 4 chance alone alarms in less than 1 of 1000 scans
-MIN_GAIN = 1.05
+MIN_GAIN = 1.1
 
 
 def _axis_changes() -> Tensor:

@@ -54,10 +54,10 @@ def cases_from_folder(outputs: str | Path, data: str | Path, *, suffix: str = "d
     cases = []
     for prediction in predictions:
         name = prediction.name.removesuffix(f"_{suffix}.nii.gz")
-        scan = _find(data, f"{name}_dwi.nii.gz") or _find(data, f"{name}_dwi.nii")
+        scan = _find(data, f"{name}_dwi.nii.gz", outputs) or _find(data, f"{name}_dwi.nii", outputs)
         if scan is None:
             raise FileNotFoundError(f"no {name}_dwi.nii.gz for {prediction} below {data}")
-        truth = _find(data, prediction.name)
+        truth = _find(data, prediction.name, outputs)
         cases.append(case_from_files(scan, prediction, truth, name=name, class_names=names))
     return cases
 
@@ -75,8 +75,9 @@ def read_class_names(path: str | Path) -> dict[int, str]:
         raise ValueError(f"expected the columns index (a number) and name in {path}") from error
 
 
-def _find(folder: Path, name: str) -> Path | None:
-    found = sorted(folder.rglob(name))
+def _find(folder: Path, name: str, apart_from: Path) -> Path | None:
+    inside = apart_from.resolve()
+    found = sorted(p for p in folder.rglob(name) if inside not in p.resolve().parents)
     if len(found) > 1:
         raise ValueError(f"{name} exists {len(found)} times below {folder}, expected once")
     return found[0] if found else None

@@ -72,6 +72,6 @@ def _wire(axes: Any) -> None:
         axes.text(*(1.12 * tip), positive, ha="center", va="center")
         axes.text(*(-1.12 * tip), negative, ha="center", va="center")
     axes.set(xlim=(-0.85, 0.85), ylim=(-0.85, 0.85), zlim=(-0.85, 0.85))
-    axes.set_box_aspect((1, 1, 1), zoom=1.12)
+    axes.set_box_aspect((1, 1, 1), zoom=1.05)
     axes.view_init(elev=22, azim=-60)
     axes.set_axis_off()

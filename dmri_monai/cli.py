@@ -1,0 +1,176 @@
+"""The `dmri-monai` command line.  Commands import what they need, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+import dmri_monai
+
+__all__ = ["app"]
+
+FOUND, FAILED = 1, 2  # exit codes: a check found something; the command could not do its work
+
+app = typer.Typer(
+    help="Deep learning on diffusion MRI with MONAI.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+def _one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
+    """Turn a user's error into one line on stderr and exit code 2; anything else keeps its traceback."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except (ValueError, OSError) as error:
+            typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+            raise typer.Exit(FAILED) from error
+
+    return wrapped
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(dmri_monai.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Deep learning on diffusion MRI with MONAI."""
+
+
+@app.command()
+@_one_line_errors
+def phantom(
+    out: Annotated[Path, typer.Option(help="Folder of the BIDS data set to write.")],
+    subjects: Annotated[int, typer.Option(min=1, help="Number of subjects.")] = 8,
+    seed: Annotated[int, typer.Option(help="Same seed, same data.")] = 0,
+    shape: Annotated[tuple[int, int, int], typer.Option(help="Voxels along x y z.")] = (48, 56, 48),
+    spacing: Annotated[tuple[float, float, float], typer.Option(help="Voxel size in mm.")] = (2.5, 2.5, 2.5),
+    scheme: Annotated[str, typer.Option(help="Gradient scheme; random draws one per subject.")] = "random",
+    snr: Annotated[
+        tuple[float, float] | None, typer.Option(help="Range of the SNR of the b0 volumes.")
+    ] = None,
+) -> None:
+    """Write a procedural brain phantom with ground truth as a BIDS data set."""
+    from dmri_monai.phantom import write_dataset
+
+    chosen: dict[str, Any] = {"scheme": scheme} | ({"snr": snr} if snr else {})
+    path = write_dataset(out, subjects=subjects, seed=seed, shape=shape, spacing_mm=spacing, **chosen)
+    typer.echo(f"{subjects} subjects in {path}")
+
+
+@app.command()
+@_one_line_errors
+def check(
+    scan: Annotated[Path, typer.Argument(help="DWI file (.nii, .nii.gz) with its sidecars.")],
+    bvecs: Annotated[
+        Literal["auto", "eddy"], typer.Option(help="eddy: use <scan>.eddy_rotated_bvecs.")
+    ] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    sphere: Annotated[Path | None, typer.Option(help="Write the gradient table as a PNG picture.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Write an HTML report of the scan.")] = None,
+) -> None:
+    """Check a scan: gradient table, flipped b-vectors, SNR, dropped slices.
+
+    Exit code 0: nothing found; 1: something looks wrong; 2: the scan cannot be read.
+    """
+    from dmri_monai.check import check_image
+    from dmri_monai.io import read_dwi
+
+    image, table = read_dwi(scan, bvecs=bvecs)
+    slice_world = image.meta.get("slice_world")
+    result = check_image(image.as_tensor(), table, image.affine, slice_world=slice_world)
+    typer.echo(json.dumps(result.to_dict(), indent=2) if as_json else "\n".join(result.lines()))
+    if sphere or report:
+        from dmri_monai.report import Case, write_report, write_sphere
+
+        if sphere:
+            write_sphere(sphere, table)
+        if report:
+            findings = [{"finding": f} for f in result.findings] or [{"finding": "nothing looks wrong"}]
+            write_report(
+                report,
+                [Case(scan.name, image, table)],
+                title=f"Check of {scan.name}",
+                tables={"Check": findings},
+            )
+    if not result.ok:
+        raise typer.Exit(FOUND)
+
+
+@app.command()
+@_one_line_errors
+def report(
+    outputs: Annotated[Path | None, typer.Argument(help="Folder with predicted *_dseg.nii.gz.")] = None,
+    data: Annotated[Path | None, typer.Option(help="BIDS data set with scans and ground truth.")] = None,
+    image: Annotated[Path | None, typer.Option(help="One DWI file, instead of a folder.")] = None,
+    prediction: Annotated[Path | None, typer.Option(help="Predicted label map of --image.")] = None,
+    truth: Annotated[Path | None, typer.Option(help="True label map of --image.")] = None,
+    names: Annotated[Path | None, typer.Option(help="Class names: .tsv with index and name.")] = None,
+    suffix: Annotated[str, typer.Option(help="Which outputs: <name>_<suffix>.nii.gz.")] = "dseg",
+    out: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("report.html"),
+    title: Annotated[str, typer.Option(help="Heading of the page.")] = "Diffusion MRI report",
+    neurological: Annotated[bool, typer.Option(help="Show the patient's left on the left.")] = False,
+) -> None:
+    """Write a self-contained HTML report of predicted label maps.
+
+    Either a folder of outputs with --data, or one scan with --image and, if wanted, --prediction and --truth.
+    """
+    if (outputs is None) == (image is None):
+        raise ValueError("give either a folder of outputs with --data, or --image")
+    if outputs is not None and data is None:
+        raise ValueError("a folder of outputs needs --data, the BIDS data set with the scans")
+    from dmri_monai.report import case_from_files, cases_from_folder, read_class_names, write_report
+
+    if image is not None:
+        class_names = read_class_names(names) if names else {}
+        cases = [case_from_files(image, prediction, truth, class_names=class_names)]
+    elif outputs is not None and data is not None:
+        cases = cases_from_folder(outputs, data, suffix=suffix)
+    provenance = {"dmri_monai": dmri_monai.__version__}
+    side: Literal["neurological", "radiological"] = "neurological" if neurological else "radiological"
+    typer.echo(write_report(out, cases, title=title, provenance=provenance, convention=side))
+
+
+@app.command()
+@_one_line_errors
+def runs(
+    store: Annotated[
+        str | None, typer.Argument(help="sqlite:///…, a .db file, its folder, or a server's URI.")
+    ] = None,
+    mark_dead: Annotated[
+        str | None,
+        typer.Option(metavar="RUN_ID", help="Set a run left RUNNING by a killed process to FAILED."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the runs as JSON.")] = False,
+) -> None:
+    """List the MLflow runs of a store, newest first."""
+    from dataclasses import asdict
+
+    from dmri_monai.runs import list_runs, runs_table
+    from dmri_monai.runs import mark_dead as settle
+
+    if mark_dead:
+        typer.echo(f"{settle(mark_dead, store)} is now FAILED")
+        return
+    found = list_runs(store)
+    typer.echo(json.dumps([asdict(r) for r in found], indent=2) if as_json else runs_table(found))
+
+
+if __name__ == "__main__":
+    app()
