@@ -1,3 +1,22 @@
-"""Deep learning on diffusion MRI with MONAI: gradient-aware transforms, equivariant layers, pretraining."""
+"""Deep learning on diffusion MRI with MONAI: gradient-aware transforms, equivariant layers, pretraining.
+
+Submodules are imported when they are first used, so that `import dmri_monai` loads neither torch nor MONAI.
+"""
+
+import importlib
+import pkgutil
+from types import ModuleType
 
 __version__ = "0.1.0"
+
+_SUBMODULES = frozenset(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in _SUBMODULES:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(_SUBMODULES | set(globals()))

@@ -18,8 +18,8 @@ __all__ = ["KMeansTissue", "MatchClustersd", "ShuffleBVecsd"]
 class KMeansTissue(nn.Module):
     """k-means on the voxels of one scan, the classical baseline for tissue.
 
-    forward: (B, C, X, Y, Z) maps, e.g. b0, FA, MD, standardised here -> (B, n_clusters, X, Y, Z) one-hot clusters, in no
-    particular order (see :class:`MatchClustersd`).
+    forward: (B, C, X, Y, Z) maps, e.g. b0, FA, MD, standardised here -> (B, n_clusters, X, Y, Z) one-hot clusters, in
+    no particular order (see :class:`MatchClustersd`).
     """
 
     def __init__(self, n_clusters: int = 4, seed: int = 0) -> None:

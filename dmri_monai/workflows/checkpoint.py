@@ -28,8 +28,8 @@ def save_atomically(content: Any, path: Path) -> None:
 class Checkpoint:
     """Ignite handler of a trainer: `last.pt` after every epoch, `model.pt` whenever validation is at its best.
 
-    `last.pt` holds the state of `network`, of everything in `stateful` (optimizer, scheduler, early stopping ...), of the
-    trainer and of the best metric; `model.pt` holds the network alone. Without `evaluator`, `model.pt` is the latest.
+    `last.pt` holds the state of `network`, of everything in `stateful` (optimizer, scheduler, early stopping ...), of
+    the trainer and of the best metric; `model.pt` holds the network alone, the latest where there is no `evaluator`.
     Attach it last, after validation, schedule and early stopping.
 
     resume: continue from `last.pt`; ValueError when there is none.
@@ -137,7 +137,7 @@ def _read(path: str | Path) -> dict[str, Tensor]:
     if not Path(path).is_file():
         raise ValueError(f"there is no checkpoint {path}")
     content = torch.load(path, map_location="cpu", weights_only=True)
-    return content["network"] if "network" in content else content
+    return content.get("network", content)
 
 
 def _check_fit(target: dict[str, Tensor], source: dict[str, Tensor], path: str | Path) -> None:

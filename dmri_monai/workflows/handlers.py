@@ -23,8 +23,7 @@ class Progress:
         self.kind = kind
 
     def attach(self, engine: Engine) -> None:
-        total = engine.state.max_epochs
-        bar = ProgressBar(persist=True, mininterval=1.0, desc=f"{self.kind} [{{}}/{total}]", ncols=90)
+        bar = ProgressBar(persist=True, mininterval=1.0, desc=self.kind, ncols=90)
         bar.attach(engine, output_transform=_loss)
 
 

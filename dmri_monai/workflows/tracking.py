@@ -43,8 +43,8 @@ def current_config() -> dict[str, Any]:
 class MLflowRun:
     """Ignite handler that keeps one MLflow run for the engine it is attached to.
 
-    Logs the scalar settings as parameters, the whole `config` as an artifact, the metrics of every epoch, and at the end
-    the files in `artifacts` that exist. The run is FINISHED on completion and FAILED on an exception; after a kill
+    Logs the scalar settings as parameters, the whole `config` as an artifact, the metrics of every epoch, and at the
+    end the files in `artifacts` that exist. The run is FINISHED on completion and FAILED on an exception; after a kill
     it stays RUNNING until `resume` continues it: its id is kept in `output_dir`/mlflow_run.json.
     enabled=False makes every method a no-op.
     """

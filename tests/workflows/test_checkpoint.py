@@ -1,0 +1,136 @@
+import pytest
+import torch
+from ignite.engine import Engine
+from torch import nn
+
+from dmri_monai.networks import PlainUNet
+from dmri_monai.workflows import Checkpoint, load_pretrained, load_weights
+
+
+def make(folder, **options):
+    torch.manual_seed(0)
+    network = nn.Linear(2, 1)
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.1)
+
+    def step(engine, batch):
+        optimizer.zero_grad()
+        network(batch).square().mean().backward()
+        optimizer.step()
+
+    engine = Engine(step)
+    checkpoint = Checkpoint(folder, network, {"optimizer": optimizer}, **options)
+    checkpoint.attach(engine)
+    return engine, network
+
+
+DATA = [torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, -1.0]])]
+
+
+def test_resumed_training_ends_like_an_uninterrupted_one(tmp_path):
+    engine, network = make(tmp_path / "whole")
+    engine.run(DATA, max_epochs=4)
+    make(tmp_path / "cut")[0].run(DATA, max_epochs=2)
+    resumed, again = make(tmp_path / "cut", resume=True)
+    resumed.run(DATA, max_epochs=4)
+    assert resumed.state.iteration == engine.state.iteration
+    torch.testing.assert_close(again.state_dict(), network.state_dict(), rtol=0, atol=0)
+
+
+def test_training_from_scratch_differs_from_a_resumed_one(tmp_path):
+    make(tmp_path)[0].run(DATA, max_epochs=2)
+    resumed, network = make(tmp_path, resume=True)
+    resumed.run(DATA, max_epochs=4)
+    scratch, other = make(tmp_path / "other")
+    scratch.run(DATA, max_epochs=2)
+    assert (network.weight - other.weight).abs().max() > 1e-3
+
+
+def test_resuming_a_finished_training_changes_nothing(tmp_path):
+    engine, network = make(tmp_path)
+    engine.run(DATA, max_epochs=2)
+    resumed, again = make(tmp_path, resume=True)
+    resumed.run(DATA, max_epochs=2)
+    torch.testing.assert_close(again.state_dict(), network.state_dict(), rtol=0, atol=0)
+
+
+def test_checkpoints_load_with_weights_only(tmp_path):
+    make(tmp_path)[0].run(DATA, max_epochs=1)
+    assert set(torch.load(tmp_path / "last.pt", weights_only=True)) == {"network", "optimizer", "trainer"}
+    assert set(torch.load(tmp_path / "model.pt", weights_only=True)) == {"weight", "bias"}
+
+
+def test_existing_training_is_not_overwritten(tmp_path):
+    make(tmp_path)[0].run(DATA, max_epochs=1)
+    with pytest.raises(ValueError, match="last.pt exists: continue that training with `--resume true`"):
+        make(tmp_path)
+    make(tmp_path, overwrite=True)[0].run(DATA, max_epochs=1)
+
+
+def test_resume_without_a_checkpoint_names_the_file(tmp_path):
+    with pytest.raises(ValueError, match="no checkpoint .*last.pt"):
+        make(tmp_path, resume=True)
+
+
+def test_resume_with_other_data_names_both_lengths(tmp_path):
+    make(tmp_path)[0].run(DATA, max_epochs=1)
+    engine, _ = make(tmp_path, resume=True)
+    with pytest.raises(ValueError, match="has 2 iterations, now 4"):
+        engine.run(DATA * 2, max_epochs=2)
+
+
+def test_a_failed_save_leaves_the_last_checkpoint_and_no_temporary_file(tmp_path, monkeypatch):
+    engine, _ = make(tmp_path)
+    engine.run(DATA, max_epochs=1)
+    before = (tmp_path / "last.pt").read_bytes()
+
+    def broken(content, path):
+        path.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(torch, "save", broken)
+    with pytest.raises(OSError, match="disk full"):
+        engine.run(DATA, max_epochs=2)
+    assert (tmp_path / "last.pt").read_bytes() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["last.pt", "model.pt"]
+
+
+@pytest.fixture
+def pretrained(tmp_path):
+    torch.manual_seed(1)
+    body = PlainUNet(in_channels=2, filters=2, out_channels=2)
+    torch.save(body.state_dict(), tmp_path / "pretrained.pt")
+    return body, tmp_path / "pretrained.pt"
+
+
+def test_pretrained_body_is_loaded_and_the_head_is_new(pretrained):
+    body, path = pretrained
+    network = PlainUNet(in_channels=2, filters=2, out_channels=4)
+    head = network.head.weight.clone()
+    load_pretrained(network, path)
+    torch.testing.assert_close(network.bridge[0][0].weight, body.bridge[0][0].weight, rtol=0, atol=0)
+    torch.testing.assert_close(network.head.weight, head, rtol=0, atol=0)
+
+
+def test_no_pretrained_checkpoint_leaves_the_network_alone():
+    network = PlainUNet(in_channels=2, filters=2)
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    torch.testing.assert_close(load_pretrained(network, None).state_dict(), before, rtol=0, atol=0)
+
+
+def test_checkpoint_of_another_width_names_both_shapes(pretrained):
+    with pytest.raises(
+        ValueError, match=r"down_1.0.0.weight: network \(3, 2, 3, 3, 3\), checkpoint \(2, 2, 3, 3, 3\)"
+    ):
+        load_pretrained(PlainUNet(in_channels=2, filters=3, out_channels=2), pretrained[1])
+
+
+def test_missing_checkpoint_is_named(tmp_path):
+    with pytest.raises(ValueError, match="no checkpoint .*nowhere.pt"):
+        load_pretrained(nn.Linear(1, 1), tmp_path / "nowhere.pt")
+
+
+def test_load_weights_needs_the_head_too(pretrained):
+    with pytest.raises(
+        ValueError, match=r"head.weight: network \(4, 2, 1, 1, 1\), checkpoint \(2, 2, 1, 1, 1\)"
+    ):
+        load_weights(PlainUNet(in_channels=2, filters=2, out_channels=4), pretrained[1])
