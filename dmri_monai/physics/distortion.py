@@ -166,7 +166,8 @@ def _push(image: Tensor, edges: Tensor, axis: int) -> Tensor:
     """
     dim, n = axis - 3, image.shape[axis - 3]
     width = edges.diff(dim=dim)
-    density = image * (width.sign() / width.abs().clamp(min=NARROWEST))
+    widened = width.abs().clamp(min=NARROWEST)
+    density = image * (width.sign() / widened)
     none = torch.zeros_like(density.narrow(dim, 0, 1))
     step = torch.cat([density, none], dim) - torch.cat([none, density], dim)
     place = edges.clamp(0, n)
@@ -176,4 +177,15 @@ def _push(image: Tensor, edges: Tensor, axis: int) -> Tensor:
     shape = list(step.shape)
     shape[dim] = n + 2
     steps = step.new_zeros(shape).scatter_add(dim, index, step - beyond).scatter_add(dim, index + 1, beyond)
-    return steps.narrow(dim, 0, n).cumsum(dim).clamp(min=0)
+    pushed = steps.narrow(dim, 0, n).cumsum(dim).clamp(min=0)
+    narrow = width.detach().abs() < NARROWEST
+    return _with_squeezed(pushed, image * (1 - width.abs() / widened), edges, dim) if narrow.any() else pushed
+
+
+def _with_squeezed(pushed: Tensor, missing: Tensor, edges: Tensor, dim: int) -> Tensor:
+    """`pushed` and what bars narrower than NARROWEST still lack, put into the voxel around their middle."""
+    n = pushed.shape[dim]
+    middle = 0.5 * (edges.narrow(dim, 0, n) + edges.narrow(dim, 1, n)).detach()
+    inside = (middle >= 0) & (middle < n)
+    index = middle.clamp(0, n - 1).long().expand(missing.shape)
+    return pushed.scatter_add(dim, index, missing * inside)

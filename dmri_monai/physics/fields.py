@@ -31,10 +31,10 @@ Shape = tuple[int, int, int]
 # Centre (right, anterior, superior, half fields of view) and radius (mm) of what holds air near the brain:
 # frontal and sphenoid sinus, left and right ear.  Rough anatomy, our own choice.
 AIR_CAVITIES = (
-    ((0.0, 0.70, -0.30), 14.0),
-    ((0.0, 0.25, -0.55), 10.0),
-    ((-0.65, -0.05, -0.60), 10.0),
-    ((0.65, -0.05, -0.60), 10.0),
+    ((0.0, 0.70, -0.30), 25.0),
+    ((0.0, 0.25, -0.55), 18.0),
+    ((-0.65, -0.05, -0.60), 18.0),
+    ((0.65, -0.05, -0.60), 18.0),
 )
 
 
