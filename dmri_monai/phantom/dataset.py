@@ -166,7 +166,7 @@ def _acquisition(subject: Subject) -> dict[str, object]:
 def _write_participants(out: Path) -> None:
     """participants.tsv of every subject in the folder, from the sidecars."""
     rows: list[tuple[object, ...]] = [("participant_id", "snr", "n_volumes")]
-    for path in sorted(out.glob("sub-*/dwi/sub-*_dwi.json")):
+    for path in sorted(out.glob("sub-*/dwi/sub-*_dwi.json"), key=lambda p: (len(p.name), p.name)):
         label = path.name.removesuffix("_dwi.json")
         n_volumes = len(path.with_suffix(".bval").read_text().split())
         rows.append((label, f"{json.loads(path.read_text())['Phantom']['SNR']:.2f}", n_volumes))

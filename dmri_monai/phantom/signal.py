@@ -11,7 +11,7 @@ from dmri_monai.gradients import GradientTable
 from dmri_monai.phantom.fields import Seed, SmoothField, stage_rng
 from dmri_monai.phantom.microstructure import Contrast, Microstructure
 
-__all__ = ["dispersed_stick", "receive_bias", "simulate"]
+__all__ = ["dispersed_sticks", "receive_bias", "simulate"]
 
 DEGREES = tuple(range(0, 17, 2))
 CHUNK = 20_000
@@ -38,17 +38,19 @@ def even_legendre(c: Tensor) -> Tensor:
     return torch.stack(values[::2], dim=-1)
 
 
-def dispersed_stick(cosine: Tensor, x: Tensor, dispersion: Tensor) -> Tensor:
-    """Orientation average of exp(-x cos²): `cosine` (P, F, N) to the mean direction, `x` (N,) = b d.
+def dispersed_sticks(cosine: Tensor, volumes: Tensor, x: Tensor, dispersion: Tensor) -> Tensor:
+    """(K, P, N) = sum over fibres of `volumes` (P, F) times the orientation average of exp(-x cos²).
 
+    cosine (P, F, N): to each fibre's mean direction.  x (K, N) = b d, for K diffusivities at once.
     dispersion (P,): variance per axis in rad², about 1 / (2 kappa) of a Watson distribution.
     Orientations follow the heat kernel on the sphere, so degree l shrinks by exp(-l (l + 1) dispersion / 2).
     The series ends at degree 16: error below 1e-4 for x <= 6, dispersed or not.
     """
     degrees = torch.tensor(DEGREES).to(cosine)
     decay = torch.exp(-degrees * (degrees + 1) / 2 * dispersion.unsqueeze(1))
-    coefficients = torch.from_numpy(stick_coefficients(x.double().cpu().numpy())).to(cosine)
-    return torch.einsum("pfnl,nl,pl->pfn", even_legendre(cosine), coefficients, decay)
+    moments = torch.einsum("pfnl,pf->pnl", even_legendre(cosine), volumes) * decay.unsqueeze(1)
+    coefficients = np.stack([stick_coefficients(row) for row in x.double().cpu().numpy()])
+    return torch.einsum("pnl,knl->kpn", moments, torch.from_numpy(coefficients).to(cosine))
 
 
 def simulate(micro: Microstructure, contrast: Contrast, table: GradientTable) -> Tensor:
@@ -85,16 +87,16 @@ def _grey_matter(radial: Tensor, contrast: Contrast, b: Tensor, g: Tensor) -> Te
 
 def _white_matter(micro: Microstructure, contrast: Contrast, b: Tensor, g: Tensor, index: Tensor) -> Tensor:
     """(W, N): per population, dispersed sticks inside axons and dispersed zeppelins outside."""
-    volumes = micro.fibre_volumes[index].unsqueeze(2)
-    cosine, dispersion = micro.fibre_directions[index] @ g.T, micro.dispersion[index]
-    inside = (volumes * dispersed_stick(cosine, b * contrast.d_parallel, dispersion)).sum(dim=1)
-    difference = b * (contrast.d_parallel - contrast.d_perpendicular)
-    outside = (volumes * dispersed_stick(cosine, difference, dispersion)).sum(dim=1)
+    cosine = micro.fibre_directions[index] @ g.T
+    x = torch.stack([b * contrast.d_parallel, b * (contrast.d_parallel - contrast.d_perpendicular)])
+    inside, outside = dispersed_sticks(cosine, micro.fibre_volumes[index], x, micro.dispersion[index])
     share = micro.intra[index].unsqueeze(1)
-    return share * inside + (1 - share) * outside * torch.exp(-b * contrast.d_perpendicular)
+    signal: Tensor = share * inside + (1 - share) * outside * torch.exp(-b * contrast.d_perpendicular)
+    return signal
 
 
 def receive_bias(seed: Seed, points_world: Tensor, strength: float = 0.22) -> Tensor:
     """(P, 3) world mm -> (P,) smooth positive gain, exp of a random field of SD `strength`."""
     field = SmoothField.draw(stage_rng(seed, "bias"), n_waves=6, wavelength_mm=(140.0, 260.0))
-    return torch.exp(strength * field(points_world)[:, 0].clamp(-2, 2))
+    bias: Tensor = torch.exp(strength * field(points_world)[:, 0].clamp(-2, 2))
+    return bias

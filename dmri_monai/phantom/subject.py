@@ -9,7 +9,7 @@ import torch
 from monai.data import MetaTensor
 from torch import Tensor
 
-from dmri_monai.gradients import GradientTable
+from dmri_monai.gradients import GradientTable, grid_rotation
 from dmri_monai.phantom.anatomy import TISSUES, Anatomy, voxel_centres
 from dmri_monai.phantom.fields import Seed, rotation, stage_rng
 from dmri_monai.phantom.lesions import Lesions
@@ -88,6 +88,7 @@ def make_subject(
     if affine is None:
         affine = draw_affine(stage_rng(seed, "affine"), shape, spacing_mm)
     affine = torch.as_tensor(affine).double().cpu()
+    grid_rotation(affine)  # refuses singular and non-finite grids
     anatomy, contrast = Anatomy.draw(seed), Contrast.draw(seed)
     points = voxel_centres(affine.to(device), shape)
     fractions = anatomy.voxel_fractions(affine.to(device), shape)

@@ -4,20 +4,27 @@ from scipy.special import erf
 
 from dmri_monai.phantom import make_subject, shell_table
 from dmri_monai.phantom.anatomy import TISSUES, Anatomy
-from dmri_monai.phantom.signal import dispersed_stick, receive_bias
+from dmri_monai.phantom.signal import dispersed_sticks, receive_bias
+
+
+def one_stick(cosine: torch.Tensor, x: torch.Tensor, dispersion: float) -> torch.Tensor:
+    """(P,) cosines, (N,) x -> (P, N) of one stick that fills the voxel."""
+    n = len(cosine)
+    cosines = cosine.double().view(n, 1, 1).expand(n, 1, len(x))
+    volumes = torch.ones(n, 1, dtype=torch.float64)
+    return dispersed_sticks(cosines, volumes, x.unsqueeze(0), torch.full((n,), dispersion).double())[0]
 
 
 def test_stick_without_dispersion_is_the_exponential():
-    cosine, x = torch.linspace(-1, 1, 41).view(1, -1, 1).double(), torch.tensor([0.0, 1.0, 3.0, 6.0]).double()
-    expected = torch.exp(-x * cosine**2)
-    actual = dispersed_stick(cosine, x, torch.zeros(1).double())
-    torch.testing.assert_close(actual, expected, rtol=0, atol=2e-4)
+    cosine, x = torch.linspace(-1, 1, 41), torch.tensor([0.0, 1.0, 3.0, 6.0]).double()
+    expected = torch.exp(-x * cosine.double().unsqueeze(1) ** 2)
+    torch.testing.assert_close(one_stick(cosine, x, 0.0), expected, rtol=0, atol=1e-4)
 
 
 def test_fully_dispersed_stick_is_the_powder_average():
     x = torch.tensor([0.5, 1.7, 5.0]).double()
     expected = np.sqrt(np.pi / (4 * x.numpy())) * erf(np.sqrt(x.numpy()))
-    actual = dispersed_stick(torch.zeros(1, 1, 1).double(), x, torch.tensor([50.0]).double())
+    actual = one_stick(torch.zeros(1), x, 50.0)
     torch.testing.assert_close(actual.flatten(), torch.from_numpy(expected), rtol=1e-6, atol=0)
 
 
@@ -27,8 +34,16 @@ def test_small_dispersion_agrees_with_an_average_over_gaussian_tilts():
     sticks = torch.nn.functional.normalize(torch.cat([tilt, torch.ones(len(tilt), 1)], dim=1), dim=1)
     g = torch.tensor([np.sin(0.7), 0.0, np.cos(0.7)])
     expected = torch.exp(-x * (sticks @ g) ** 2).mean()
-    actual = dispersed_stick(g[2].view(1, 1, 1), x, torch.tensor([variance]).double())
+    actual = one_stick(g[2:], x, variance)
     torch.testing.assert_close(actual.squeeze(), expected, rtol=5e-3, atol=0)
+
+
+def test_fibres_add_by_their_volumes():
+    cosine, x = torch.tensor([[[0.2], [0.9]]]).double(), torch.tensor([[1.5]]).double()
+    volumes, dispersion = torch.tensor([[0.3, 0.5]]).double(), torch.tensor([0.1]).double()
+    both = dispersed_sticks(cosine, volumes, x, dispersion).squeeze()
+    alone = [one_stick(torch.tensor([c]), x[0], 0.1).squeeze() for c in (0.2, 0.9)]
+    torch.testing.assert_close(both, 0.3 * alone[0] + 0.5 * alone[1], rtol=1e-6, atol=0)
 
 
 def test_signal_of_three_shells_falls_with_b():

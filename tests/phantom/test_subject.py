@@ -172,3 +172,8 @@ def test_impossible_snr_is_refused(snr):
 def test_impossible_shape_is_refused():
     with pytest.raises(ValueError, match="shape"):
         make_subject(1, shape=(4, 4))
+
+
+def test_singular_affine_is_refused():
+    with pytest.raises(ValueError, match="singular"):
+        make_subject(1, shape=(4, 4, 4), affine=torch.diag(torch.tensor([1.0, 0.0, 1.0, 1.0])))
