@@ -12,12 +12,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from dmri_monai.io.nifti import SUFFIXES, nifti_stem
-
 __all__ = ["data_list", "hcp_list", "split", "split_fold"]
 
 Item = TypeVar("Item", bound=Mapping[str, Any])
 Missing = Literal["error", "skip", "drop"]
+SUFFIXES = (".nii.gz", ".nii")
 PHASE_PARTS = ("phase", "real", "imag")  # only magnitudes follow the signal models
 
 
@@ -133,15 +132,17 @@ def _images(root: Path) -> list[Path]:
         raise ValueError(f"no sub-*/[ses-*/]dwi/*_dwi.nii.gz in {root}")
     images.sort(key=lambda path: path.relative_to(root).parts)
     for one, other in pairwise(images):
-        if one.with_name(nifti_stem(one)) == other.with_name(nifti_stem(other)):
+        if one.with_name(_stem(one)) == other.with_name(_stem(other)):
             raise ValueError(f"both {one} and {other.name} are there, expected one")
     return images
 
 
+def _stem(path: Path) -> str:
+    return path.name.removesuffix(".gz").removesuffix(".nii")
+
+
 def _entities(path: Path) -> dict[str, str]:
-    return {
-        key: value for key, _, value in (pair.partition("-") for pair in nifti_stem(path).split("_")[:-1])
-    }
+    return {key: value for key, _, value in (pair.partition("-") for pair in _stem(path).split("_")[:-1])}
 
 
 def _item(
