@@ -1,0 +1,113 @@
+"""Check a pipeline, before anything is loaded, for transforms that would leave gradient directions wrong.
+
+MONAI's elastic and grid-distortion transforms leave neither a trace nor a changed affine: nothing in the data can tell
+afterwards, so the pipeline itself is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from monai.transforms import Compose
+
+__all__ = ["check_gradient_safe"]
+
+# spatial transforms of MONAI that keep the affine in step with the voxels and do not turn the grid
+KEEP_AXES = frozenset(
+    {
+        "BorderPad", "BoundingRect", "CenterScaleCrop", "CenterSpatialCrop", "Crop", "CropForeground", "DivisiblePad",
+        "Pad", "RandCrop", "RandCropByLabelClasses", "RandCropByPosNegLabel", "RandScaleCrop", "RandSpatialCrop",
+        "RandSpatialCropSamples", "RandWeightedCrop", "RandZoom", "Resize", "ResizeWithPadOrCrop", "SpatialCrop",
+        "SpatialPad", "Spacing", "Zoom",
+    }
+)  # fmt: skip
+# those that turn or mirror the grid: right too, but only before directions are fixed to the voxel frame
+TURN_AXES = frozenset(
+    {
+        "Affine", "Flip", "Orientation", "RandAffine", "RandAxisFlip", "RandFlip", "RandRotate", "RandRotate90",
+        "RandRotateMM", "ResampleToMatch", "Rotate", "Rotate90", "SpatialResample",
+    }
+)  # fmt: skip
+# what leaves every voxel where it is
+KEEP_VOXELS = frozenset(
+    {
+        "Activations", "AddCoordinateChannels", "AdjustContrast", "ApplyPending", "AsDiscrete", "CastToType",
+        "ClassesToIndices", "ClipIntensityPercentiles", "ConcatItems", "CopyItems", "CutOut", "DataStats",
+        "DeleteItems", "EnsureChannelFirst", "EnsureType", "FgBgToIndices", "FillHoles", "ForegroundMask",
+        "GaussianSharpen", "GaussianSmooth", "GibbsNoise", "HistogramNormalize", "Identity", "IntensityStats",
+        "Invert", "KSpaceSpikeNoise", "KeepLargestConnectedComponent", "LabelFilter", "LabelToMask", "LoadImage",
+        "MapLabelValue", "MaskIntensity", "MedianSmooth", "NormalizeIntensity", "RandAdjustContrast", "RandBiasField",
+        "RandCoarseDropout", "RandGaussianNoise", "RandGaussianSharpen", "RandGaussianSmooth", "RandGibbsNoise",
+        "RandHistogramShift", "RandIdentity", "RandKSpaceSpikeNoise", "RandRicianNoise",
+        "RandScaleIntensity", "RandScaleIntensityFixedMean", "RandShiftIntensity", "RandSmoothFieldAdjustContrast",
+        "RandSmoothFieldAdjustIntensity", "RandStdShiftIntensity", "RemoveSmallObjects", "SaveImage",
+        "ScaleIntensity", "ScaleIntensityRange", "ScaleIntensityRangePercentiles", "SelectItems", "ShiftIntensity",
+        "SimulateDelay", "StdShiftIntensity", "ThresholdIntensity", "ToDevice", "ToTensor", "WriteFileMapping",
+    }
+)  # fmt: skip
+ALLOWED = KEEP_AXES | TURN_AXES | KEEP_VOXELS
+FIX_FRAME = frozenset({"ResampleDirections", "SphericalHarmonics", "ToVoxelFrame", "DirectionsToVoxelFrame"})
+ADVICE = {
+    "Rand2DElastic": "use dmri_monai.transforms.RandElasticDWId",
+    "Rand3DElastic": "use dmri_monai.transforms.RandElasticDWId",
+    "RandSmoothDeform": "use dmri_monai.transforms.RandElasticDWId",
+    "GridDistortion": "use dmri_monai.transforms.RandElasticDWId",
+    "RandGridDistortion": "use dmri_monai.transforms.RandElasticDWId",
+    "Transpose": "use monai.transforms.Orientationd",
+    "Lambda": "it cannot be looked into; if it keeps voxels in place, name its class in `allow`",
+    "RandLambda": "it cannot be looked into; if it keeps voxels in place, name its class in `allow`",
+    "MixUp": "scans with different gradient tables cannot be mixed",
+    "CutMix": "scans with different gradient tables cannot be mixed",
+    "RandSimulateLowResolution": "use monai.transforms.RandZoomd",
+}
+
+
+def check_gradient_safe(pipeline: Any, keys: Sequence[str] = ("image",), allow: Iterable[type | str] = ()) -> None:
+    """Raise ValueError if `pipeline` holds a transform on `keys` that can leave gradient directions wrong.
+
+    pipeline: a transform, a list, or any Compose (nested, OneOf, SomeOf, RandomOrder; lazy or not).  An allow-list
+    decides: MONAI's transforms that track their affine or leave voxels in place, everything in `dmri_monai`, and the
+    classes (or class names) in `allow`, of which you know the same.  Also refused: a transform that turns the grid
+    after directions were fixed to the voxel frame.  Dictionary transforms on other keys are passed over.
+    """
+    names = {a if isinstance(a, str) else a.__name__ for a in allow}
+    fixed_by: str | None = None
+    for path, transform in _leaves(pipeline, "pipeline"):
+        name = type(transform).__name__
+        base = _base_name(name)
+        if not _acts_on(transform, keys):
+            continue
+        if base in FIX_FRAME and _is_ours(transform):
+            fixed_by = fixed_by or name
+        elif fixed_by and base in TURN_AXES:
+            raise ValueError(f"{path}: {name} turns the grid after {fixed_by} fixed directions to it; move it before")
+        if not (base in ALLOWED or _is_ours(transform) or name in names or base in names):
+            advice = ADVICE.get(base, "if it keeps the affine in step with the voxels, name its class in `allow`")
+            raise ValueError(f"{path}: {name} is not known to keep gradient directions right; {advice}")
+
+
+def _leaves(node: Any, path: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(node, Compose):
+        node = node.transforms
+    if isinstance(node, list | tuple):
+        for i, child in enumerate(node):
+            yield from _leaves(child, f"{path}[{i}]")
+    elif node is not None:
+        yield path, node
+
+
+def _base_name(name: str) -> str:
+    for suffix in ("Dict", "D", "d"):
+        if name.endswith(suffix) and (name.removesuffix(suffix) in ALLOWED | set(ADVICE) | FIX_FRAME):
+            return name.removesuffix(suffix)
+    return name
+
+
+def _acts_on(transform: Any, keys: Sequence[str]) -> bool:
+    own = getattr(transform, "keys", None)
+    return own is None or callable(own) or bool(set(own) & set(keys))
+
+
+def _is_ours(transform: Any) -> bool:
+    return type(transform).__module__.split(".")[0] == "dmri_monai"

@@ -1,0 +1,110 @@
+"""Random rotations in millimetres."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.transforms import InvertibleTransform, LazyTransform, MapTransform, RandomizableTransform, SpatialResample
+from monai.utils import TraceKeys, ensure_tuple_rep
+from torch import Tensor
+
+from dmri_monai.gradients import grid_rotation
+
+__all__ = ["RandRotateMMd", "random_rotation", "rotated_affine"]
+
+
+def random_rotation(random_state: np.random.RandomState, max_degrees: float = 180.0) -> Tensor:
+    """(3, 3) float64 rotation, uniform on SO(3) among those of at most `max_degrees`.
+
+    The axis is uniform on the sphere; the angle has the density (1 - cos a) of uniform rotations, cut at the maximum.
+    """
+    axis = torch.from_numpy(random_state.normal(size=3))
+    limit = math.radians(max_degrees)
+    target = random_state.uniform() * (limit - math.sin(limit))
+    low, high = 0.0, limit
+    for _ in range(60):  # a - sin a grows: halving finds the angle
+        middle = (low + high) / 2
+        low, high = (middle, high) if middle - math.sin(middle) < target else (low, middle)
+    x, y, z = (axis / axis.norm() * (low + high) / 2).tolist()
+    generator = torch.tensor([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]], dtype=torch.float64)
+    return torch.linalg.matrix_exp(generator)
+
+
+def rotated_affine(affine: Tensor, spatial_size: Sequence[int], rotation: Tensor) -> Tensor:
+    """(4, 4) affine of the grid of `affine` turned by `rotation` (3, 3, voxel axes, mm) about its centre.
+
+    With A = Q P (polar factor and symmetric stretch) the turned grid is Q R P: same spacing, same angles between the
+    axes, and its voxel frame is exactly Q R, whatever the anisotropy or shear of A.
+    """
+    affine = affine.detach().cpu().double()
+    linear, centre = affine[:3, :3], (torch.tensor(list(spatial_size), dtype=torch.float64) - 1) / 2
+    q = grid_rotation(affine)
+    turned = affine.clone()
+    turned[:3, :3] = q @ rotation @ q.T @ linear
+    turned[:3, 3] = affine[:3, 3] + (linear - turned[:3, :3]) @ centre
+    return turned
+
+
+class RandRotateMMd(RandomizableTransform, MapTransform, InvertibleTransform, LazyTransform):
+    """Rotate the grid about its centre, by a rotation uniform on SO(3) up to `max_degrees`, in millimetres.
+
+    Right on anisotropic and oblique grids, where rotations of voxel indices shear.  Size and spacing stay; the affine
+    follows, so b-vectors and labels need nothing else.  Lazy and invertible as MONAI's own; any device.
+    mode, padding_mode: one for all keys or one a key, as in `monai.transforms.SpatialResample`.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection = "image",
+        prob: float = 0.1,
+        max_degrees: float = 180.0,
+        *,
+        mode: str | Sequence[str] = "bilinear",
+        padding_mode: str | Sequence[str] = "zeros",
+        allow_missing_keys: bool = False,
+        lazy: bool = False,
+    ) -> None:
+        MapTransform.__init__(self, keys, allow_missing_keys)
+        RandomizableTransform.__init__(self, prob)
+        LazyTransform.__init__(self, lazy=lazy)
+        if not 0 < max_degrees <= 180:
+            raise ValueError(f"max_degrees must lie in (0, 180], got {max_degrees}")
+        self.max_degrees = max_degrees
+        self.mode = ensure_tuple_rep(mode, len(self.keys))
+        self.padding_mode = ensure_tuple_rep(padding_mode, len(self.keys))
+        self.resampler = SpatialResample(align_corners=True, dtype=np.float32)
+        self.rotation = torch.eye(3, dtype=torch.float64)
+
+    def randomize(self, data: Any = None) -> None:
+        super().randomize(None)
+        if self._do_transform:
+            self.rotation = random_rotation(self.R, self.max_degrees)
+
+    def __call__(self, data: Mapping[Hashable, Any], lazy: bool | None = None) -> dict[Hashable, Any]:
+        item = dict(data)
+        self.randomize()
+        lazy_ = self.lazy if lazy is None else lazy
+        for key, mode, padding_mode in self.key_iterator(item, self.mode, self.padding_mode):
+            image = item[key]
+            if self._do_transform:
+                size = image.peek_pending_shape()
+                target = rotated_affine(image.peek_pending_affine(), size, self.rotation)
+                image = self.resampler(image, target, size, mode, padding_mode, lazy=lazy_)
+            self.push_transform(image, replace=True, lazy=lazy_)
+            item[key] = image
+        return item
+
+    def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Turn back the images in `keys`; see MONAI's `InvertibleTransform`."""
+        item = dict(data)
+        for key in self.key_iterator(item):
+            record = self.pop_transform(item[key])
+            if record[TraceKeys.DO_TRANSFORM]:
+                item[key].applied_operations.append(record[TraceKeys.EXTRA_INFO])
+                item[key] = self.resampler.inverse(item[key])
+        return item
