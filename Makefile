@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+RUN := $(BIN)/python -W ignore -m monai.bundle run
 export OMP_NUM_THREADS ?= 2
 export MPLBACKEND := Agg
 
@@ -31,8 +32,15 @@ lint: install
 bench: install
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
 
+# the main job; a new demo replaces the old one
 demo: install
-	$(BIN)/python -m dmri_monai.demo --out demo
+	rm -rf demo
+	$(BIN)/dmri-monai phantom --out demo/data --subjects 12 --seed 0
+	$(RUN) pretraining --args_file configs/args/pretrain.json
+	$(RUN) training --args_file configs/args/train.json
+	$(RUN) inferring --args_file configs/args/inference.json
+	$(RUN) evaluating --args_file configs/args/evaluate.json
+	@echo "report: demo/runs/inference/report.html   runs: demo/runs/mlruns.db"
 
 clean:
 	rm -rf $(VENV) demo build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis

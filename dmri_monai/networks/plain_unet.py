@@ -7,15 +7,15 @@ from torch import Tensor, nn
 
 __all__ = ["PlainUNet"]
 
-N_LEVELS = 3
-
 
 def _check_size(image: Tensor, in_channels: int) -> None:
-    if image.ndim != 5 or image.shape[1] != in_channels:
-        raise ValueError(f"PlainUNet: input shape {tuple(image.shape)}, expected (B, {in_channels}, X, Y, Z)")
-    multiple = 2**N_LEVELS
-    if any(size % multiple for size in image.shape[2:]):
-        raise ValueError(f"PlainUNet: spatial size {tuple(image.shape[2:])} is not a multiple of {multiple}")
+    # plain loops and lists: TorchScript compiles this
+    size = list(image.shape)
+    if len(size) != 5 or size[1] != in_channels:
+        raise ValueError(f"PlainUNet: input shape {size}, expected [B, {in_channels}, X, Y, Z]")
+    for n in size[2:]:
+        if n % 8 != 0:
+            raise ValueError(f"PlainUNet: spatial size {size[2:]} is not a multiple of 8")
 
 
 def _conv(in_channels: int, out_channels: int) -> nn.Sequential:

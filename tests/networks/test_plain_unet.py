@@ -7,7 +7,9 @@ import torch
 from dmri_monai.networks import PlainUNet
 
 ORACLE = Path(__file__).parents[3] / "shared" / "oracles" / "weninger_unet3d"
-needs_oracle = pytest.mark.skipif(not ORACLE.is_dir(), reason="reference numbers of the 2022 U-Net are not here")
+needs_oracle = pytest.mark.skipif(
+    not ORACLE.is_dir(), reason="reference numbers of the 2022 U-Net are not here"
+)
 
 
 @pytest.fixture
@@ -46,10 +48,10 @@ def test_body_of_a_network_with_a_head_loads_a_headless_state_dict():
 
 
 def test_size_that_is_no_multiple_of_eight_raises_with_both_numbers():
-    with pytest.raises(ValueError, match=r"\(8, 12, 8\) is not a multiple of 8"):
+    with pytest.raises(ValueError, match=r"\[8, 12, 8\] is not a multiple of 8"):
         PlainUNet(in_channels=1, filters=2)(torch.zeros(1, 1, 8, 12, 8))
 
 
 def test_wrong_channel_count_raises_with_both_numbers():
-    with pytest.raises(ValueError, match=r"\(1, 3, 8, 8, 8\), expected \(B, 1, X, Y, Z\)"):
+    with pytest.raises(ValueError, match=r"\[1, 3, 8, 8, 8\], expected \[B, 1, X, Y, Z\]"):
         PlainUNet(in_channels=1, filters=2)(torch.zeros(1, 3, 8, 8, 8))

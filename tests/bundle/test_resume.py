@@ -1,0 +1,67 @@
+"""A training that is killed in the middle of an epoch, and resumed, ends with the weights it would have had."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+SETTINGS = {
+    "spacing_mm": "[6.0,6.0,6.0]",
+    "crop_size": "[16,16,16]",
+    "network_def#filters": "4",
+    "device": "cpu",
+    "batch_size": "1",
+    "max_epochs": "4",
+    "mlflow": "False",
+}
+
+
+def command(dataset_dir, out, **settings):
+    options = {**SETTINGS, "dataset_dir": dataset_dir, "output_dir": str(out), **settings}
+    arguments = [part for key, value in options.items() for part in (f"--{key}", value)]
+    config = str(ROOT / "bundle" / "configs" / "train.json")
+    return [sys.executable, "-m", "monai.bundle", "run", "training", "--config_file", config, *arguments]
+
+
+def kill_in_second_epoch(arguments, out):
+    """Start a training, wait until the first epoch is saved and the second under way, and kill it."""
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(arguments, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 300
+    while not (out / "last.pt").is_file():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline, "no checkpoint after 300 s"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_killed_and_resumed_training_is_bit_identical(prepare, dataset_dir, tmp_path, workers):
+    common = {"dataset_dir": dataset_dir, "batch_size": 1, "max_epochs": 4, "cache_rate": 0.0}
+    prepare("train", output_dir=str(tmp_path / "whole"), **common).run()
+    kill_in_second_epoch(command(dataset_dir, tmp_path / "cut", num_workers=str(workers)), tmp_path / "cut")
+    epoch = torch.load(tmp_path / "cut" / "last.pt", weights_only=True)["trainer"]["epoch"]
+    assert 1 <= epoch < 4
+    resumed = {"output_dir": str(tmp_path / "cut"), "resume": True, "num_workers": workers}
+    prepare("train", **common, **resumed).run()
+    for name in ("last.pt", "model.pt"):
+        ends = [torch.load(tmp_path / f / name, weights_only=True) for f in ("whole", "cut")]
+        networks = [end.get("network", end) for end in ends]
+        torch.testing.assert_close(networks[1], networks[0], rtol=0, atol=0)
+
+
+def test_another_seed_gives_other_weights(prepare, dataset_dir, tmp_path):
+    """The control: the comparison above can fail."""
+    ends = []
+    for seed in (0, 1):
+        out = tmp_path / str(seed)
+        prepare("train", dataset_dir=dataset_dir, output_dir=str(out), seed=seed, max_epochs=1).run()
+        ends.append(torch.load(out / "model.pt", weights_only=True)["head.weight"])
+    assert (ends[0] - ends[1]).abs().max() > 1e-4

@@ -1,0 +1,60 @@
+import json
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+
+@pytest.fixture(scope="module")
+def run(trained):
+    """The MLflow run of the tiny fine-tuning, and its client."""
+    record = json.loads((trained / "mlflow_run.json").read_text())
+    client = MlflowClient(record["tracking_uri"])
+    return client.get_run(record["run_id"]), client
+
+
+def test_store_is_an_sqlite_file_beside_the_output_folder(run, trained):
+    assert (trained.parent / "mlruns.db").is_file()
+
+
+def test_finished_training_is_a_finished_run(run):
+    assert run[0].info.status == "FINISHED"
+
+
+def test_metrics_are_logged_for_every_epoch(run):
+    for name in ("train_loss", "val_mean_dice"):
+        history = run[1].get_metric_history(run[0].info.run_id, name)
+        assert sorted(point.step for point in history) == [1, 2], name
+
+
+def test_configuration_with_overrides_picture_and_model_are_artifacts(run, trained):
+    names = {artifact.path for artifact in run[1].list_artifacts(run[0].info.run_id)}
+    assert names == {"config.json", "model.pt", "validation.png"}
+    path = run[1].download_artifacts(run[0].info.run_id, "config.json", str(trained))
+    config = json.loads(Path(path).read_text())
+    assert config["crop_size"] == [16, 16, 16]
+    assert config["network_def"]["filters"] == 4
+
+
+def test_new_training_is_a_new_run(run, prepare, dataset_dir, trained):
+    out = trained.parent / "second"
+    prepare("train", dataset_dir=dataset_dir, output_dir=str(out), mlflow=True, max_epochs=1).run()
+    record = json.loads((out / "mlflow_run.json").read_text())
+    assert record["run_id"] != run[0].info.run_id
+    assert record["run_name"] != run[0].info.run_name
+
+
+def test_exception_marks_the_run_failed_and_is_raised(prepare, dataset_dir, trained):
+    out = trained.parent / "failing"
+    workflow = prepare("train", dataset_dir=dataset_dir, output_dir=str(out), mlflow=True)
+
+    def broken(*args):
+        raise RuntimeError("out of luck")
+
+    workflow.trainer.loss_function = broken
+    with pytest.raises(RuntimeError, match="out of luck"):
+        workflow.run()
+    record = json.loads((out / "mlflow_run.json").read_text())
+    failed = MlflowClient(record["tracking_uri"]).get_run(record["run_id"])
+    assert failed.info.status == "FAILED"
+    assert "out of luck" in failed.data.tags["error"]

@@ -1,0 +1,119 @@
+import json
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+
+RUN_IDS = {"pretrain": "pretraining", "train": "training", "evaluate": "evaluating", "inference": "inferring"}
+
+
+def weights(path):
+    return torch.load(path, weights_only=True)
+
+
+@pytest.fixture(params=RUN_IDS)
+def workflow(request, prepare, dataset_dir, trained, tmp_path):
+    """Every config of the bundle, initialised on the phantom."""
+    own = {"checkpoint": str(trained / "model.pt")} if request.param in ("evaluate", "inference") else {}
+    return prepare(request.param, dataset_dir=dataset_dir, output_dir=str(tmp_path), **own)
+
+
+def test_no_property_of_a_monai_bundle_is_missing(workflow):
+    assert workflow.check_properties() == []
+
+
+def test_every_required_property_resolves(workflow):
+    for name, value in workflow.properties.items():
+        if value["required"]:
+            assert getattr(workflow, name) is not None, name
+
+
+@pytest.mark.parametrize("config", RUN_IDS)
+def test_named_run_id_is_the_plain_run(bundle, config):
+    content = json.loads((bundle / "configs" / f"{config}.json").read_text())
+    assert content[RUN_IDS[config]] == "%run"
+    assert content["initialize"]
+
+
+def test_networks_of_all_configs_agree(bundle):
+    configs = {n: json.loads((bundle / "configs" / f"{n}.json").read_text()) for n in RUN_IDS}
+    keys = ("network_def", "in_channels", "shells", "shell_tolerance", "l_max", "missing", "class_names")
+    for name in ("evaluate", "inference"):
+        for key in (*keys, "spacing_mm"):
+            assert configs[name][key] == configs["train"][key], (name, key)
+    body = {k: v for k, v in configs["pretrain"]["network_def"].items() if k != "out_channels"}
+    assert body == {k: v for k, v in configs["train"]["network_def"].items() if k != "out_channels"}
+
+
+def test_fine_tuning_starts_from_the_pretrained_body(prepare, dataset_dir, pretrained, tmp_path):
+    workflow = prepare(
+        "train", dataset_dir=dataset_dir, output_dir=str(tmp_path), pretrained=str(pretrained / "model.pt")
+    )
+    network = workflow.parser.get_parsed_content("network")
+    expected = weights(pretrained / "model.pt")["bridge.0.0.weight"]
+    torch.testing.assert_close(network.bridge[0][0].weight.data, expected, rtol=0, atol=0)
+
+
+def test_training_leaves_best_and_last_checkpoint_and_a_picture(trained):
+    assert weights(trained / "last.pt")["trainer"]["epoch"] == 2
+    assert "head.weight" in weights(trained / "model.pt")
+    assert (trained / "validation.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("pretext", ["artifacts", "autoencoder", "none"])
+def test_one_switch_selects_the_pretext(prepare, dataset_dir, tmp_path, pretext):
+    workflow = prepare(
+        "pretrain", dataset_dir=dataset_dir, output_dir=str(tmp_path), pretext=pretext, max_epochs=1
+    )
+    initial = {k: v.clone() for k, v in workflow.parser.get_parsed_content("network").state_dict().items()}
+    workflow.run()
+    moved = max(float((v - initial[k]).abs().max()) for k, v in weights(tmp_path / "model.pt").items())
+    assert (moved == 0) == (pretext == "none")
+
+
+def test_pretext_of_artifacts_corrupts_the_input_and_not_the_target(prepare, dataset_dir, tmp_path):
+    workflow = prepare("pretrain", dataset_dir=dataset_dir, output_dir=str(tmp_path))
+    loader, batch_of = (
+        workflow.parser.get_parsed_content(i) for i in ("validate#dataloader", "prepare_batch")
+    )
+    batch = next(iter(loader))
+    image, target = batch_of(batch, torch.device("cpu"))
+    again, same_target = batch_of(batch, torch.device("cpu"))
+    assert image.shape == target.shape == (1, 16, 20, 24, 20)
+    assert (image - target).norm() > 0.01 * target.norm()
+    torch.testing.assert_close(again, image, rtol=0, atol=0)
+    torch.testing.assert_close(same_target, target, rtol=0, atol=0)
+
+
+def test_evaluation_compares_with_both_controls(prepare, dataset_dir, trained, tmp_path, capsys):
+    own = {"checkpoint": str(trained / "model.pt"), "mlflow": True}
+    prepare("evaluate", dataset_dir=dataset_dir, output_dir=str(tmp_path / "evaluation"), **own).run()
+    rows = (tmp_path / "evaluation" / "dice_summary.csv").read_text().splitlines()
+    assert rows[0] == "method,WM,GM,CSF,mean"
+    assert [row.split(",")[0].strip('"') for row in rows[1:]] == ["network", "network", "k-means on b0"]
+    assert "k-means on b0, FA, MD" in capsys.readouterr().out
+
+
+def test_inference_writes_label_maps_in_the_space_of_the_scan_and_a_report(
+    prepare, dataset_dir, trained, tmp_path
+):
+    own = {"checkpoint": str(trained / "model.pt")}
+    prepare("inference", dataset_dir=dataset_dir, output_dir=str(tmp_path), **own).run()
+    assert len(list(tmp_path.glob("*_dseg.nii.gz"))) == 5
+    scan = nibabel.load(f"{dataset_dir}/sub-01/dwi/sub-01_dwi.nii.gz")
+    written = nibabel.load(tmp_path / "sub-01_dseg.nii.gz")
+    np.testing.assert_array_equal(written.affine, scan.affine)
+    assert written.shape == scan.shape[:3]
+    assert set(np.unique(written.dataobj)) <= {0, 1, 2, 3}
+    assert "Dice WM" in (tmp_path / "report.html").read_text()
+
+
+def test_amp_on_the_cpu_trains_in_bf16(prepare, dataset_dir, tmp_path):
+    workflow = prepare("train", dataset_dir=dataset_dir, output_dir=str(tmp_path), amp=True, max_epochs=1)
+    seen = []
+    network = workflow.parser.get_parsed_content("network")
+    network.down_1[0][0].register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    workflow.run()
+    assert set(seen) == {torch.bfloat16}
+    assert all(v.dtype == torch.float32 for v in weights(tmp_path / "model.pt").values())
