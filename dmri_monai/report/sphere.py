@@ -15,15 +15,9 @@ from dmri_monai.report.colour import hex_colour
 
 __all__ = ["gradient_sphere", "sphere_png", "write_sphere"]
 
-# colours of Okabe and Ito with a contrast of at least 3 on white, and one marker each: no shell by colour
-# alone
-STYLES = (
-    ((0, 114, 178), "o"),
-    ((213, 94, 0), "^"),
-    ((0, 130, 95), "s"),
-    ((170, 80, 135), "D"),
-    ((0, 0, 0), "v"),
-)
+# hues of Okabe and Ito with a contrast of at least 3 on white, and a marker each: no shell by colour alone
+COLOURS = ((0, 114, 178), (213, 94, 0), (0, 130, 95), (170, 80, 135), (0, 0, 0))
+MARKERS = "o^sDv"
 
 
 def gradient_sphere(table: GradientTable) -> Figure:
@@ -37,7 +31,7 @@ def gradient_sphere(table: GradientTable) -> Figure:
     bvecs, b_max = table.bvecs.cpu().numpy(), max(float(table.bvals.max()), 1e-9)
     _wire(axes)
     for i, shell in enumerate(table.shells()):
-        rgb, marker = STYLES[i % len(STYLES)]
+        rgb, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
         points = bvecs[shell.indices.numpy()] * (shell.bval / b_max) ** 0.5
         look = {"color": hex_colour(rgb), "marker": marker, "s": 18, "linewidths": 0}
         label = f"b = {shell.bval:.0f} s/mm² ({len(points)})"
