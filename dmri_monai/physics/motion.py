@@ -72,17 +72,18 @@ def _sample(block: Tensor, maps: Tensor) -> Tensor:
 
 @on_magnitude
 def turn_signal(image: Tensor, *, weights: Tensor) -> Tensor:
-    """Signal at turned gradients: volume v becomes sum_u weights[v, u] S_u, at least 0.
+    """Signal at turned gradients: sum_u weights[v, u] S_u, at least 0; one volume per row of `weights`.
 
-    image: (N, X, Y, Z), any units.  weights: (N, N), an interpolation on the sphere, built by the caller from
+    image: (N, X, Y, Z), any units.  weights: (M, N), an interpolation on the sphere, built by the caller from
     spherical harmonics; the identity matrix is no change.  A head turned by R sees the gradient g as R^T g.
     """
     if image.ndim != 4:
         raise ValueError(f"image: shape {tuple(image.shape)}, expected (N, X, Y, Z)")
-    check_shape("weights", weights, (len(image), len(image)))
+    check_shape("weights", weights, (len(weights), len(image)))
     check_finite("weights", weights)
     with full_precision(image.device):
-        return (weights.to(image) @ image.flatten(1)).clamp(min=0).view(image.shape)
+        turned = weights.to(image) @ image.flatten(1)
+    return turned.clamp(min=0).view(-1, *image.shape[1:])
 
 
 def acquisition_order(n_slices: int, *, multiband: int = 1, interleave: int = 2) -> Tensor:

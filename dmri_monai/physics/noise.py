@@ -62,7 +62,8 @@ def _noisy_block(image: Tensor, sigma: Tensor, coils: int, generator: torch.Gene
 
 
 def g_factor_sigma(g_factor: Tensor, *, sigma: float, acceleration: float = 1.0) -> Tensor:
-    """(X, Y, Z) noise map g(x) sqrt(R) sigma of a parallel-imaging scan accelerated R times; g_factor at least 1.
+    """(X, Y, Z) noise map g(x) sqrt(R) sigma of a parallel-imaging scan accelerated R times; g_factor at
+    least 1.
 
     Reference: Pruessmann et al. 1999, Magn Reson Med 42:952
     """

@@ -280,7 +280,7 @@ def test_slices_of_a_missing_volume_are_refused():
 
 
 def test_interpolation_weights_of_another_size_are_refused():
-    with pytest.raises(ValueError, match=r"weights has shape \(3, 3\), expected \(2, 2\)"):
+    with pytest.raises(ValueError, match=r"weights has shape \(3, 3\), expected \(3, 2\)"):
         turn_signal(torch.ones(2, 4, 4, 4), weights=torch.eye(3))
 
 

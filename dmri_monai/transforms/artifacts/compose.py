@@ -2,92 +2,111 @@
 
 from __future__ import annotations
 
+import json
+import warnings
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import groupby
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dmri_monai.physics.checks import check_magnitude
+from dmri_monai.physics import displace
+from dmri_monai.physics.checks import check_magnitude, check_shape
+from dmri_monai.physics.lines import filter_lines
 from dmri_monai.transforms.artifacts.presets import ARTIFACTS, Preset, load_preset
-from dmri_monai.transforms.artifacts.scan import Reorientation, Scan, describe
+from dmri_monai.transforms.artifacts.scan import SCAN_META, Reorientation, Scan, describe
 
-__all__ = ["corrupt", "ground_truth", "item_seed", "random_state", "replay"]
+__all__ = ["Record", "corrupt", "ground_truth", "random_state", "replay"]
 
 Record = dict[str, Any]
+Invalid = Literal["raise", "zero"]
 RECORD_VERSION = 1
 
 
-def item_seed(seed: int, epoch: int, item: int) -> int:
-    """Seed of one item in one epoch: a hash, so that neighbouring numbers give unrelated draws.
-
-    >>> item_seed(0, 0, 1) == item_seed(0, 0, 1), item_seed(0, 0, 1) == item_seed(0, 1, 0)
-    (True, False)
-    """
-    return int(np.random.SeedSequence([seed, epoch, item]).generate_state(1)[0])
-
-
+@torch.no_grad()
 def corrupt(
     image: Tensor,
     bvals: Tensor,
     bvecs_voxel: Tensor,
     *,
     affine: Tensor,
-    preset: str | Preset,
+    preset: str | Preset | Mapping[str, Any],
     seed: int | Sequence[int],
     valid: Tensor | None = None,
     meta: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
+    field_hz: Tensor | None = None,
+    invalid: Invalid = "raise",
 ) -> tuple[Tensor, Any]:
     """Corrupted copy of raw scans and the record of what was done to each.
 
-    image: (N, X, Y, Z) or (B, N, X, Y, Z) raw signal, finite and non-negative.  bvals (N,) or (B, N) in
-    s/mm2; bvecs_voxel (N, 3) or (B, N, 3) in the voxel frame of `affine` (4, 4) or (B, 4, 4).  preset: a name
-    ("light", "normal", "strong", "all"), the path of a JSON file, or a `Preset`.  seed: one number per scan
-    (see `item_seed`).  valid: (N,) or (B, N) bool; other volumes (padding) are left alone.  meta: a mapping
-    per scan with what `describe` uses.
-    The record is JSON-serialisable: a dictionary, or a list of B; `replay` repeats it exactly.
+    image: (N, X, Y, Z) or (B, N, X, Y, Z) raw signal.  bvals (N,) or (B, N) in s/mm2; bvecs_voxel (N, 3) or
+    (B, N, 3) in the voxel frame of `affine` (4, 4) or (B, 4, 4).  preset: a name ("light", "normal",
+    "strong", "all"), the path of a JSON file, its content, or a `Preset`.  seed: one number per scan, a
+    function of (seed, epoch, item): the parameters drawn depend on it alone.  valid: (N,) or (B, N) bool;
+    other volumes (padding) are left alone. meta: what is known of the acquisition (`SCAN_META`); for a batch
+    collated, or one mapping per scan. field_hz: (X, Y, Z) or (B, X, Y, Z) measured field map, used instead of
+    a synthetic one.  invalid: "raise" on NaN, infinite or negative voxels, or set them to "zero", with a
+    warning and their number in the record. The record is JSON-serialisable: a dictionary, or a list of B;
+    `replay` repeats it exactly.
     """
     chosen = load_preset(preset)
     if image.ndim == 4:
-        return _corrupt_scan(image, bvals, bvecs_voxel, affine, chosen, _one_seed(seed), _rows(valid), meta)
+        only = _Input(image, bvals, bvecs_voxel, affine, _rows(valid), _scan_meta(meta), field_hz, invalid)
+        return _corrupt_scan(only, chosen, _one_seed(seed))
     if image.ndim != 5:
         raise ValueError(f"image: shape {tuple(image.shape)}, expected (N, X, Y, Z) or (B, N, X, Y, Z)")
-    size = len(image)
-    seeds = [seed] if isinstance(seed, int) else list(seed)
+    size, seeds = len(image), [seed] if isinstance(seed, int) else list(seed)
     if len(seeds) != size:
         raise ValueError(f"seed: {len(seeds)} numbers for {size} scans")
     affines = torch.as_tensor(affine).expand(size, 4, 4)
-    metas = list(meta) if isinstance(meta, Sequence) else [meta] * size
-    results = [
-        _corrupt_scan(image[i], bvals[i], bvecs_voxel[i], affines[i], chosen, int(seeds[i]), rows, metas[i])
-        for i, rows in enumerate([None] * size if valid is None else map(_rows, valid))
-    ]
-    return torch.stack([r[0] for r in results]), [r[1] for r in results]
+    corrupted, records = torch.empty_like(image, memory_format=torch.contiguous_format), []
+    for i in range(size):
+        rows = None if valid is None else _rows(valid[i])
+        field = None if field_hz is None else field_hz[i]
+        one = _Input(
+            image[i], bvals[i], bvecs_voxel[i], affines[i], rows, _scan_meta(meta, i), field, invalid
+        )
+        corrupted[i], record = _corrupt_scan(one, chosen, int(seeds[i]))
+        records.append(record)
+    return corrupted, records
 
 
-def replay(image: Tensor, bvals: Tensor, bvecs_voxel: Tensor, *, affine: Tensor, record: Record) -> Tensor:
-    """`image` (N, X, Y, Z) with exactly the corruption of `record`; bit-exact on the CPU.
+@torch.no_grad()
+def replay(
+    image: Tensor,
+    bvals: Tensor,
+    bvecs_voxel: Tensor,
+    *,
+    affine: Tensor,
+    record: Record | str,
+    field_hz: Tensor | None = None,
+) -> Tensor:
+    """`image` (N, X, Y, Z) with exactly the corruption of `record` (or its JSON); bit-exact on the CPU.
 
     The image may be stored in another orientation than the recorded one; `affine` (4, 4) tells.
     """
-    if record["version"] != RECORD_VERSION:
-        raise ValueError(f"record version {record['version']}, expected {RECORD_VERSION}")
-    prepared = _prepare(image, bvals, bvecs_voxel, affine, record["volumes"], {})
+    record = _parsed(record)
+    invalid: Invalid = "zero" if record["invalid_voxels"] else "raise"
+    prepared = _prepare(
+        _Input(image, bvals, bvecs_voxel, affine, record["volumes"], record["acquisition"], field_hz, invalid)
+    )
     shape = [len(image), *prepared.scan.shape]
     if shape != record["shape"]:
         raise ValueError(f"image is {shape} on the canonical grid, the record's was {record['shape']}")
-    return prepared.restored(image, _apply(prepared.image, record, prepared.scan))
+    return prepared.restored(image, _apply(prepared.image, record["applied"], prepared.scan))
 
 
-def ground_truth(record: Record, affine: Tensor) -> dict[str, Tensor]:
+def ground_truth(record: Record | str, affine: Tensor) -> dict[str, Tensor]:
     """Which slices of which volumes each applied artifact changed: (N, S) bool per artifact name.
 
     Slices are counted along the slice axis of an array with `affine` (4, 4): the one the record was made on,
     or a reoriented one.
     """
+    record = _parsed(record)
     axis, shape = record["slice_axis"], record["shape"]
     flipped = Reorientation.to_canonical(torch.as_tensor(affine)).flipped[axis]
     rows = record["volumes"] if record["volumes"] is not None else list(range(shape[0]))
@@ -100,6 +119,25 @@ def ground_truth(record: Record, affine: Tensor) -> dict[str, Tensor]:
     return truth
 
 
+def random_state(seed: int, name: str) -> np.random.RandomState:
+    """Stream of the artifact `name` in one item: artifacts do not move each other's draws."""
+    return np.random.RandomState(np.random.MT19937(np.random.SeedSequence([seed, zlib.crc32(name.encode())])))
+
+
+@dataclass(frozen=True)
+class _Input:
+    """One scan as it is given; see `corrupt`."""
+
+    image: Tensor
+    bvals: Tensor
+    bvecs_voxel: Tensor
+    affine: Tensor
+    rows: list[int] | None
+    meta: Mapping[str, Any]
+    field_hz: Tensor | None
+    invalid: Invalid
+
+
 @dataclass(frozen=True)
 class _Prepared:
     """The valid volumes of one scan on the canonical grid."""
@@ -108,65 +146,70 @@ class _Prepared:
     scan: Scan
     turn: Reorientation
     rows: list[int] | None
+    invalid_voxels: int
 
     def restored(self, image: Tensor, corrupted: Tensor) -> Tensor:
-        """`corrupted` in the array axes of `image`, among its untouched volumes."""
+        """`corrupted` in the array axes of `image`, among its untouched volumes; never the same memory."""
         back = self.turn.backward(corrupted)
         if self.rows is None:
-            return back
+            return back.clone() if back.data_ptr() == image.data_ptr() else back
         whole = image.clone()
-        whole[self.rows] = back
+        whole[self.rows] = back.to(image.dtype)
         return whole
 
 
-def _prepare(
-    image: Tensor, bvals: Tensor, bvecs_voxel: Tensor, affine: Tensor, rows: list[int] | None, meta: Any
-) -> _Prepared:
+def _prepare(given: _Input) -> _Prepared:
+    image, rows = given.image, given.rows
     if image.ndim != 4:
         raise ValueError(f"image: shape {tuple(image.shape)}, expected (N, X, Y, Z)")
-    if tuple(bvals.shape) != (len(image),) or tuple(bvecs_voxel.shape) != (len(image), 3):
-        raise ValueError(
-            f"gradient table: {tuple(bvals.shape)} b-values and {tuple(bvecs_voxel.shape)} b-vectors "
-            f"for {len(image)} volumes"
-        )
-    affine = torch.as_tensor(affine).detach().double().cpu()
+    check_shape("bvals", given.bvals, (len(image),))
+    check_shape("bvecs_voxel", given.bvecs_voxel, (len(image), 3))
+    affine = torch.as_tensor(given.affine).detach().double().cpu()
     turn = Reorientation.to_canonical(affine)
     chosen = slice(None) if rows is None else rows
-    canonical = turn.forward(image[chosen])
-    check_magnitude(canonical)
-    table = (_array(bvals)[chosen], _array(bvecs_voxel)[chosen])
-    scan = describe(canonical, table, affine.numpy(), turn, meta)
-    return _Prepared(canonical, scan, turn, rows)
+    canonical, count = _checked(turn.forward(image[chosen]), given.invalid)
+    if given.field_hz is not None:
+        check_shape("field_hz", given.field_hz, tuple(image.shape[1:]))
+    field = None if given.field_hz is None else turn.forward(given.field_hz)
+    table = (_array(given.bvals)[chosen], _array(given.bvecs_voxel)[chosen])
+    scan = describe(canonical, table, affine.numpy(), turn, given.meta, field)
+    return _Prepared(canonical, scan, turn, rows, count)
 
 
-def _corrupt_scan(
-    image: Tensor,
-    bvals: Tensor,
-    bvecs_voxel: Tensor,
-    affine: Tensor,
-    preset: Preset,
-    seed: int,
-    rows: Any,
-    meta: Any,
-) -> tuple[Tensor, Record]:
-    prepared = _prepare(image, bvals, bvecs_voxel, affine, rows, meta)
+def _checked(image: Tensor, invalid: Invalid) -> tuple[Tensor, int]:
+    """`image` without invalid voxels, and how many there were."""
+    if invalid not in ("raise", "zero"):
+        raise ValueError(f"invalid is {invalid!r}, expected 'raise' or 'zero'")
+    if invalid == "raise":
+        check_magnitude(image)
+        return image, 0
+    bad = ~((image >= 0) & image.isfinite())
+    count = int(bad.sum())
+    if count:
+        warnings.warn(f"{count} voxels are NaN, infinite or negative; they are set to 0", stacklevel=4)
+        image = image.masked_fill(bad, 0)
+    return image, count
+
+
+def _corrupt_scan(given: _Input, preset: Preset, seed: int) -> tuple[Tensor, Record]:
+    prepared = _prepare(given)
     scan = prepared.scan
     record = {
         "version": RECORD_VERSION,
         "preset": preset.name,
         "seed": seed,
-        "shape": [len(image), *scan.shape],
-        "volumes": rows,
+        "shape": [len(given.image), *scan.shape],
+        "volumes": prepared.rows,
         "slice_axis": scan.slice_axis,
+        "invalid_voxels": prepared.invalid_voxels,
+        "acquisition": dict(given.meta),
         "applied": _draw(preset, seed, scan),
     }
-    return prepared.restored(image, _apply(prepared.image, record, scan)), record
+    return prepared.restored(given.image, _apply(prepared.image, record["applied"], scan)), record
 
 
 def _draw(preset: Preset, seed: int, scan: Scan) -> list[dict[str, Any]]:
-    """What each artifact drew, in physical order; each draws from its own stream, so one does not move the
-    others.
-    """
+    """What each artifact drew, in physical order."""
     applied = []
     for artifact in preset.artifacts:
         R = random_state(seed, artifact.name)
@@ -175,21 +218,65 @@ def _draw(preset: Preset, seed: int, scan: Scan) -> list[dict[str, Any]]:
     return applied
 
 
-def random_state(seed: int, name: str) -> np.random.RandomState:
-    """Stream of one artifact in one item."""
-    return np.random.RandomState(np.random.MT19937(np.random.SeedSequence([seed, zlib.crc32(name.encode())])))
-
-
-def _apply(image: Tensor, record: Record, scan: Scan) -> Tensor:
-    for entry in record["applied"]:
-        image = ARTIFACTS[entry["artifact"]].apply(image, entry["drawn"], scan)
+def _apply(image: Tensor, applied: Sequence[dict[str, Any]], scan: Scan) -> Tensor:
+    """Neighbours that displace, or that filter lines, act together: their shifts add, their gains"""
+    with torch.autocast(image.device.type, enabled=False):
+        for step, group in groupby(applied, key=lambda entry: ARTIFACTS[entry["artifact"]].step):
+            if step == "displace":
+                image = _displaced(image, group, scan)
+            elif step == "filter":
+                image = _filtered(image, group, scan)
+            else:
+                for entry in group:
+                    image = ARTIFACTS[entry["artifact"]].apply(image, entry["drawn"], scan)
     return image
+
+
+def _displaced(image: Tensor, group: Iterable[dict[str, Any]], scan: Scan) -> Tensor:
+    shift, modes, axis = None, None, 0
+    for entry in group:
+        axis = entry["drawn"]["axis"]
+        common, weights = ARTIFACTS[entry["artifact"]].displacement(entry["drawn"], scan, image)
+        shift = common if shift is None else shift if common is None else shift + common
+        modes = weights if modes is None else modes if weights is None else modes + weights
+    return displace(image, axis=axis, shift=shift, modes=modes)
+
+
+def _filtered(image: Tensor, group: Iterable[dict[str, Any]], scan: Scan) -> Tensor:
+    gains: dict[int, Tensor] = {}
+    for entry in group:
+        for axis, gain in ARTIFACTS[entry["artifact"]].gains(entry["drawn"], scan).items():
+            gains[axis] = gains[axis] * gain if axis in gains else gain
+    return filter_lines(image, gains)
 
 
 def _rows(valid: Tensor | None) -> list[int] | None:
     if valid is None or bool(valid.all()):
         return None
     return [int(i) for i in torch.nonzero(valid.detach().cpu()).flatten()]
+
+
+def _scan_meta(meta: Any, item: int | None = None) -> dict[str, Any]:
+    """What is known of one scan's acquisition, JSON-serialisable; of a batch's collated meta data, row
+    `item`.
+    """
+    if meta is None:
+        return {}
+    if item is not None and not isinstance(meta, Mapping):
+        meta, item = meta[item], None
+    known = {key: meta[key] for key in SCAN_META if meta.get(key) is not None}
+    return {key: _plain(value if item is None else value[item]) for key, value in known.items()}
+
+
+def _plain(value: Any) -> Any:
+    return torch.as_tensor(value).tolist()
+
+
+def _parsed(record: Record | str) -> Record:
+    content: Record = json.loads(record) if isinstance(record, str) else record
+    if content.get("version") != RECORD_VERSION:
+        raise ValueError(f"record version {content.get('version')}, expected {RECORD_VERSION}")
+    return content
 
 
 def _array(values: Tensor) -> np.ndarray:

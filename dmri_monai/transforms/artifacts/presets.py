@@ -10,16 +10,34 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from dmri_monai.transforms.artifacts import noise, signal
+from dmri_monai.transforms.artifacts import distortion, kspace, motion, noise, signal
 from dmri_monai.transforms.artifacts.model import Artifact
 
-__all__ = ["ARTIFACTS", "Preset", "load_preset", "preset_files"]
+__all__ = ["ARTIFACTS", "Preset", "describe_presets", "load_preset", "preset_files"]
 
 # In physical order: signal, then distortion, then k-space, then noise.
 ARTIFACTS: dict[str, type[Artifact]] = {
     kind.name: kind
     for kind in (
+        motion.GradientNonlinearity,
+        motion.Motion,
+        motion.SliceMotion,
+        signal.Vibration,
         signal.SliceDropout,
+        signal.VenetianBlind,
+        signal.BiasField,
+        signal.Drift,
+        distortion.FatShift,
+        distortion.Susceptibility,
+        distortion.EddyCurrents,
+        kspace.Aliasing,
+        kspace.HermitianPartialFourier,
+        kspace.PartialFourier,
+        kspace.T2StarBlur,
+        kspace.Gibbs,
+        kspace.Ghost,
+        kspace.Spike,
+        kspace.Zipper,
         noise.Noise,
     )
 }
@@ -64,10 +82,14 @@ def preset_files() -> dict[str, Path]:
     raise FileNotFoundError(f"no artifact presets in {' or '.join(str(f) for f in FOLDERS)}")
 
 
-def load_preset(preset: str | Path | Preset) -> Preset:
-    """Preset by name, by path of a JSON file, or as it is."""
+def load_preset(preset: str | Path | Preset | Artifact | Mapping[str, Any]) -> Preset:
+    """Preset by name, by path of a JSON file, of a JSON file's content, of one artifact, or as it is."""
     if isinstance(preset, Preset):
         return preset
+    if isinstance(preset, Artifact):
+        return Preset(preset.name, (preset,))
+    if isinstance(preset, Mapping):
+        return Preset.from_mapping("custom", preset, "the preset")
     files = preset_files()
     path = files.get(str(preset), Path(preset))
     if not path.is_file():
@@ -96,3 +118,23 @@ def _artifact(name: str, parameters: Any, source: str) -> Artifact:
         return ARTIFACTS[name](**parameters)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{error} in {source}") from error
+
+
+def describe_presets() -> str:
+    """Table of the shipped presets: a line per artifact with its probability and ranges."""
+    blocks = []
+    for name in preset_files():
+        preset = load_preset(name)
+        lines = [f"{name}: {preset.description}"]
+        for artifact in preset.artifacts:
+            ranges = [
+                f"{f.name} {_text(getattr(artifact, f.name))}" for f in fields(artifact) if f.name != "prob"
+            ]
+            lines.append(f"  {artifact.name:26} prob {artifact.prob:<5g} {', '.join(ranges)}")
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks)
+
+
+def _text(value: tuple[float, float]) -> str:
+    low, high = value
+    return f"{low:g}" if low == high else f"{low:g}-{high:g}"

@@ -19,7 +19,16 @@ from torch import Tensor
 
 from dmri_monai.gradients import B0_THRESHOLD, grid_rotation
 
-__all__ = ["Reorientation", "Scan", "describe"]
+__all__ = ["SCAN_META", "Reorientation", "Scan", "describe"]
+
+# what an artifact uses of an image's meta data, where known
+SCAN_META = (
+    "phase_encoding_world",
+    "slice_world",
+    "total_readout_time_s",
+    "slice_timing_s",
+    "multiband_factor",
+)
 
 
 @dataclass(frozen=True)
@@ -43,13 +52,17 @@ class Reorientation:
         """(..., X, Y, Z) array to the canonical grid, contiguous."""
         lead = image.ndim - 3
         moved = image.permute(*range(lead), *(lead + a for a in self.axes))
-        return moved.flip([lead + a for a in range(3) if self.flipped[a]]).contiguous()
+        return self._flip(moved).contiguous()
 
     def backward(self, image: Tensor) -> Tensor:
         """Canonical (..., X, Y, Z) back to the array's own axes, contiguous."""
         lead = image.ndim - 3
-        moved = image.flip([lead + a for a in range(3) if self.flipped[a]])
-        return moved.permute(*range(lead), *(lead + self.axes.index(a) for a in range(3))).contiguous()
+        places = (lead + self.axes.index(a) for a in range(3))
+        return self._flip(image).permute(*range(lead), *places).contiguous()
+
+    def _flip(self, image: Tensor) -> Tensor:
+        dims = [a - 3 for a in range(3) if self.flipped[a]]
+        return image.flip(dims) if dims else image
 
     def vectors(self, vectors: np.ndarray) -> np.ndarray:
         """(..., 3) vectors of the array's voxel frame in the canonical voxel frame."""
@@ -86,6 +99,7 @@ class Scan:
     slice_timing_s: tuple[float, ...] | None = None
     multiband: int = 1
     reference: float = 0.0
+    field_hz: Tensor | None = None
 
     @property
     def n_volumes(self) -> int:
@@ -121,22 +135,22 @@ def describe(
     affine: np.ndarray,
     turn: Reorientation,
     meta: Mapping[str, Any] | None = None,
+    field_hz: Tensor | None = None,
 ) -> Scan:
     """Scan of a canonical `image` (N, X, Y, Z).  table: b-values (N,) and b-vectors (N, 3); these and
     `affine` are those of the array before `turn`.
 
-    Used of `meta`, if present: phase_encoding_world, slice_world, total_readout_time_s, slice_timing_s,
-    multiband_factor.  Without them phase encoding is anterior-posterior and slices are axial; polarity and
-    readout time are then drawn.
+    Of `meta`, `SCAN_META` is used where present.  Without them phase encoding is anterior-posterior and
+    slices are axial; polarity and readout time are then drawn.
     """
     meta = meta or {}
     bvals, bvecs_voxel = table
     shape = (image.shape[-3], image.shape[-2], image.shape[-1])
     canonical = turn.affine(affine, shape)
     rotation = grid_rotation(torch.from_numpy(canonical)).numpy()
-    slice_axis, slice_sign = _nearest_axis("slice_world", meta.get("slice_world", (0.0, 0.0, 1.0)), rotation)
+    slice_axis, slice_sign = _nearest_axis("slice_world", meta.get("slice_world"), (0.0, 0.0, 1.0), rotation)
     phase = meta.get("phase_encoding_world")
-    phase_axis, phase_sign = _nearest_axis("phase_encoding_world", phase or (0.0, 1.0, 0.0), rotation)
+    phase_axis, phase_sign = _nearest_axis("phase_encoding_world", phase, (0.0, 1.0, 0.0), rotation)
     if phase_axis == slice_axis:
         raise ValueError(
             f"phase_encoding_world {phase} and slice_world {meta.get('slice_world')} share an axis"
@@ -156,12 +170,13 @@ def describe(
         slice_timing_s=timing,
         multiband=multiband if shape[slice_axis] % multiband == 0 else 1,  # a crop breaks the sets
         reference=_reference(image, bvals),
+        field_hz=field_hz,
     )
 
 
-def _nearest_axis(name: str, world: Any, rotation: np.ndarray) -> tuple[int, int]:
-    vector = np.asarray(world, dtype=np.float64).reshape(-1)
-    if vector.shape != (3,) or not np.isfinite(vector).all() or np.linalg.norm(vector) < 0.5:
+def _nearest_axis(name: str, world: Any, default: tuple[float, ...], rotation: np.ndarray) -> tuple[int, int]:
+    vector = np.asarray(default if world is None else world, dtype=np.float64).reshape(-1)
+    if vector.shape != (3,) or not abs(np.linalg.norm(vector) - 1) < 0.05:
         raise ValueError(f"{name} is {world}, expected a unit vector (3,)")
     voxel = rotation.T @ vector
     axis = int(np.abs(voxel).argmax())
