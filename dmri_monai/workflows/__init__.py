@@ -3,7 +3,7 @@
 from dmri_monai.workflows.checkpoint import Checkpoint, load_pretrained, load_weights
 from dmri_monai.workflows.data import first, harmonic_channels, scans, seed_everything, subjects
 from dmri_monai.workflows.evaluation import compare
-from dmri_monai.workflows.handlers import EarlyStopping, Progress, ValidationPicture
+from dmri_monai.workflows.handlers import EarlyStopping, Progress, ValidationPicture, shared
 from dmri_monai.workflows.inferers import FullVolumeInferer
 from dmri_monai.workflows.outputs import WriteSegmentations
 from dmri_monai.workflows.precision import CpuAutocast, autocast, cuda_amp
@@ -40,5 +40,6 @@ __all__ = [
     "pretrain",
     "scans",
     "seed_everything",
+    "shared",
     "subjects",
 ]

@@ -13,7 +13,7 @@ from monai.engines import Evaluator
 
 from dmri_monai.io.writing import replacing
 
-__all__ = ["EarlyStopping", "Progress", "ValidationPicture"]
+__all__ = ["EarlyStopping", "Progress", "ValidationPicture", "shared"]
 
 
 class Progress:
@@ -65,6 +65,15 @@ class EarlyStopping:
         if self._handler is None:
             raise RuntimeError("EarlyStopping: attach it to a trainer first")
         return self._handler
+
+
+def shared(handler: Any) -> Any:
+    """`handler` itself.
+
+    MONAI's property check wants every training handler written as an object with a `_target_`; this lets one handler
+    stand in that list and be referred to from elsewhere.
+    """
+    return handler
 
 
 class ValidationPicture:
