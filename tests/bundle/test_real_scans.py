@@ -19,7 +19,9 @@ SHELLS = {"small_64D": 1000, "small_101D": 1500, "mrtrix_dwi": 3000}
 def scan(request):
     """Path of a real scan and the b-value of the shell to use."""
     if request.param == "mrtrix_dwi":
-        return request.getfixturevalue("shared_dir") / "data" / "mrtrix_dwi" / "dwi.nii.gz", SHELLS[request.param]
+        return request.getfixturevalue("shared_dir") / "data" / "mrtrix_dwi" / "dwi.nii.gz", SHELLS[
+            request.param
+        ]
     (path,) = DIPY.glob(f"{request.param}.nii*")
     return path, SHELLS[request.param]
 
