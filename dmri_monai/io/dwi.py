@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 from monai.data.meta_tensor import MetaTensor
@@ -52,6 +53,7 @@ def _read_table(sidecars: Sidecars, source: NiftiSource, b0_threshold: float) ->
                 f"{sidecars.mrtrix} is in scanner axes, but no sform or qform places them: {source.path}"
             )
         unit = unit_vectors(bvals, vectors, b0_threshold, source=str(sidecars.mrtrix))
+        _warn_of_other_units(bvals, b0_threshold, sidecars.mrtrix)
         return GradientTable(bvals, unit, b0_threshold)
     assert sidecars.bval is not None, "find_sidecars raises otherwise"
     assert sidecars.bvec is not None, "find_sidecars raises otherwise"
@@ -59,7 +61,18 @@ def _read_table(sidecars: Sidecars, source: NiftiSource, b0_threshold: float) ->
     _check_count(len(bvals), n_volumes, sidecars.bval, source)
     vectors = read_bvecs(sidecars.bvec, bvals, b0_threshold)
     unit = unit_vectors(bvals, vectors, b0_threshold, source=str(sidecars.bvec))
+    _warn_of_other_units(bvals, b0_threshold, sidecars.bval)
     return GradientTable.from_fsl(bvals, unit, source.affine, b0_threshold)
+
+
+def _warn_of_other_units(bvals: Tensor, b0_threshold: float, table: Path) -> None:
+    """In ms/µm² a whole scan would pass for b0 volumes."""
+    if bvals.min() < bvals.max() <= b0_threshold:
+        warnings.warn(
+            f"all b-values are b0 (at most {b0_threshold:g}), from {bvals.min():g} to {bvals.max():g}: "
+            f"expected s/mm² in {table}",
+            stacklevel=4,
+        )
 
 
 def _check_count(n_bvals: int, n_volumes: int, table: Path, source: NiftiSource) -> None:

@@ -86,6 +86,12 @@ class TestAcceptedLayouts:
         assert len(record) == 1
         assert_close(table.bvecs.norm(dim=1), (~table.b0_mask).double(), rtol=0, atol=1e-12)
 
+    def test_bvals_in_other_units_are_noticed_with_a_warning(self, scan):
+        scan.with_name("dwi.bval").write_text(rows(bvals_and_bvecs()[0] / 1000))
+        with pytest.warns(UserWarning, match=r"all b-values are b0 .*from 0 to 1: expected s/mm².*dwi\.bval"):
+            read_dwi(scan)
+
+    @pytest.mark.filterwarnings("ignore:all b-values are b0")
     def test_the_b0_threshold_is_the_callers(self, scan):
         assert int(read_dwi(scan, b0_threshold=1000)[1].b0_mask.sum()) == 8
 
