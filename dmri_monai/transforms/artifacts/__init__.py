@@ -1,6 +1,6 @@
 """Random artifacts for raw diffusion scans: presets, records, replay, and the MONAI transform."""
 
-from dmri_monai.transforms.artifacts.compose import corrupt, ground_truth, replay
+from dmri_monai.transforms.artifacts.compose import corrupt, ground_truth, replay, zero_invalid
 from dmri_monai.transforms.artifacts.dictionary import RandDWIArtifactsd, artifact_slices
 from dmri_monai.transforms.artifacts.distortion import EddyCurrents, FatShift, Susceptibility
 from dmri_monai.transforms.artifacts.kspace import (
@@ -57,4 +57,5 @@ __all__ = [
     "load_preset",
     "preset_files",
     "replay",
+    "zero_invalid",
 ]

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import warnings
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,10 +19,9 @@ from dmri_monai.physics.lines import filter_lines
 from dmri_monai.transforms.artifacts.presets import ARTIFACTS, Preset, load_preset
 from dmri_monai.transforms.artifacts.scan import SCAN_META, Reorientation, Scan, describe
 
-__all__ = ["Record", "corrupt", "ground_truth", "random_state", "replay"]
+__all__ = ["Record", "corrupt", "ground_truth", "random_state", "replay", "zero_invalid"]
 
 Record = dict[str, Any]
-Invalid = Literal["raise", "zero"]
 RECORD_VERSION = 1
 
 
@@ -39,23 +37,21 @@ def corrupt(
     valid: Tensor | None = None,
     meta: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
     field_hz: Tensor | None = None,
-    invalid: Invalid = "raise",
 ) -> tuple[Tensor, Any]:
     """Corrupted copy of raw scans and the record of what was done to each.
 
-    image: (N, X, Y, Z) or (B, N, X, Y, Z) raw signal.  bvals (N,) or (B, N) in s/mm2; bvecs_voxel (N, 3) or
-    (B, N, 3) in the voxel frame of `affine` (4, 4) or (B, 4, 4).  preset: a name ("light", "normal",
-    "strong", "all"), the path of a JSON file, its content, or a `Preset`.  seed: one number per scan, a
-    function of (seed, epoch, item): the parameters drawn depend on it alone.  valid: (N,) or (B, N) bool;
-    other volumes (padding) are left alone. meta: what is known of the acquisition (`SCAN_META`); for a batch
-    collated, or one mapping per scan. field_hz: (X, Y, Z) or (B, X, Y, Z) measured field map, used instead of
-    a synthetic one.  invalid: "raise" on NaN, infinite or negative voxels, or set them to "zero", with a
-    warning and their number in the record. The record is JSON-serialisable: a dictionary, or a list of B;
-    `replay` repeats it exactly.
+    image: (N, X, Y, Z) or (B, N, X, Y, Z) raw signal, finite and non-negative (see `zero_invalid`).  bvals:
+    (N,) or (B, N) in s/mm2.  bvecs_voxel: (N, 3) or (B, N, 3) in the voxel frame of `affine` (4, 4) or (B, 4,
+    4). preset: a name ("light", "normal", "strong", "all"), the path of a JSON file, its content, or a
+    `Preset`. seed: one number per scan, a function of (seed, epoch, item): what is drawn depends on it alone.
+    valid: (N,) or (B, N) bool; other volumes (padding) are left alone.  meta: what is known of the
+    acquisition (`SCAN_META`); for a batch collated, or one mapping per scan.  field_hz: (X, Y, Z) or (B, X,
+    Y, Z) measured field map, used instead of a synthetic one.
+    The record is JSON-serialisable: a dictionary, or a list of B; `replay` repeats it exactly.
     """
     chosen = load_preset(preset)
     if image.ndim == 4:
-        only = _Input(image, bvals, bvecs_voxel, affine, _rows(valid), _scan_meta(meta), field_hz, invalid)
+        only = _Input(image, bvals, bvecs_voxel, affine, _rows(valid), _scan_meta(meta), field_hz)
         return _corrupt_scan(only, chosen, _one_seed(seed))
     if image.ndim != 5:
         raise ValueError(f"image: shape {tuple(image.shape)}, expected (N, X, Y, Z) or (B, N, X, Y, Z)")
@@ -67,9 +63,7 @@ def corrupt(
     for i in range(size):
         rows = None if valid is None else _rows(valid[i])
         field = None if field_hz is None else field_hz[i]
-        one = _Input(
-            image[i], bvals[i], bvecs_voxel[i], affines[i], rows, _scan_meta(meta, i), field, invalid
-        )
+        one = _Input(image[i], bvals[i], bvecs_voxel[i], affines[i], rows, _scan_meta(meta, i), field)
         corrupted[i], record = _corrupt_scan(one, chosen, int(seeds[i]))
         records.append(record)
     return corrupted, records
@@ -90,9 +84,10 @@ def replay(
     The image may be stored in another orientation than the recorded one; `affine` (4, 4) tells.
     """
     record = _parsed(record)
-    invalid: Invalid = "zero" if record["invalid_voxels"] else "raise"
+    if record.get("invalid_voxels"):
+        image, _ = zero_invalid(image)
     prepared = _prepare(
-        _Input(image, bvals, bvecs_voxel, affine, record["volumes"], record["acquisition"], field_hz, invalid)
+        _Input(image, bvals, bvecs_voxel, affine, record["volumes"], record["acquisition"], field_hz)
     )
     shape = [len(image), *prepared.scan.shape]
     if shape != record["shape"]:
@@ -119,6 +114,13 @@ def ground_truth(record: Record | str, affine: Tensor) -> dict[str, Tensor]:
     return truth
 
 
+def zero_invalid(image: Tensor) -> tuple[Tensor, int]:
+    """`image` with NaN, infinite and negative voxels set to 0, and how many there were."""
+    bad = ~((image >= 0) & image.isfinite())
+    count = int(bad.sum())
+    return (image.masked_fill(bad, 0) if count else image), count
+
+
 def random_state(seed: int, name: str) -> np.random.RandomState:
     """Stream of the artifact `name` in one item: artifacts do not move each other's draws."""
     return np.random.RandomState(np.random.MT19937(np.random.SeedSequence([seed, zlib.crc32(name.encode())])))
@@ -135,7 +137,6 @@ class _Input:
     rows: list[int] | None
     meta: Mapping[str, Any]
     field_hz: Tensor | None
-    invalid: Invalid
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,6 @@ class _Prepared:
     scan: Scan
     turn: Reorientation
     rows: list[int] | None
-    invalid_voxels: int
 
     def restored(self, image: Tensor, corrupted: Tensor) -> Tensor:
         """`corrupted` in the array axes of `image`, among its untouched volumes; never the same memory."""
@@ -167,45 +167,31 @@ def _prepare(given: _Input) -> _Prepared:
     affine = torch.as_tensor(given.affine).detach().double().cpu()
     turn = Reorientation.to_canonical(affine)
     chosen = slice(None) if rows is None else rows
-    canonical, count = _checked(turn.forward(image[chosen]), given.invalid)
+    canonical = turn.forward(image[chosen])
+    check_magnitude(canonical)
     if given.field_hz is not None:
         check_shape("field_hz", given.field_hz, tuple(image.shape[1:]))
     field = None if given.field_hz is None else turn.forward(given.field_hz)
     table = (_array(given.bvals)[chosen], _array(given.bvecs_voxel)[chosen])
     scan = describe(canonical, table, affine.numpy(), turn, given.meta, field)
-    return _Prepared(canonical, scan, turn, rows, count)
-
-
-def _checked(image: Tensor, invalid: Invalid) -> tuple[Tensor, int]:
-    """`image` without invalid voxels, and how many there were."""
-    if invalid not in ("raise", "zero"):
-        raise ValueError(f"invalid is {invalid!r}, expected 'raise' or 'zero'")
-    if invalid == "raise":
-        check_magnitude(image)
-        return image, 0
-    bad = ~((image >= 0) & image.isfinite())
-    count = int(bad.sum())
-    if count:
-        warnings.warn(f"{count} voxels are NaN, infinite or negative; they are set to 0", stacklevel=4)
-        image = image.masked_fill(bad, 0)
-    return image, count
+    return _Prepared(canonical, scan, turn, rows)
 
 
 def _corrupt_scan(given: _Input, preset: Preset, seed: int) -> tuple[Tensor, Record]:
     prepared = _prepare(given)
     scan = prepared.scan
-    record = {
+    applied = _draw(preset, seed, scan)
+    record: Record = {
         "version": RECORD_VERSION,
         "preset": preset.name,
         "seed": seed,
         "shape": [len(given.image), *scan.shape],
         "volumes": prepared.rows,
         "slice_axis": scan.slice_axis,
-        "invalid_voxels": prepared.invalid_voxels,
         "acquisition": dict(given.meta),
-        "applied": _draw(preset, seed, scan),
+        "applied": applied,
     }
-    return prepared.restored(given.image, _apply(prepared.image, record["applied"], scan)), record
+    return prepared.restored(given.image, _apply(prepared.image, applied, scan)), record
 
 
 def _draw(preset: Preset, seed: int, scan: Scan) -> list[dict[str, Any]]:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Hashable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from monai.data.meta_tensor import MetaTensor
-from monai.transforms import RandomizableTransform, Transform
+from monai.transforms import RandomizableTransform
 from torch import Tensor
 
-from dmri_monai.transforms.artifacts.compose import Invalid, Record, corrupt, ground_truth
+from dmri_monai.transforms.artifacts.compose import Record, corrupt, ground_truth, zero_invalid
 from dmri_monai.transforms.artifacts.model import Artifact
 from dmri_monai.transforms.artifacts.presets import ARTIFACTS, Preset, load_preset
 from dmri_monai.transforms.frames import voxel_rotation
@@ -29,7 +30,9 @@ class RandDWIArtifactsd(RandomizableTransform):
     preset: "light", "normal", "strong", "all" (configs/artifacts/), the path of a JSON file or its content, a
     `Preset`, or one `Artifact` such as `Ghost(phase_deg=(2, 15))`, whose class documents how its parameters
     are drawn. prob: that a scan is corrupted at all.  field_map_key: (1, X, Y, Z) measured field map in Hz,
-    used instead of a synthetic one.  invalid: see `corrupt`.
+    used instead of a synthetic one.
+    invalid: "raise" on NaN, infinite or negative voxels, or set them to "zero" before the artifacts, with a
+    warning and their number in the record; the target keeps them.
     Adds `record_key`: what was drawn, as JSON (`replay` repeats it); and `record_key`_slices: (A, N, S) bool,
     which slices of which volumes each of the A artifacts (order of `ARTIFACTS`) changed, S slices along the
     array's slice axis.
@@ -44,16 +47,17 @@ class RandDWIArtifactsd(RandomizableTransform):
         target_key: Hashable = "target",
         record_key: str = "artifacts",
         field_map_key: Hashable | None = None,
-        invalid: Invalid = "raise",
+        invalid: Literal["raise", "zero"] = "raise",
     ) -> None:
-        Transform.__init__(self)
+        if invalid not in ("raise", "zero"):
+            raise ValueError(f"invalid is {invalid!r}, expected 'raise' or 'zero'")
         RandomizableTransform.__init__(self, prob)
         self.key = key
         self.preset = load_preset(preset)
         self.target_key = target_key
         self.record_key = record_key
         self.field_map_key = field_map_key
-        self.invalid: Invalid = invalid
+        self.invalid = invalid
         self.seed = 0
 
     def randomize(self, data: Any = None) -> None:
@@ -67,8 +71,11 @@ class RandDWIArtifactsd(RandomizableTransform):
         rotation = voxel_rotation(image, type(self).__name__)
         bvals, bvecs = item_table(item, self.key, type(self).__name__)
         field = None if self.field_map_key is None else torch.as_tensor(item[self.field_map_key])[0]
+        raw, count = zero_invalid(image.as_tensor()) if self.invalid == "zero" else (image.as_tensor(), 0)
+        if count:
+            warnings.warn(f"{self.key}: {count} voxels are NaN, infinite or negative; set to 0", stacklevel=2)
         corrupted, record = corrupt(
-            image.as_tensor(),
+            raw,
             bvals,
             bvecs.double().cpu() @ rotation,
             affine=image.affine,
@@ -76,8 +83,8 @@ class RandDWIArtifactsd(RandomizableTransform):
             seed=self.seed,
             meta=image.meta,
             field_hz=field.as_tensor() if isinstance(field, MetaTensor) else field,
-            invalid=self.invalid,
         )
+        record["invalid_voxels"] = count
         item[self.target_key] = image
         item[self.key] = like(image, corrupted)
         item[self.record_key] = json.dumps(record)

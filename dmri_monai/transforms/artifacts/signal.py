@@ -96,7 +96,8 @@ class Vibration(Artifact):
 def _left_right(scan: Scan) -> np.ndarray:
     """(N,) world x component of the gradient relative to the scan's strongest, -1 to 1."""
     strength = np.sqrt(scan.bvals / max(float(scan.bvals.max(initial=0.0)), 1e-9)) * scan.weighted
-    return np.clip((scan.bvecs_voxel @ scan.rotation.T)[:, 0] * strength, -1, 1)
+    share: np.ndarray = (scan.bvecs_voxel @ scan.rotation.T)[:, 0] * strength
+    return share.clip(-1, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
