@@ -20,6 +20,7 @@ from dmri_monai.qspace.basis import (
 )
 
 __all__ = [
+    "Measurements",
     "ShellFit",
     "b0_reference",
     "harmonic_irreps",
@@ -27,6 +28,7 @@ __all__ = [
     "n_coefficients",
     "sh_basis",
     "sh_fit_matrix",
+    "shell_matrix",
     "signal_to_harmonics",
 ]
 
@@ -64,15 +66,15 @@ def signal_to_harmonics(
     items = []
     for b in range(len(image)):
         rows = torch.ones_like(bvals[b], dtype=torch.bool) if mask is None else mask[b].bool()
-        scan = _Scan(bvals[b], bvecs_voxel[b], rows, None if weights is None else weights[b])
+        scan = Measurements(bvals[b], bvecs_voxel[b], rows, None if weights is None else weights[b])
         inside = None if brain is None else brain[b]
         items.append(_item_to_harmonics(image[b], scan, list(shells), l_max, inside, fit))
     return torch.stack(items)
 
 
 @dataclass(frozen=True)
-class _Scan:
-    """One item's table: bvals (N,), bvecs_voxel (N, 3), valid (N,) bool, weights (N,) or None."""
+class Measurements:
+    """One scan's table: bvals (N,) s/mm², bvecs_voxel (N, 3), valid (N,) bool, weights (N,) or None."""
 
     bvals: Tensor
     bvecs_voxel: Tensor
@@ -105,9 +107,9 @@ def b0_reference(b0: Tensor, brain: Tensor | None = None) -> Tensor:
 
 
 def _item_to_harmonics(
-    image: Tensor, scan: _Scan, shells: list[float], l_max: int, brain: Tensor | None, fit: ShellFit
+    image: Tensor, scan: Measurements, shells: list[float], l_max: int, brain: Tensor | None, fit: ShellFit
 ) -> Tensor:
-    matrix, present = _shell_matrix(scan, shells, l_max, fit)
+    matrix, present = shell_matrix(scan, shells, l_max, fit)
     used = torch.nonzero(matrix.abs().sum(dim=0) > 0).flatten()
     b0 = mean_b0(image, scan.bvals, fit.b0_threshold, scan.valid)
     reference = b0_reference(b0, brain)
@@ -137,8 +139,8 @@ def _fit_normalised(
     return torch.cat(parts, dim=1).nan_to_num_(0.0, 0.0, 0.0).view(-1, *image.shape[1:])
 
 
-def _shell_matrix(scan: _Scan, shells: list[float], l_max: int, fit: ShellFit) -> tuple[Tensor, Tensor]:
-    """(S n_coef, N) float64 map from S/S0 to the shells' coefficients, shell by shell; (S,) presence."""
+def shell_matrix(scan: Measurements, shells: list[float], l_max: int, fit: ShellFit) -> tuple[Tensor, Tensor]:
+    """(S n_coef, N) float64 map from signal to the shells' coefficients, shell by shell; (S,) presence."""
     n_coef, members = n_coefficients(l_max), _assign_shells(scan, shells, fit)
     matrix = torch.zeros(len(shells), n_coef, len(scan.bvals), dtype=torch.float64)
     for s, shell in enumerate(shells):
@@ -170,7 +172,7 @@ def _one_shell(directions: Tensor, weights: Tensor | None, shell: float, l_max: 
     return sh_fit_matrix(directions, order, weights, fit.smoothing)
 
 
-def _assign_shells(scan: _Scan, shells: list[float], fit: ShellFit) -> Tensor:
+def _assign_shells(scan: Measurements, shells: list[float], fit: ShellFit) -> Tensor:
     """(N,) index of the nearest shell within the tolerance, -1 for none, for b0 and for padding."""
     bvals, nominal = scan.bvals.cpu().double(), torch.tensor(shells, dtype=torch.float64)
     distance = (bvals.unsqueeze(1) - nominal).abs()

@@ -1,16 +1,45 @@
-"""Dictionary transforms for diffusion MRI, in MONAI's style."""
+"""Dictionary transforms for diffusion MRI, in MONAI's style: gradient directions stay right."""
 
 from dmri_monai.transforms.collate import collate_dwi
+from dmri_monai.transforms.directions import (
+    DirectionsToVoxelFramed,
+    DirectionsToWorldFramed,
+    DyadsToPeaksd,
+    PeaksToDyadsd,
+    SwapLeftRightd,
+    turn_directions,
+)
+from dmri_monai.transforms.elastic import RandElasticDWId
 from dmri_monai.transforms.frames import ToVoxelFramed, check_voxel_frame, voxel_rotation
+from dmri_monai.transforms.guards import check_gradient_safe
 from dmri_monai.transforms.harmonics import NormalizeByB0d, SphericalHarmonicsd
 from dmri_monai.transforms.load import LoadDWId
+from dmri_monai.transforms.maps import BrainMaskd, ResampleDirectionsd, RotationInvariantsd, TensorMetricsd
+from dmri_monai.transforms.rotation import RandRotateMMd
+from dmri_monai.transforms.selection import RandDropShelld, RandSubsampleDirectionsd, SelectShellsd
 
 __all__ = [
+    "BrainMaskd",
+    "DirectionsToVoxelFramed",
+    "DirectionsToWorldFramed",
+    "DyadsToPeaksd",
     "LoadDWId",
     "NormalizeByB0d",
+    "PeaksToDyadsd",
+    "RandDropShelld",
+    "RandElasticDWId",
+    "RandRotateMMd",
+    "RandSubsampleDirectionsd",
+    "ResampleDirectionsd",
+    "RotationInvariantsd",
+    "SelectShellsd",
     "SphericalHarmonicsd",
+    "SwapLeftRightd",
+    "TensorMetricsd",
     "ToVoxelFramed",
+    "check_gradient_safe",
     "check_voxel_frame",
     "collate_dwi",
+    "turn_directions",
     "voxel_rotation",
 ]

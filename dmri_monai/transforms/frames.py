@@ -35,7 +35,7 @@ def voxel_rotation(image: MetaTensor, caller: str, allow_lambda: bool = False) -
         )
     if image.pending_operations:
         n = len(image.pending_operations)
-        raise ValueError(f"{caller}: {n} pending lazy operations; call it after ApplyPendingd")
+        raise ValueError(f"{caller}: {n} pending lazy operations; call it after ApplyPendingd, in a Compose")
     for name in operation_names(image):
         base = name.removesuffix("d")
         if base in UNTRACKED and not (allow_lambda and base.endswith("Lambda")):

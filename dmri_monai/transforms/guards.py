@@ -1,7 +1,7 @@
 """Check a pipeline, before anything is loaded, for transforms that would leave gradient directions wrong.
 
-MONAI's elastic and grid-distortion transforms leave neither a trace nor a changed affine: nothing in the data can tell
-afterwards, so the pipeline itself is read.
+MONAI's elastic and grid-distortion transforms leave neither a trace nor a changed affine: nothing in the data
+can tell afterwards, so the pipeline itself is read.
 """
 
 from __future__ import annotations
@@ -63,13 +63,16 @@ ADVICE = {
 }
 
 
-def check_gradient_safe(pipeline: Any, keys: Sequence[str] = ("image",), allow: Iterable[type | str] = ()) -> None:
+def check_gradient_safe(
+    pipeline: Any, keys: Sequence[str] = ("image",), allow: Iterable[type | str] = ()
+) -> None:
     """Raise ValueError if `pipeline` holds a transform on `keys` that can leave gradient directions wrong.
 
-    pipeline: a transform, a list, or any Compose (nested, OneOf, SomeOf, RandomOrder; lazy or not).  An allow-list
-    decides: MONAI's transforms that track their affine or leave voxels in place, everything in `dmri_monai`, and the
-    classes (or class names) in `allow`, of which you know the same.  Also refused: a transform that turns the grid
-    after directions were fixed to the voxel frame.  Dictionary transforms on other keys are passed over.
+    pipeline: a transform, a list, or any Compose (nested, OneOf, SomeOf, RandomOrder; lazy or not).  An
+    allow-list decides: MONAI's transforms that track their affine or leave voxels in place, everything in `dmri_monai`,
+    and the classes (or class names) in `allow`, of which you know the same.  Also refused: a transform that
+    turns the grid after directions were fixed to the voxel frame.  Dictionary transforms on other keys are
+    passed over.
     """
     names = {a if isinstance(a, str) else a.__name__ for a in allow}
     fixed_by: str | None = None
@@ -80,10 +83,16 @@ def check_gradient_safe(pipeline: Any, keys: Sequence[str] = ("image",), allow: 
             continue
         if base in FIX_FRAME and _is_ours(transform):
             fixed_by = fixed_by or name
+        elif name == "RotationInvariantsd" and _is_ours(transform):
+            fixed_by = None  # invariants are not bound to a frame
         elif fixed_by and base in TURN_AXES:
-            raise ValueError(f"{path}: {name} turns the grid after {fixed_by} fixed directions to it; move it before")
+            raise ValueError(
+                f"{path}: {name} turns the grid after {fixed_by} fixed directions to it; move it before"
+            )
         if not (base in ALLOWED or _is_ours(transform) or name in names or base in names):
-            advice = ADVICE.get(base, "if it keeps the affine in step with the voxels, name its class in `allow`")
+            advice = ADVICE.get(
+                base, "if it keeps the affine in step with the voxels, name its class in `allow`"
+            )
             raise ValueError(f"{path}: {name} is not known to keep gradient directions right; {advice}")
 
 

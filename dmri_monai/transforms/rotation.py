@@ -9,7 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 from monai.config import KeysCollection
-from monai.transforms import InvertibleTransform, LazyTransform, MapTransform, RandomizableTransform, SpatialResample
+from monai.transforms import (
+    InvertibleTransform,
+    LazyTransform,
+    MapTransform,
+    RandomizableTransform,
+    SpatialResample,
+)
 from monai.utils import TraceKeys, ensure_tuple_rep
 from torch import Tensor
 
@@ -21,7 +27,8 @@ __all__ = ["RandRotateMMd", "random_rotation", "rotated_affine"]
 def random_rotation(random_state: np.random.RandomState, max_degrees: float = 180.0) -> Tensor:
     """(3, 3) float64 rotation, uniform on SO(3) among those of at most `max_degrees`.
 
-    The axis is uniform on the sphere; the angle has the density (1 - cos a) of uniform rotations, cut at the maximum.
+    The axis is uniform on the sphere; the angle has the density (1 - cos a) of uniform rotations, cut at the
+    maximum.
     """
     axis = torch.from_numpy(random_state.normal(size=3))
     limit = math.radians(max_degrees)
@@ -32,7 +39,8 @@ def random_rotation(random_state: np.random.RandomState, max_degrees: float = 18
         low, high = (middle, high) if middle - math.sin(middle) < target else (low, middle)
     x, y, z = (axis / axis.norm() * (low + high) / 2).tolist()
     generator = torch.tensor([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]], dtype=torch.float64)
-    return torch.linalg.matrix_exp(generator)
+    rotation: Tensor = torch.linalg.matrix_exp(generator)
+    return rotation
 
 
 def rotated_affine(affine: Tensor, spatial_size: Sequence[int], rotation: Tensor) -> Tensor:
@@ -53,9 +61,9 @@ def rotated_affine(affine: Tensor, spatial_size: Sequence[int], rotation: Tensor
 class RandRotateMMd(RandomizableTransform, MapTransform, InvertibleTransform, LazyTransform):
     """Rotate the grid about its centre, by a rotation uniform on SO(3) up to `max_degrees`, in millimetres.
 
-    Right on anisotropic and oblique grids, where rotations of voxel indices shear.  Size and spacing stay; the affine
-    follows, so b-vectors and labels need nothing else.  Lazy and invertible as MONAI's own; any device.
-    mode, padding_mode: one for all keys or one a key, as in `monai.transforms.SpatialResample`.
+    Right on anisotropic and oblique grids, where rotations of voxel indices shear.  Size and spacing stay;
+    the affine follows, so b-vectors and labels need nothing else.  Lazy and invertible as MONAI's own; any
+    device. mode, padding_mode: one for all keys or one a key, as in `monai.transforms.SpatialResample`.
     """
 
     def __init__(

@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import monai.transforms as mt
+import pytest
+import torch
+
+from dmri_monai.transforms import (
+    LoadDWId,
+    RandElasticDWId,
+    RandRotateMMd,
+    RotationInvariantsd,
+    SphericalHarmonicsd,
+    ToVoxelFramed,
+    check_gradient_safe,
+)
+from tests.transforms.fields import axial_degrees, dipy_v1, field_item, true_direction, world_points
+from tests.transforms.test_spatial_matrix import TRANSFORMS
+
+UNSAFE = {
+    "Rand3DElasticd": lambda: mt.Rand3DElasticd("image", (3, 4), (20, 30), prob=1),
+    "GridDistortiond": lambda: mt.GridDistortiond("image", 3, [(0.1, 0.3, 0.2, -0.1)] * 3),
+    "RandGridDistortiond": lambda: mt.RandGridDistortiond("image"),
+    "RandSmoothDeformd": lambda: mt.RandSmoothDeformd("image", (8, 8, 8), (3, 3, 3)),
+    "Transposed": lambda: mt.Transposed("image", (0, 2, 1, 3)),
+    "Lambdad": lambda: mt.Lambdad("image", torch.flip),
+    "MixUpd": lambda: mt.MixUpd("image", 4),
+}
+
+
+class Unknownd(mt.MapTransform):
+    def __call__(self, data):
+        return data
+
+
+def pipeline(*middle, lazy: bool = False) -> mt.Compose:
+    return mt.Compose([LoadDWId(), *middle, SphericalHarmonicsd(shells=[1000])], lazy=lazy)
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_every_transform_of_the_spatial_matrix_is_allowed(name):
+    check_gradient_safe(pipeline(TRANSFORMS[name][0]()))
+
+
+@pytest.mark.parametrize("name", list(UNSAFE))
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda t: t,
+        lambda t: mt.Compose([mt.Compose([t])]),
+        lambda t: mt.OneOf([mt.Flipd("image", 0), t]),
+        lambda t: mt.SomeOf([t, mt.Flipd("image", 0)], num_transforms=1),
+        lambda t: mt.RandomOrder([t]),
+    ],
+    ids=["plain", "nested", "one-of", "some-of", "random-order"],
+)
+def test_an_untracked_transform_is_found_and_named(name, wrap):
+    with pytest.raises(
+        ValueError, match=rf"pipeline\[1\].*{name} is not known to keep gradient directions right"
+    ):
+        check_gradient_safe(pipeline(wrap(UNSAFE[name]())))
+
+
+def test_the_error_names_our_replacement():
+    with pytest.raises(ValueError, match="use dmri_monai.transforms.RandElasticDWId"):
+        check_gradient_safe(pipeline(UNSAFE["Rand3DElasticd"]()))
+
+
+def test_a_lazy_pipeline_is_read_too():
+    with pytest.raises(ValueError, match="Rand3DElasticd"):
+        check_gradient_safe(pipeline(UNSAFE["Rand3DElasticd"](), lazy=True))
+
+
+def test_our_own_transforms_are_allowed():
+    check_gradient_safe(pipeline(RandElasticDWId(), RandRotateMMd()))
+
+
+def test_an_unknown_class_is_refused_unless_named():
+    with pytest.raises(ValueError, match="Unknownd is not known"):
+        check_gradient_safe(pipeline(Unknownd("image")))
+    check_gradient_safe(pipeline(Unknownd("image")), allow=[Unknownd])
+    check_gradient_safe(pipeline(Unknownd("image")), allow=["Unknownd"])
+
+
+def test_transforms_of_other_entries_are_passed_over():
+    check_gradient_safe(pipeline(mt.Lambdad("label", torch.round)))
+
+
+@pytest.mark.parametrize("turn", [mt.RandFlipd("image"), RandRotateMMd()], ids=["flip", "rotation"])
+@pytest.mark.parametrize(
+    "fix", [SphericalHarmonicsd(shells=[1000]), ToVoxelFramed()], ids=["harmonics", "vectors"]
+)
+def test_turning_the_grid_after_the_fit_is_refused(turn, fix):
+    with pytest.raises(ValueError, match=r"pipeline\[2\].*turns the grid after"):
+        check_gradient_safe([LoadDWId(), fix, turn])
+
+
+def test_cropping_after_the_fit_is_allowed():
+    check_gradient_safe([SphericalHarmonicsd(shells=[1000]), mt.RandSpatialCropd("image", (4, 4, 4))])
+
+
+def test_invariants_may_be_turned():
+    check_gradient_safe(
+        [SphericalHarmonicsd(shells=[1000]), RotationInvariantsd("image"), mt.RandFlipd("image")]
+    )
+
+
+def test_an_elastic_transform_of_monai_does_leave_wrong_directions():
+    """Why the check exists: no trace, no changed affine, wrong directions."""
+    item = field_item("RAS", "iso", (24, 24, 24))
+    elastic = mt.Rand3DElasticd(
+        "image", (4, 4), (60, 60), prob=1, padding_mode="border", rotate_range=[(0.4, 0.5)] * 3
+    )
+    elastic.set_random_state(0)
+    after = ToVoxelFramed()(elastic(item))
+    torch.testing.assert_close(after["image"].affine, item["image"].affine)
+    inner = slice(8, 16)
+    v1 = dipy_v1(after["image"].as_tensor()[:, inner, inner, inner], after["bvals"], after["bvecs"])
+    truth = true_direction(world_points(item["image"].affine.numpy(), (24, 24, 24)))[inner, inner, inner]
+    assert axial_degrees(v1, truth).mean() > 10
