@@ -14,6 +14,7 @@ import dmri_monai
 
 __all__ = ["app"]
 
+Scheme = Literal["random", "clinical-32", "single-64", "hcp-3shell"]  # those of dmri_monai.phantom
 FOUND, FAILED = 1, 2  # exit codes: a check found something; the command could not do its work
 
 app = typer.Typer(
@@ -61,7 +62,7 @@ def phantom(
     seed: Annotated[int, typer.Option(help="Same seed, same data.")] = 0,
     shape: Annotated[tuple[int, int, int], typer.Option(help="Voxels along x y z.")] = (48, 56, 48),
     spacing: Annotated[tuple[float, float, float], typer.Option(help="Voxel size in mm.")] = (2.5, 2.5, 2.5),
-    scheme: Annotated[str, typer.Option(help="Gradient scheme; random draws one per subject.")] = "random",
+    scheme: Annotated[Scheme, typer.Option(help="Gradient scheme; random draws one per subject.")] = "random",
     snr: Annotated[
         tuple[float, float] | None, typer.Option(help="Range of the SNR of the b0 volumes.")
     ] = None,
@@ -170,6 +171,21 @@ def runs(
         return
     found = list_runs(store)
     typer.echo(json.dumps([asdict(r) for r in found], indent=2) if as_json else runs_table(found))
+
+
+@app.command()
+@_one_line_errors
+def artifacts(
+    show: Annotated[
+        bool, typer.Option("--list", help="List the presets, their artifacts and ranges.")
+    ] = False,
+) -> None:
+    """Show the simulated artifacts."""
+    if not show:
+        raise ValueError("give --list")
+    from dmri_monai.transforms.artifacts.presets import describe_presets
+
+    typer.echo(describe_presets())
 
 
 if __name__ == "__main__":

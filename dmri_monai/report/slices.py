@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 from dataclasses import dataclass
 from typing import Literal
 
@@ -132,20 +133,26 @@ def label_uri(pictures: list[np.ndarray], colours: dict[int, tuple[int, int, int
     palette = sorted(set(colours.values()))
     index = {label: palette.index(rgb) for label, rgb in colours.items()}
     large = [np.kron(p[::step, ::step], np.ones((zoom, zoom), int)) for p in pictures]
-    image = Image.fromarray(np.concatenate([_outlined(p, index) for p in large]))
+    image = Image.fromarray(np.concatenate([_outlined(p, index, width=1 + (zoom >= 4)) for p in large]))
     image.putpalette([0, 0, 0] + [value for rgb in palette for value in (*rgb, *rgb)])
     return _uri("PNG", image, transparency=bytes([0] + [FILL_ALPHA, 255] * len(palette)), optimize=True)
 
 
-def _outlined(labels: np.ndarray, index: dict[int, int]) -> np.ndarray:
-    padded = np.pad(labels, 1, mode="edge")
-    neighbours = (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:])
-    edge = np.any([n != labels for n in neighbours], axis=0)
+def _outlined(labels: np.ndarray, index: dict[int, int], width: int) -> np.ndarray:
+    """Palette entries of a picture: 0 elsewhere, 1 + 2 i inside the class with index i, 2 + 2 i on its rim."""
+    edge = np.zeros(labels.shape, bool)
+    for axis, step in itertools.product((0, 1), range(-width, width + 1)):
+        edge |= labels != _moved(labels, step, axis)
     drawn = np.zeros(labels.shape, np.uint8)
     for label, i in index.items():
         drawn[labels == label] = 1 + 2 * i
         drawn[(labels == label) & edge] = 2 + 2 * i
     return drawn
+
+
+def _moved(labels: np.ndarray, step: int, axis: int) -> np.ndarray:
+    """`labels` moved by `step` along `axis`, its border repeated."""
+    return labels.take(np.clip(np.arange(labels.shape[axis]) - step, 0, labels.shape[axis] - 1), axis=axis)
 
 
 def _uri(kind: str, image: Image.Image, **options: object) -> str:

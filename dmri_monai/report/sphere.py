@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from dmri_monai.gradients import GradientTable
+from dmri_monai.io.writing import replacing
 from dmri_monai.report.colour import hex_colour
 
 __all__ = ["gradient_sphere", "sphere_png", "write_sphere"]
@@ -49,10 +50,10 @@ def sphere_png(table: GradientTable, dpi: int = 130) -> bytes:
     return buffer.getvalue()
 
 
-def write_sphere(path: str | os.PathLike[str], table: GradientTable) -> None:
+def write_sphere(path: str | Path, table: GradientTable) -> None:
     """Write `gradient_sphere` as a PNG file."""
-    with open(path, "wb") as file:
-        file.write(sphere_png(table))
+    with replacing(Path(path)) as (temporary,):
+        temporary.write_bytes(sphere_png(table))
 
 
 def _wire(axes: Any) -> None:

@@ -1,0 +1,154 @@
+"""The `dmri-monai` command."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import get_args
+
+import pytest
+from typer.testing import CliRunner
+
+import dmri_monai
+from dmri_monai.cli import Scheme, app
+from dmri_monai.gradients import GradientTable
+from dmri_monai.io import read_dwi, write_dwi, write_nifti
+from dmri_monai.phantom.schemes import Preset
+from tests.check.fibres import ring_scan
+from tests.conftest import STANDARD_AFFINES
+from tests.report.scenes import blob_at
+
+AFFINE = STANDARD_AFFINES["oblique-left-iso2"]
+
+
+def run(*arguments: object):
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+@pytest.fixture(scope="module")
+def scan(tmp_path_factory):
+    """A clean scan with fibres."""
+    path = tmp_path_factory.mktemp("scan") / "sub-01_dwi.nii.gz"
+    write_dwi(path, *with_affine(*ring_scan(AFFINE)))
+    return path
+
+
+def with_affine(image, table):
+    from monai.data import MetaTensor
+
+    return MetaTensor(image, affine=AFFINE), table
+
+
+def test_help_imports_neither_torch_nor_monai():
+    code = (
+        "import sys, dmri_monai.cli as c\n"
+        "from typer.testing import CliRunner\n"
+        "assert CliRunner().invoke(c.app, ['--help']).exit_code == 0\n"
+        "print([m for m in ('torch', 'monai', 'mlflow', 'matplotlib', 'numpy') if m in sys.modules])"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        == "[]\n"
+    )
+
+
+def test_version_is_printed():
+    assert run("--version").output.strip() == dmri_monai.__version__
+
+
+@pytest.mark.parametrize("command", ["phantom", "check", "report", "runs", "artifacts"])
+def test_every_command_explains_itself(command):
+    result = run(command, "--help")
+    assert result.exit_code == 0
+    assert "Usage" in result.output
+
+
+def test_check_of_a_good_scan_ends_with_zero(scan):
+    result = run("check", scan)
+    assert result.exit_code == 0, result.output
+    assert "30 at b = 1000 s/mm2" in result.output
+    assert "left-handed" in result.output
+    assert "b-vectors    consistent" in result.output
+
+
+def test_check_says_which_axis_is_flipped_and_ends_with_one(scan, tmp_path):
+    image, table = read_dwi(scan)
+    flipped = table.to_fsl(AFFINE) * table.bvecs.new_tensor([1.0, -1.0, 1.0])
+    write_dwi(tmp_path / "f.nii.gz", image, GradientTable.from_fsl(table.bvals, flipped, AFFINE))
+    result = run("check", tmp_path / "f.nii.gz", "--json")
+    assert result.exit_code == 1
+    content = json.loads(result.stdout)
+    assert content["findings"][0].startswith("your b-vectors look flipped in y")
+    assert content["coherence"]["verdict"] == "wrong"
+
+
+def test_check_writes_the_sphere_and_a_report(scan, tmp_path):
+    result = run("check", scan, "--sphere", tmp_path / "s.png", "--report", tmp_path / "r.html")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "s.png").read_bytes().startswith(b"\x89PNG")
+    assert "nothing looks wrong" in (tmp_path / "r.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["check", "missing.nii.gz"], "missing.nii.gz"),
+        (["report"], "either a folder of outputs with --data, or --image"),
+        (["report", "somewhere"], "needs --data"),
+        (["report", "somewhere", "--data", "."], "no *_dseg.nii.gz in somewhere"),
+        (["runs", "nowhere.db"], "no MLflow store at nowhere.db"),
+        (["phantom", "--out", ".", "--subjects", "1"], "not empty"),
+        (["artifacts"], "give --list"),
+    ],
+    ids=lambda v: "-".join(v) if isinstance(v, list) else "",
+)
+def test_a_users_mistake_is_one_line_on_stderr_and_code_two(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "something").touch()
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: ")
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_report_of_one_scan_with_labels(scan, tmp_path):
+    labels = tmp_path / "labels.nii.gz"
+    write_nifti(labels, blob_at((0, 0, 0), AFFINE).byte(), AFFINE)
+    (tmp_path / "names.tsv").write_text("index\tname\n1\tblob\n")
+    out = tmp_path / "r.html"
+    result = run(
+        "report", "--image", scan, "--prediction", labels, "--truth", labels,
+        "--names", tmp_path / "names.tsv", "--out", out, "--neurological",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    html = out.read_text()
+    assert "Dice blob" in html
+    assert "Neurological view: the patient's left is on the left" in html
+
+
+def test_artifacts_lists_the_presets():
+    result = run("artifacts", "--list")
+    assert result.exit_code == 0, result.output
+    for preset in ("light", "normal", "strong"):
+        assert f"{preset}:" in result.output
+    assert "slice_dropout" in result.output
+
+
+def test_phantom_offers_every_gradient_scheme():
+    assert get_args(Scheme) == get_args(Preset)
+    assert run("phantom", "--out", "x", "--scheme", "spiral").exit_code == 2
+
+
+def test_phantom_writes_a_scan_that_check_reads(tmp_path):
+    result = run("phantom", "--out", tmp_path / "bids", "--subjects", 1, "--seed", 3,
+                 "--shape", 16, 18, 16, "--spacing", 8, 8, 8, "--scheme", "clinical-32")  # fmt: skip
+    assert result.exit_code == 0, result.output
+    image, table = read_dwi(tmp_path / "bids" / "sub-01" / "dwi" / "sub-01_dwi.nii.gz")
+    assert image.shape[1:] == (16, 18, 16)
+    assert sum(len(s.indices) for s in table.shells()) == 32
+    checked = run("check", tmp_path / "bids" / "sub-01" / "dwi" / "sub-01_dwi.nii.gz")
+    assert checked.exit_code in (0, 1)
+    assert "FOUND" not in checked.output or "look flipped" not in checked.output
