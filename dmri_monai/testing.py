@@ -12,7 +12,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from dmri_monai.equivariant.representation import as_irreps, check_channels, representation_matrix
+from dmri_monai.equivariant.representation import (
+    as_irreps,
+    channels_of,
+    check_channels,
+    representation_matrix,
+)
 
 if TYPE_CHECKING:
     from e3nn.o3 import Irreps
@@ -39,7 +44,7 @@ def act_on_field(R: Tensor, x: Tensor, irreps: str | Irreps) -> Tensor:
     (`band_limited_volume`). q-vectors are turned by the caller: q @ R.T.
     """
     irreps = as_irreps(irreps)
-    check_channels(x, irreps, (5, 6), "act_on_field")
+    check_channels(x, channels_of(irreps), (5, 6), "act_on_field")
     if not ((R.abs().round() == R.abs()).all() and (R @ R.T).equal(torch.eye(3, dtype=R.dtype))):
         raise ValueError(f"R must be a signed permutation matrix, got {R.tolist()}")
     source = R.abs().argmax(dim=1).tolist()

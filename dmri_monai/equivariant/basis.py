@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -104,6 +104,18 @@ class PSpaceFunctions:
         return torch.cat([empty, *arrays])
 
 
+class Piece(NamedTuple):
+    """Sizes of the kernel between one entry of each irreps, in plain numbers."""
+
+    key: str
+    count: int
+    linear: bool
+    mul_out: int
+    mul_in: int
+    dim_out: int
+    dim_in: int
+
+
 class SteerableKernel(nn.Module):
     """Learned weights x kernel basis -> (dim_out, dim_in, k³), for channels of `irreps_in` and `irreps_out`.
 
@@ -127,13 +139,11 @@ class SteerableKernel(nn.Module):
         self.radial = RadialFunctions(functions.radial) if functions.radial.mlp else None
         self.transforms: dict[str, Tensor] = {}
         self.constants = Constants(**self._precompute())
-        self.counts = [self._count(i, o) for i, o in self.pairs]
-        sizes = [
-            count * irreps_in[i].mul * irreps_out[o].mul
-            for count, (i, o) in zip(self.counts, self.pairs, strict=True)
-        ]
-        self.sizes = sizes
-        self.weight = nn.Parameter(torch.empty(sum(sizes)))
+        self.pieces = [self._piece(i, o) for i, o in self.pairs]
+        self.counts = [piece.count for piece in self.pieces]
+        self.sizes = [piece.count * piece.mul_out * piece.mul_in for piece in self.pieces]
+        self.columns = len(irreps_in)
+        self.weight = nn.Parameter(torch.empty(sum(self.sizes)))
         self.reset_parameters()
 
     def _key(self, i: int, o: int) -> str:
@@ -164,20 +174,20 @@ class SteerableKernel(nn.Module):
         empty = self.offsets.new_zeros(0, ir_out.dim * ir_in.dim, len(self.offsets))
         return torch.cat([empty, *(a.flatten(0, 1).unsqueeze(0) for a in arrays)])
 
-    def _count(self, i: int, o: int) -> int:
-        rows = len(self.constants.originals[self._key(i, o)])
-        if self.radial is None:
-            return rows
-        linear = self.functions.has_linear(self.irreps_in[i].ir, self.irreps_out[o].ir)
-        return (rows - linear) * self.radial.n_out + linear
+    def _piece(self, i: int, o: int) -> Piece:
+        (mul_in, ir_in), (mul_out, ir_out) = self.irreps_in[i], self.irreps_out[o]
+        linear = self.radial is not None and self.functions.has_linear(ir_in, ir_out)
+        count = len(self.constants.originals[self._key(i, o)])
+        if self.radial is not None:
+            count = (count - linear) * self.radial.n_out + linear
+        return Piece(self._key(i, o), count, linear, mul_out, mul_in, ir_out.dim, ir_in.dim)
 
-    def _basis(self, i: int, o: int, radial: Tensor | None) -> Tensor:
+    def _basis(self, piece: Piece, radial: Tensor | None) -> Tensor:
         """(n, d_out * d_in * k³) kernel functions of one pair."""
-        fixed = getattr(self.constants, self._key(i, o))
+        fixed = getattr(self.constants, piece.key)
         if radial is None:
             return fixed
-        linear = self.functions.has_linear(self.irreps_in[i].ir, self.irreps_out[o].ir)
-        shaped, plain = (fixed[:-1], fixed[-1:]) if linear else (fixed, fixed[:0])
+        shaped, plain = (fixed[:-1], fixed[-1:]) if piece.linear else (fixed, fixed[:0])
         return torch.cat([torch.einsum("fap,pr->frap", shaped, radial).flatten(0, 1), plain]).flatten(1)
 
     def _radial_values(self) -> Tensor | None:
@@ -187,7 +197,7 @@ class SteerableKernel(nn.Module):
     def reset_parameters(self) -> None:
         """Draw weights so that unit-variance, uncorrelated input gives output of unit variance."""
         radial = self._radial_values()
-        energy = [self._basis(i, o, radial).square().sum().item() for i, o in self.pairs]
+        energy = [self._basis(piece, radial).square().sum().item() for piece in self.pieces]
         start = 0
         for (_, o), size in zip(self.pairs, self.sizes, strict=True):
             fan = sum(
@@ -199,16 +209,14 @@ class SteerableKernel(nn.Module):
 
     def _assemble(self, bases: Sequence[Tensor], weight: Tensor) -> Tensor:
         """(dim_out, dim_in, P) from one (n, d_out * d_in * P) basis per pair."""
-        blocks: dict[tuple[int, int], Tensor] = {}
-        pieces = weight.split(self.sizes)
-        for (i, o), count, basis, piece in zip(self.pairs, self.counts, bases, pieces, strict=True):
-            (m_in, ir_in), (m_out, ir_out) = self.irreps_in[i], self.irreps_out[o]
-            values = piece.view(m_out * m_in, count) @ basis
-            values = values.view(m_out, m_in, ir_out.dim, ir_in.dim, -1).transpose(1, 2)
-            blocks[o, i] = values.reshape(m_out * ir_out.dim, m_in * ir_in.dim, -1)
+        blocks = []
+        for piece, basis, part in zip(self.pieces, bases, weight.split(self.sizes), strict=True):
+            values = part.view(piece.mul_out * piece.mul_in, piece.count) @ basis
+            values = values.view(piece.mul_out, piece.mul_in, piece.dim_out, piece.dim_in, -1).transpose(1, 2)
+            blocks.append(values.reshape(piece.mul_out * piece.dim_out, piece.mul_in * piece.dim_in, -1))
         rows = [
-            torch.cat([blocks[o, i] for i in range(len(self.irreps_in))], 1)
-            for o in range(len(self.irreps_out))
+            torch.cat(blocks[start : start + self.columns], 1)
+            for start in range(0, len(blocks), self.columns)
         ]
         return torch.cat(rows)
 
@@ -216,7 +224,7 @@ class SteerableKernel(nn.Module):
         """(dim_out, dim_in, k³) kernel in the precision of the weights, at least float32."""
         radial = self._radial_values()
         dtype = torch.promote_types(self.weight.dtype, torch.float32)
-        bases = [self._basis(i, o, radial).to(dtype) for i, o in self.pairs]
+        bases = [self._basis(piece, radial).to(dtype) for piece in self.pieces]
         return self._assemble(bases, self.weight.to(dtype))
 
     @torch.no_grad()

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from dmri_monai.equivariant.conv import SteerableConv3d
 from dmri_monai.equivariant.gate import Gate, NormActivation
 from dmri_monai.equivariant.norm import EquivariantBatchNorm, EquivariantInstanceNorm
-from dmri_monai.equivariant.representation import as_irreps, check_channels
+from dmri_monai.equivariant.representation import Block, as_irreps, blocks_of, channels_of, check_channels
 
 if TYPE_CHECKING:
-    from e3nn.o3 import Irrep, Irreps
+    from e3nn.o3 import Irreps
 
 __all__ = ["EquivariantDropout", "Invariants", "SteerableBlock", "SteerableResidualBlock"]
 
@@ -27,18 +27,20 @@ NORMS: dict[str, type[nn.Module]] = {
 
 
 class EquivariantDropout(nn.Module):
-    channel_of: Tensor
     """Drop whole channels, all components and voxels together, with probability `p`; the rest is scaled by 1/(1-p).
 
     (N, irreps.dim, ...) -> the same shape; the identity in eval mode.
     """
+
+    channel_of: Tensor
 
     def __init__(self, irreps: str | Irreps, p: float = 0.5) -> None:
         super().__init__()
         if not 0 <= p < 1:
             raise ValueError(f"EquivariantDropout: p must lie in [0, 1), got {p}")
         self.irreps_in = self.irreps_out = as_irreps(irreps)
-        self.p = p
+        self.p, self.expected = p, channels_of(self.irreps_in)
+        self.channels = self.irreps_in.num_irreps
         dims = torch.tensor([ir.dim for mul, ir in self.irreps_in for _ in range(mul)])
         channel_of = torch.arange(len(dims)).repeat_interleave(dims)
         self.register_buffer("channel_of", channel_of, persistent=False)
@@ -47,10 +49,10 @@ class EquivariantDropout(nn.Module):
         return f"{self.irreps_in}, p={self.p}"
 
     def forward(self, x: Tensor) -> Tensor:
-        check_channels(x, self.irreps_in, range(2, 7), "EquivariantDropout")
+        check_channels(x, self.expected, range(2, 7), "EquivariantDropout")
         if not self.training or self.p == 0:
             return x
-        keep = torch.rand(len(x), self.irreps_in.num_irreps, device=x.device) >= self.p
+        keep = torch.rand(len(x), self.channels, device=x.device) >= self.p
         factor = keep.index_select(1, self.channel_of).to(x.dtype) / (1 - self.p)
         return x * factor.view(*factor.shape, *[1] * (x.ndim - 2))
 
@@ -66,22 +68,21 @@ class Invariants(nn.Module):
         super().__init__()
         self.irreps_in = as_irreps(irreps)
         self.irreps_out = as_irreps(f"{self.irreps_in.num_irreps}x0e")
+        self.blocks, self.expected = blocks_of(self.irreps_in), channels_of(self.irreps_in)
         self.eps = eps
 
     def extra_repr(self) -> str:
         return f"{self.irreps_in} -> {self.irreps_out}"
 
     def forward(self, x: Tensor) -> Tensor:
-        check_channels(x, self.irreps_in, range(2, 7), "Invariants")
-        parts = x.split([mul * ir.dim for mul, ir in self.irreps_in], dim=1)
-        return torch.cat(
-            [self._of(p, mul, ir) for p, (mul, ir) in zip(parts, self.irreps_in, strict=True)], dim=1
-        )
+        check_channels(x, self.expected, range(2, 7), "Invariants")
+        parts = x.split([block.multiplicity * block.dim for block in self.blocks], dim=1)
+        return torch.cat([self._of(p, block) for p, block in zip(parts, self.blocks, strict=True)], dim=1)
 
-    def _of(self, part: Tensor, mul: int, ir: Irrep) -> Tensor:
-        if ir.l == 0 and ir.p == 1:
+    def _of(self, part: Tensor, block: Block) -> Tensor:
+        if block.scalar:
             return part
-        return (part.unflatten(1, (mul, ir.dim)).square().sum(2) + self.eps**2).sqrt()
+        return (part.unflatten(1, block[:2]).square().sum(2) + self.eps**2).sqrt()
 
 
 class SteerableBlock(nn.Sequential):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch.nn import functional
 from dmri_monai.equivariant.basis import PSpaceFunctions, SteerableKernel
 from dmri_monai.equivariant.grid import check_centred, one_size, resolve_padding
 from dmri_monai.equivariant.radial import Gaussian, Radial
-from dmri_monai.equivariant.representation import as_irreps, check_channels
+from dmri_monai.equivariant.representation import as_irreps, channels_of, check_channels
 
 if TYPE_CHECKING:
     from e3nn.o3 import Irreps
@@ -34,6 +34,10 @@ class SteerableConv3d(nn.Module):
     At stride > 1 the size must let the output grid be centred (stride 2: even kernels on even sizes, odd kernels on
     odd sizes); other sizes raise ValueError. In eval mode without gradients the kernel is built once and kept.
     """
+
+    bias_index: Tensor
+    order_in: Tensor
+    order_out: Tensor
 
     def __init__(  # noqa: PLR0913  the arguments of torch.nn.Conv3d and those of the kernel
         self,
@@ -65,6 +69,7 @@ class SteerableConv3d(nn.Module):
         self.stride, self.dilation = one_size(stride, "stride"), one_size(dilation, "dilation")
         self.padding = resolve_padding(padding, self.kernel_size, self.dilation, self.stride, transposed)
         self.groups, self.transposed = groups, transposed
+        self.expected, self.dim_out = channels_of(self.irreps_in), self.irreps_out.dim
         self._check_transposed_size()
         radial = (radial or Gaussian()).resolved((self.kernel_size + 1) // 2)
         functions = PSpaceFunctions(radial, l_max, parity, zero_offset)  # type: ignore[arg-type]
@@ -75,8 +80,8 @@ class SteerableConv3d(nn.Module):
         self._check_reachable(group_in, group_out)
         self._init_bias(bias, parity)
         self._init_order()
-        self._kept: tuple[tuple, Tensor, Tensor | None] | None = None
-        self.register_load_state_dict_post_hook(lambda module, _: module._forget())
+        self._kept: tuple[tuple[tuple[int, int], ...], Tensor, Tensor | None] | None = None
+        self.register_load_state_dict_post_hook(_forget)
 
     def _check_transposed_size(self) -> None:
         reach = self.dilation * (self.kernel_size - 1) + 1
@@ -124,14 +129,14 @@ class SteerableConv3d(nn.Module):
         self._forget()
         return super().train(mode)
 
-    def _apply(self, fn: Callable, recurse: bool = True) -> SteerableConv3d:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SteerableConv3d:
         self._forget()
         return super()._apply(fn, recurse)
 
     def _forget(self) -> None:
         self._kept = None
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_kept": None}
 
     def kernel(self) -> Tensor:
@@ -157,7 +162,7 @@ class SteerableConv3d(nn.Module):
     def _full_bias(self) -> Tensor | None:
         if self.bias is None:
             return None
-        full = self.bias.new_zeros(self.irreps_out.dim).index_copy(0, self.bias_index, self.bias)
+        full = self.bias.new_zeros(self.dim_out).index_copy(0, self.bias_index, self.bias)
         return full if self.groups == 1 else full[self.order_out.argsort()]
 
     def _weights(self) -> tuple[Tensor, Tensor | None]:
@@ -171,7 +176,7 @@ class SteerableConv3d(nn.Module):
         return self._kept[1:]
 
     def forward(self, x: Tensor) -> Tensor:
-        check_channels(x, self.irreps_in, (5,), "SteerableConv3d")
+        check_channels(x, self.expected, (5,), "SteerableConv3d")
         if not self.transposed:
             check_centred(x.shape[2:], self.kernel_size, self.stride, self.padding, self.dilation)
         weight, bias = self._weights()
@@ -221,7 +226,7 @@ class SteerableConv3d(nn.Module):
 
 
 def _match(tensor: Tensor, x: Tensor) -> Tensor:
-    """`tensor` in the precision of `x` under half-precision modules; float32 input on float64 weights stays an error."""
+    """`tensor` in the precision of a half-precision `x`; float32 input on float64 weights stays an error."""
     return tensor.to(x.dtype) if x.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
@@ -236,3 +241,8 @@ def _group_order(irreps: Irreps, groups: int) -> Tensor:
     """(dim,) channel indices sorted by group; within a group in the order of `irreps`."""
     parts = [torch.arange(s.start, s.stop).chunk(groups) for s in irreps.slices()]
     return torch.cat([part[g] for g in range(groups) for part in parts])
+
+
+def _forget(module: SteerableConv3d, _incompatible: object) -> None:
+    """Hook: newly loaded weights make the kept kernel stale."""
+    module._forget()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dmri_monai.equivariant.representation import as_irreps, check_channels
+from dmri_monai.equivariant.representation import Block, as_irreps, blocks_of, channels_of, check_channels
 
 if TYPE_CHECKING:
     from e3nn.o3 import Irreps
@@ -43,11 +43,11 @@ def activation_function(activation: Activation) -> Callable[[Tensor], Tensor]:
 
 def gate_count(irreps: Irreps, odd: str = "gate") -> int:
     """How many channels of `irreps` need a gate: all with l >= 1, and `0o` unless it has an odd activation."""
-    return sum(mul for mul, ir in irreps if _is_gated(ir, odd))
+    return sum(block.multiplicity for block in blocks_of(irreps) if _is_gated(block, odd))
 
 
-def _is_gated(ir, odd: str) -> bool:
-    return ir.l > 0 or (ir.p == -1 and odd == "gate")
+def _is_gated(block: Block, odd: str) -> bool:
+    return block.dim > 1 or (not block.even and odd == "gate")
 
 
 class Gate(nn.Module):
@@ -72,22 +72,23 @@ class Gate(nn.Module):
         self.irreps_out = as_irreps(irreps)
         self.odd, self.gates = odd, gate_count(self.irreps_out, odd)
         self.irreps_in = as_irreps(self.irreps_out + type(self.irreps_out)(f"{self.gates}x0e"))
+        self.blocks, self.expected = blocks_of(self.irreps_out), channels_of(self.irreps_in)
         self.activation, self.gate = activation_function(activation), activation_function(gate)
 
     def extra_repr(self) -> str:
         return f"{self.irreps_in} -> {self.irreps_out}"
 
     def forward(self, x: Tensor) -> Tensor:
-        check_channels(x, self.irreps_in, range(2, 7), "Gate")
-        sizes = [mul * ir.dim for mul, ir in self.irreps_out]
+        check_channels(x, self.expected, range(2, 7), "Gate")
+        sizes = [block.multiplicity * block.dim for block in self.blocks]
         *features, gates = x.split([*sizes, self.gates], dim=1)
         factors = self.gate(gates)
         start, out = 0, []
-        for (mul, ir), feature in zip(self.irreps_out, features, strict=True):
-            if _is_gated(ir, self.odd):
-                out.append(_scale(feature, factors[:, start : start + mul], ir.dim))
-                start += mul
-            elif ir.p == -1:
+        for block, feature in zip(self.blocks, features, strict=True):
+            if _is_gated(block, self.odd):
+                out.append(_scale(feature, factors[:, start : start + block.multiplicity], block.dim))
+                start += block.multiplicity
+            elif not block.even:
                 out.append(NAMED[self.odd](feature))
             else:
                 out.append(self.activation(feature))
@@ -120,19 +121,21 @@ class NormActivation(nn.Module):
         self.irreps_in = self.irreps_out = as_irreps(irreps)
         self.activation = activation_function(activation)
         self.norm_activation = activation_function(norm_activation)
+        self.blocks, self.expected = blocks_of(self.irreps_in), channels_of(self.irreps_in)
         self.eps = eps
         self.bias = nn.Parameter(torch.zeros(gate_count(self.irreps_in))) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        check_channels(x, self.irreps_in, range(2, 7), "NormActivation")
+        check_channels(x, self.expected, range(2, 7), "NormActivation")
         start, out = 0, []
-        features = x.split([mul * ir.dim for mul, ir in self.irreps_in], dim=1)
-        for (mul, ir), feature in zip(self.irreps_in, features, strict=True):
-            if ir.l == 0 and ir.p == 1:
+        features = x.split([block.multiplicity * block.dim for block in self.blocks], dim=1)
+        for block, feature in zip(self.blocks, features, strict=True):
+            mul = block.multiplicity
+            if block.scalar:
                 out.append(self.activation(feature))
                 continue
-            norm = (feature.unflatten(1, (mul, ir.dim)).square().sum(2) + self.eps**2).sqrt()
-            out.append(_scale(feature, self.norm_activation(self._shift(norm, start)) / norm, ir.dim))
+            norm = (feature.unflatten(1, (mul, block.dim)).square().sum(2) + self.eps**2).sqrt()
+            out.append(_scale(feature, self.norm_activation(self._shift(norm, start)) / norm, block.dim))
             start += mul
         return torch.cat(out, dim=1)
 

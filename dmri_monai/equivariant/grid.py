@@ -49,8 +49,8 @@ def resolve_padding(
     if padding == "same":
         if stride == 1 and reach % 2:
             raise ValueError(
-                f"padding='same' with kernel_size {kernel_size}, dilation {dilation} would pad {reach} voxels unevenly, "
-                "which is not equivariant: use an odd kernel or padding=0"
+                f"padding='same' with kernel_size {kernel_size}, dilation {dilation} would pad {reach} voxels "
+                "unevenly, which is not equivariant: use an odd kernel or padding=0"
             )
         return reach // 2
     if isinstance(padding, str):
@@ -65,7 +65,8 @@ def check_centred(sizes: Sequence[int], kernel_size: int, stride: int, padding: 
     odd kernels on odd sizes. A remainder would drop voxels at one end only, and rotations move that end.
     """
     for axis, size in enumerate(sizes):
-        span = size + 2 * padding - dilation * (kernel_size - 1) - 1
+        reach = dilation * (kernel_size - 1)
+        span = size + 2 * padding - reach - 1
         if span < 0:
             raise ValueError(
                 f"axis {axis}: size {size} is smaller than the kernel, {size - span} with padding {padding}"

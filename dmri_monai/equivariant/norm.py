@@ -13,7 +13,7 @@ import torch.distributed.nn.functional as collective
 from torch import Tensor, distributed, nn
 
 from dmri_monai.equivariant.gate import Gate
-from dmri_monai.equivariant.representation import as_irreps, check_channels
+from dmri_monai.equivariant.representation import as_irreps, blocks_of, channels_of, check_channels
 
 if TYPE_CHECKING:
     from e3nn.o3 import Irreps
@@ -24,14 +24,17 @@ __all__ = ["EquivariantBatchNorm", "EquivariantInstanceNorm", "NormGate"]
 class _Layout(nn.Module):
     """Which channels are scalars with a mean, and which components belong together."""
 
+    channel_of: Tensor
+    scalar_channels: Tensor
+    scalar_components: Tensor
+
     def __init__(self, irreps: Irreps) -> None:
         super().__init__()
-        self.irreps = irreps
-        counts = [(mul, ir.dim, ir.l == 0 and ir.p == 1) for mul, ir in irreps]
+        self.blocks = blocks_of(irreps)
         channel_of = torch.arange(irreps.num_irreps).repeat_interleave(
-            torch.tensor([dim for mul, dim, _ in counts for _ in range(mul)])
+            torch.tensor([block.dim for block in self.blocks for _ in range(block.multiplicity)])
         )
-        scalar = torch.tensor([is_scalar for mul, _, is_scalar in counts for _ in range(mul)])
+        scalar = torch.tensor([block.scalar for block in self.blocks for _ in range(block.multiplicity)])
         self.n_scalars = int(scalar.sum())
         self.register_buffer("channel_of", channel_of, persistent=False)
         self.register_buffer("scalar_channels", scalar.nonzero().flatten(), persistent=False)
@@ -39,10 +42,8 @@ class _Layout(nn.Module):
 
     def per_channel(self, components: Tensor) -> Tensor:
         """(n, dim) -> (n, channels): the mean over each channel's components."""
-        parts = components.split([mul * ir.dim for mul, ir in self.irreps], dim=1)
-        means = [
-            p.unflatten(1, (mul, ir.dim)).mean(2) for p, (mul, ir) in zip(parts, self.irreps, strict=True)
-        ]
+        parts = components.split([block.multiplicity * block.dim for block in self.blocks], dim=1)
+        means = [p.unflatten(1, b[:2]).mean(2) for p, b in zip(parts, self.blocks, strict=True)]
         return torch.cat(means, dim=1)
 
     def spread(self, scalars: Tensor, width: int, index: Tensor) -> Tensor:
@@ -56,7 +57,7 @@ class _Norm(nn.Module):
     def __init__(self, irreps: str | Irreps, eps: float, affine: bool) -> None:
         super().__init__()
         self.irreps_in = self.irreps_out = as_irreps(irreps)
-        self.eps = eps
+        self.eps, self.expected = eps, channels_of(self.irreps_in)
         self.layout = _Layout(self.irreps_in)
         self.weight = nn.Parameter(torch.ones(self.irreps_in.num_irreps)) if affine else None
         self.bias = nn.Parameter(torch.zeros(self.layout.n_scalars)) if affine else None
@@ -70,7 +71,7 @@ class _Norm(nn.Module):
 
     def factors(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """a and b, each (n, dim, 1, ...) with n = N or 1: the normalised field is a x + b, in at least float32."""
-        check_channels(x, self.irreps_in, (5, 6), type(self).__name__)
+        check_channels(x, self.expected, (5, 6), type(self).__name__)
         _check_mask(x, mask)
         with torch.autocast(x.device.type, enabled=False):
             mean, power = self.moments(x, mask)
@@ -144,6 +145,9 @@ class EquivariantBatchNorm(_Norm):
 
     Under torch.distributed the moments of a training step are those of all ranks together.
     """
+
+    running_mean: Tensor
+    running_power: Tensor
 
     def __init__(
         self, irreps: str | Irreps, eps: float = 1e-5, affine: bool = True, momentum: float = 0.1

@@ -61,7 +61,8 @@ class Radial:
         return type(self)(self.n or n_default, self.r_max or self.default_r_max, self.mlp)
 
     def _centres(self, r: Tensor) -> tuple[Tensor, float]:
-        assert self.n is not None and self.r_max is not None
+        assert self.n is not None
+        assert self.r_max is not None
         step = self.r_max / max(self.n - 1, 1)
         return torch.arange(self.n, device=r.device, dtype=r.dtype) * step, step
 
@@ -92,7 +93,8 @@ class Bessel(Radial):
     default_r_max = 2.0
 
     def __call__(self, r: Tensor) -> Tensor:
-        assert self.n is not None and self.r_max is not None
+        assert self.n is not None
+        assert self.r_max is not None
         order = torch.arange(1, self.n + 1, device=r.device, dtype=r.dtype)
         argument = r.unsqueeze(-1) * order / self.r_max  # torch.sinc carries the pi and the limit at 0
         values = sqrt(2 / self.r_max) * torch.sinc(argument) * order * pi / self.r_max

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from math import sqrt
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +18,12 @@ if TYPE_CHECKING:
     from e3nn.o3 import Irreps
 
 __all__ = [
+    "Block",
+    "Channels",
     "Constants",
     "as_irreps",
+    "blocks_of",
+    "channels_of",
     "check_channels",
     "clebsch_gordan",
     "irreps_from_multiplicities",
@@ -58,12 +62,44 @@ def irreps_from_multiplicities(multiplicities: Sequence[int], parity: str = "nat
     )
 
 
-def check_channels(x: Tensor, irreps: Irreps, ndims: Sequence[int], name: str) -> None:
-    """Raise ValueError unless `x` has one of `ndims` axes and `irreps.dim` channels on axis 1."""
+class Block(NamedTuple):
+    """One entry of irreps in numbers that torch.compile can read: `multiplicity` channels of `dim` components."""
+
+    multiplicity: int
+    dim: int
+    even: bool  # whether a channel keeps its sign under inversion of space
+
+    @property
+    def scalar(self) -> bool:
+        """Whether it is `0e`, invariant under everything."""
+        return self.dim == 1 and self.even
+
+
+class Channels(NamedTuple):
+    """How many components irreps need, and their name for messages."""
+
+    dim: int
+    irreps: str
+
+
+def blocks_of(irreps: Irreps) -> tuple[Block, ...]:
+    """The entries of `irreps` as `Block`s."""
+    return tuple(Block(mul, ir.dim, ir.p == 1) for mul, ir in irreps)
+
+
+def channels_of(irreps: Irreps) -> Channels:
+    """What `check_channels` compares an input with."""
+    return Channels(irreps.dim, str(irreps))
+
+
+def check_channels(x: Tensor, channels: Channels, ndims: Sequence[int], name: str) -> None:
+    """Raise ValueError unless `x` has one of `ndims` axes and `channels.dim` channels on axis 1."""
     if x.ndim not in ndims:
         raise ValueError(f"{name}: input has {x.ndim} axes, expected {' or '.join(map(str, ndims))}")
-    if x.shape[1] != irreps.dim:
-        raise ValueError(f"{name}: input has {x.shape[1]} channels, irreps {irreps} need {irreps.dim}")
+    if x.shape[1] != channels.dim:
+        raise ValueError(
+            f"{name}: input has {x.shape[1]} channels, irreps {channels.irreps} need {channels.dim}"
+        )
 
 
 @cache
@@ -130,8 +166,8 @@ class Constants(nn.Module):
     """Named constant tensors kept in float64 and offered as buffers in the module's own precision.
 
     Buffers follow the module's device and dtype but are always cast from the float64 original and never below
-    float32: `.double()` gives exact values and `.bfloat16()` leaves kernels to be built in float32. They are not part of
-    the state dict.
+    float32: `.double()` gives exact values and `.bfloat16()` leaves kernels to be built in float32. They are not
+    part of the state dict.
     """
 
     def __init__(self, **tensors: Tensor) -> None:
@@ -140,7 +176,7 @@ class Constants(nn.Module):
         for name, original in self.originals.items():
             self.register_buffer(name, original.to(torch.get_default_dtype()), persistent=False)
 
-    def _apply(self, fn: Callable, recurse: bool = True) -> Constants:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Constants:
         super()._apply(fn, recurse)
         for name, original in self.originals.items():
             moved = getattr(self, name)
