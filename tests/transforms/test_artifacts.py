@@ -66,8 +66,7 @@ def make_item(affine=None, count=30, shape=SHAPE, **meta):
     diffusion = torch.tensor([1.6e-3, 0.4e-3, 0.3e-3], dtype=torch.float64)
     attenuation = torch.exp(-bvals * (bvecs**2 @ diffusion))
     image = (head * attenuation[:, None, None, None]).float()
-    full_meta = {"affine": affine, **meta}
-    return {"image": MetaTensor(image, affine=affine, meta=full_meta), "bvals": bvals, "bvecs": bvecs.float()}
+    return {"image": MetaTensor(image, affine=affine, meta=meta), "bvals": bvals, "bvecs": bvecs.float()}
 
 
 def run(item, preset, seed=1, **options):
@@ -293,7 +292,10 @@ def test_default_strength_changes_the_scan_and_keeps_it_a_magnitude(kind):
 @pytest.mark.parametrize("axis", [0, 1], ids=["right-left", "anterior-posterior"])
 def test_displacement_along_the_world_vector_keeps_the_sum_of_its_lines(artifact, axis):
     world = torch.eye(3)[axis]
-    done = run(make_item(phase_encoding_world=world), artifact)
+    item = make_item(phase_encoding_world=world)
+    item["image"][:, [0, 1, 2, -3, -2, -1]] = 0  # nothing leaves the grid
+    item["image"][:, :, [0, 1, 2, -3, -2, -1]] = 0
+    done = run(item, artifact)
     change = (done["image"] - done["target"]).as_tensor()
     along, across = (change.sum(1 + a).abs().max() / change.abs().sum(1 + a).max() for a in (axis, 1 - axis))
     assert float(along) < 1e-3
