@@ -45,11 +45,21 @@ def store_uri(store: str | Path | None = None) -> str:
 
 
 def list_runs(store: str | Path | None = None) -> list[Run]:
-    """All runs of all experiments of `store` (see `store_uri`), newest first."""
+    """All runs of all experiments of `store` (see `store_uri`), newest first; OSError if it does not answer."""
     client = _client(store)
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return _all_runs(client)
+    except MlflowException as error:
+        raise OSError(f"MLflow store {store_uri(store)}: {error}") from error
+
+
+def _all_runs(client: Any) -> list[Run]:
     names = {e.experiment_id: e.name for e in client.search_experiments()}
-    runs, page = [], None
-    while page is None or page:
+    runs: list[Run] = []
+    page = None
+    while page != "":
         found = client.search_runs(list(names), order_by=["attributes.start_time DESC"], page_token=page)
         runs += [_run(r, names[r.info.experiment_id]) for r in found]
         page = found.token or ""

@@ -71,6 +71,12 @@ def test_a_file_that_is_no_store_is_refused(tmp_path):
         store_uri(tmp_path)
 
 
+def test_a_server_that_does_not_answer_is_named(monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(OSError, match="MLflow store http://127.0.0.1:9: "):
+        list_runs("http://127.0.0.1:9")
+
+
 def test_the_environment_names_the_store_if_nothing_else_does(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
     assert store_uri() == "http://127.0.0.1:5000"

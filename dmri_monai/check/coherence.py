@@ -8,6 +8,7 @@ doi:10.1016/j.mri.2019.01.018
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 __all__ = ["AXIS_CHANGES", "Coherence", "coherence_index", "describe", "judge_coherence"]
 
-MAX_ANGLE = torch.pi / 6
+MAX_ANGLE = math.pi / 6
 MIN_FA = 0.25
 BLOCK = 3  # voxels; neighbouring voxels are not independent evidence, blocks nearly are
 MIN_BLOCKS = 20
@@ -68,21 +69,22 @@ def coherence_index(v1: Tensor, fa: Tensor, offsets_mm: Tensor, changes: Tensor 
     A pair of neighbours (26-neighbourhood, FA > 0.25 both) adds FA_i + FA_j, half to each, where both
     directions lie within 30 degrees of the line between them; the index is the sum over voxels.
     """
-    changes = changes.to(v1.dtype)
-    total = torch.zeros(len(changes), *fa.shape, dtype=v1.dtype)
+    anisotropic = fa > MIN_FA
+    row = torch.full(fa.shape, -1).masked_scatter_(anisotropic, torch.arange(int(anisotropic.sum())))
+    vectors, weights, changes = v1[:, anisotropic].float(), fa[anisotropic].float(), changes.float()
+    total = torch.zeros(len(weights), len(changes))
     for step in _half_neighbourhood():
-        here, there = _shifted(fa.shape, step)
-        both = (fa[here] > MIN_FA) & (fa[there] > MIN_FA)
-        line = torch.nn.functional.normalize(
-            offsets_mm.to(v1.dtype) @ torch.tensor(step, dtype=v1.dtype), dim=0
-        )
-        lines = line @ changes  # |(P v) . d| = |v . (P^T d)|: turn the few lines, not all the vectors
-        cosine = torch.cos(torch.tensor(MAX_ANGLE))
-        pairs = [(lines @ v1[:, *part][:, both]).abs() >= cosine for part in (here, there)]
-        weight = 0.5 * (fa[here] + fa[there])[both] * (pairs[0] & pairs[1])
-        for part in (here, there):
-            total[:, *part][:, both] += weight
-    return total
+        here, there = _neighbours(row, step)
+        line = offsets_mm.float() @ torch.tensor(step).float()
+        lines = (
+            line / line.norm()
+        ) @ changes  # |(P v) . d| = |v . (P^T d)|: turn the few lines, not the vectors
+        aligned = (vectors.T @ lines.T).abs() >= math.cos(MAX_ANGLE)
+        share = 0.5 * (weights[here] + weights[there])[:, None] * (aligned[here] & aligned[there])
+        total.index_add_(0, here, share).index_add_(0, there, share)
+    out = torch.zeros(len(changes), *fa.shape)
+    out[:, anisotropic] = total.T
+    return out
 
 
 def judge_coherence(v1: Tensor, fa: Tensor, offsets_mm: Tensor, fsl_signs: Tensor) -> Coherence:
@@ -91,7 +93,7 @@ def judge_coherence(v1: Tensor, fa: Tensor, offsets_mm: Tensor, fsl_signs: Tenso
     fsl_signs: (3,) signs that lead from the voxel frame to the FSL file's.  The evidence is a z-score of the
     difference over blocks of 3 x 3 x 3 voxels, so that a small or noisy scan is inconclusive, not wrong.
     """
-    score = coherence_index(v1, fa, offsets_mm)
+    score = coherence_index(v1, fa, offsets_mm).double()
     totals = score.flatten(1).sum(1)
     best = int(totals.argmax())
     rival = 0 if best else int(totals[1:].argmax()) + 1
@@ -142,11 +144,13 @@ def _half_neighbourhood() -> list[tuple[int, int, int]]:
     return [(x, y, z) for x in steps for y in steps for z in steps if (x, y, z) > (0, 0, 0)]
 
 
-def _shifted(shape: torch.Size, step: tuple[int, int, int]) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-    """Slices of the voxels that have a neighbour at `step`, and of those neighbours."""
-    here = tuple(slice(max(0, -s), n - max(0, s)) for s, n in zip(step, shape, strict=True))
-    there = tuple(slice(max(0, s), n - max(0, -s)) for s, n in zip(step, shape, strict=True))
-    return here, there
+def _neighbours(row: Tensor, step: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
+    """Entries of `row` (X, Y, Z) and of their neighbours at `step` where both exist and are not -1."""
+    sizes = list(zip(step, row.shape, strict=True))
+    here = row[tuple(slice(max(0, -s), n - max(0, s)) for s, n in sizes)].flatten()
+    there = row[tuple(slice(max(0, s), n - max(0, -s)) for s, n in sizes)].flatten()
+    both = (here >= 0) & (there >= 0)
+    return here[both], there[both]
 
 
 def _block_sums(values: Tensor) -> Tensor:

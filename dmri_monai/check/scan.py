@@ -45,7 +45,10 @@ class ScanCheck:
 
     def to_dict(self) -> dict[str, Any]:
         """The result as plain data for JSON."""
-        return asdict(self) | {"ok": self.ok}
+        content = asdict(self) | {"ok": self.ok}
+        if self.coherence is not None:
+            content["coherence"]["description"] = self.coherence.description
+        return content
 
     def lines(self) -> list[str]:
         """The result as text, one fact a line, the findings last."""
