@@ -22,7 +22,9 @@ from dmri_monai.qspace.basis import (
 __all__ = [
     "Measurements",
     "ShellFit",
+    "assign_shells",
     "b0_reference",
+    "channel_order",
     "harmonic_irreps",
     "mean_b0",
     "n_coefficients",
@@ -47,6 +49,7 @@ def signal_to_harmonics(
     brain: Tensor | None = None,
     weights: Tensor | None = None,
     fit: ShellFit | None = None,
+    order_scale: Sequence[float] | None = None,
 ) -> Tensor:
     """(B, C, X, Y, Z) harmonic channels of raw signals `image` (B, N, X, Y, Z), float32.
 
@@ -58,6 +61,8 @@ def signal_to_harmonics(
     Channels, grouped by order: mean b0 / its median; the l = 0 coefficient of S/S0 of each shell; presence of
     every shell (0 or 1, only with missing="zero"); the l = 2 coefficients of every shell; l = 4; ...  Irreps:
     :func:`harmonic_irreps`.  Voxels without b0 signal, and NaN, give 0.
+    order_scale: factor of the coefficients of each order 0, 2, ... (default 1: orthonormal); factors that bring
+    the higher orders to the size of the first make networks learn from them sooner, and keep equivariance.
     Raises ValueError where a scan has no b0, lacks a shell, or a shell has too few directions.
     """
     fit = fit or ShellFit()
@@ -68,7 +73,7 @@ def signal_to_harmonics(
         rows = torch.ones_like(bvals[b], dtype=torch.bool) if mask is None else mask[b].bool()
         scan = Measurements(bvals[b], bvecs_voxel[b], rows, None if weights is None else weights[b])
         inside = None if brain is None else brain[b]
-        items.append(_item_to_harmonics(image[b], scan, list(shells), l_max, inside, fit))
+        items.append(_item_to_harmonics(image[b], scan, list(shells), l_max, inside, fit, order_scale))
     return torch.stack(items)
 
 
@@ -107,13 +112,18 @@ def b0_reference(b0: Tensor, brain: Tensor | None = None) -> Tensor:
 
 
 def _item_to_harmonics(
-    image: Tensor, scan: Measurements, shells: list[float], l_max: int, brain: Tensor | None, fit: ShellFit
+    image: Tensor,
+    scan: Measurements,
+    shells: list[float],
+    l_max: int,
+    brain: Tensor | None,
+    fit: ShellFit,
+    order_scale: Sequence[float] | None,
 ) -> Tensor:
     matrix, present = shell_matrix(scan, shells, l_max, fit)
-    used = torch.nonzero(matrix.abs().sum(dim=0) > 0).flatten()
     b0 = mean_b0(image, scan.bvals, fit.b0_threshold, scan.valid)
     reference = b0_reference(b0, brain)
-    order = _channel_order(len(shells), l_max).to(image.device)
+    order = channel_order(len(shells), l_max).to(image.device)
     matrix = matrix[:, used].float().to(image.device)[order]
     coefficients = _fit_normalised(image, b0, used.to(image.device), matrix, 1e-4 * reference, fit.clip)
     n = len(shells)
@@ -123,25 +133,26 @@ def _item_to_harmonics(
     return torch.cat([*parts, coefficients[n:]])
 
 
-def _fit_normalised(
-    image: Tensor, b0: Tensor, rows: Tensor, matrix: Tensor, floor: Tensor, clip: float | None
-) -> Tensor:
-    """(C, X, Y, Z) = matrix (C, M) @ S/S0 of the M `rows`, by chunks of voxels; 0 where S0 <= floor."""
+def _fit_normalised(image: Tensor, b0: Tensor, matrix: Tensor, floor: Tensor, clip: float | None) -> Tensor:
+    """(C, X, Y, Z) = matrix (C, N) @ S/S0 of `image` (N, X, Y, Z), by chunks of voxels; 0 where S0 <= floor."""
     flat, inverse = image.flatten(1), torch.where(b0 > floor, 1.0 / b0, torch.zeros_like(b0)).flatten()
-    everything = len(rows) == len(flat)
+    used = torch.nonzero(matrix.abs().sum(dim=0) > 0).flatten()
+    # copying the rows that are needed costs more than multiplying a few by zero
+    few = len(used) < 0.7 * len(flat)
+    matrix = matrix[:, used] if few else matrix
     chunk = CPU_CHUNK if image.device.type == "cpu" else GPU_CHUNK
-    parts = []
+    result = inverse.new_empty(len(matrix), flat.shape[1])
     for start in range(0, flat.shape[1], chunk):
         block = flat[:, start : start + chunk]
-        block = block if everything else block.index_select(0, rows)
+        block = block.index_select(0, used) if few else block
         ratio = block.float() * inverse[start : start + chunk]
-        parts.append(matrix @ (ratio if clip is None else ratio.clamp_(0.0, clip)))
-    return torch.cat(parts, dim=1).nan_to_num_(0.0, 0.0, 0.0).view(-1, *image.shape[1:])
+        result[:, start : start + chunk] = matrix @ (ratio if clip is None else ratio.clamp_(0.0, clip))
+    return result.nan_to_num_(0.0, 0.0, 0.0).view(-1, *image.shape[1:])
 
 
 def shell_matrix(scan: Measurements, shells: list[float], l_max: int, fit: ShellFit) -> tuple[Tensor, Tensor]:
     """(S n_coef, N) float64 map from signal to the shells' coefficients, shell by shell; (S,) presence."""
-    n_coef, members = n_coefficients(l_max), _assign_shells(scan, shells, fit)
+    n_coef, members = n_coefficients(l_max), assign_shells(scan, shells, fit)
     matrix = torch.zeros(len(shells), n_coef, len(scan.bvals), dtype=torch.float64)
     for s, shell in enumerate(shells):
         index = torch.nonzero(members == s).flatten()
@@ -172,7 +183,7 @@ def _one_shell(directions: Tensor, weights: Tensor | None, shell: float, l_max: 
     return sh_fit_matrix(directions, order, weights, fit.smoothing)
 
 
-def _assign_shells(scan: Measurements, shells: list[float], fit: ShellFit) -> Tensor:
+def assign_shells(scan: Measurements, shells: list[float], fit: ShellFit) -> Tensor:
     """(N,) index of the nearest shell within the tolerance, -1 for none, for b0 and for padding."""
     bvals, nominal = scan.bvals.cpu().double(), torch.tensor(shells, dtype=torch.float64)
     distance = (bvals.unsqueeze(1) - nominal).abs()
@@ -182,7 +193,7 @@ def _assign_shells(scan: Measurements, shells: list[float], fit: ShellFit) -> Te
     return torch.where(usable, index, -1)
 
 
-def _channel_order(n_shells: int, l_max: int) -> Tensor:
+def channel_order(n_shells: int, l_max: int) -> Tensor:
     """Permutation from shell-major coefficients to order-major: all shells' l = 0, all shells' l = 2, ..."""
     orders, index = sh_orders(l_max), torch.arange(n_shells * n_coefficients(l_max)).view(n_shells, -1)
     return torch.cat([index[:, orders == order].flatten() for order in even_orders(l_max)])

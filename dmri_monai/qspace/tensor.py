@@ -16,6 +16,7 @@ __all__ = [
     "TensorMetrics",
     "fit_tensor",
     "rotate_tensor",
+    "tensor_design",
     "tensor_matrix",
     "tensor_metrics",
     "tensor_to_voxel",
