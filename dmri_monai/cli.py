@@ -188,5 +188,24 @@ def artifacts(
     typer.echo(describe_presets())
 
 
+@app.command()
+@_one_line_errors
+def labels(
+    scans: Annotated[list[Path], typer.Argument(help="DWI files (.nii, .nii.gz) with their sidecars.")],
+    out: Annotated[Path, typer.Option(help="Folder of the derivatives to write.")],
+    mask: Annotated[Path | None, typer.Option(help="Brain mask, of a single scan.")] = None,
+) -> None:
+    """Compute training labels from scans: number and directions of fibre peaks, FA."""
+    if mask and len(scans) > 1:
+        raise ValueError(f"--mask belongs to a single scan, got {len(scans)} scans")
+    from tqdm import tqdm
+
+    from dmri_monai.labels import write_labels
+
+    for scan in tqdm(scans, desc="labels", unit="scan", disable=len(scans) == 1):
+        for path in write_labels(scan, out, mask_path=mask).values():
+            typer.echo(path)
+
+
 if __name__ == "__main__":
     app()

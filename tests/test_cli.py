@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -57,7 +58,7 @@ def test_version_is_printed():
     assert run("--version").output.strip() == dmri_monai.__version__
 
 
-@pytest.mark.parametrize("command", ["phantom", "check", "report", "runs", "artifacts"])
+@pytest.mark.parametrize("command", ["phantom", "check", "report", "runs", "artifacts", "labels"])
 def test_every_command_explains_itself(command):
     result = run(command, "--help")
     assert result.exit_code == 0
@@ -100,6 +101,8 @@ def test_check_writes_the_sphere_and_a_report(scan, tmp_path):
         (["runs", "nowhere.db"], "no MLflow store at nowhere.db"),
         (["phantom", "--out", ".", "--subjects", "1"], "not empty"),
         (["artifacts"], "give --list"),
+        (["labels", "missing.nii.gz", "--out", "x"], "missing.nii.gz"),
+        (["labels", "a.nii", "b.nii", "--out", "x", "--mask", "m.nii"], "single scan, got 2 scans"),
     ],
     ids=lambda v: "-".join(v) if isinstance(v, list) else "",
 )
@@ -127,6 +130,14 @@ def test_report_of_one_scan_with_labels(scan, tmp_path):
     html = out.read_text()
     assert "Dice blob" in html
     assert "Neurological view: the patient's left is on the left" in html
+
+
+def test_labels_are_written_as_derivatives(scan, tmp_path):
+    result = run("labels", scan, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    written = [Path(line) for line in result.stdout.split()]
+    assert sorted(p.name.split("_")[-1] for p in written) == ["FA.nii.gz", "npeaks.nii.gz", "peaks.nii.gz"]
+    assert all(p.is_file() for p in written)
 
 
 def test_artifacts_lists_the_presets():
