@@ -18,6 +18,11 @@ from dmri_monai.maps import brain_mask, direction_maps, mean_b0
 __all__ = ["ScanCheck", "check_image", "check_scan"]
 
 LOW_SNR = 5.0
+VERDICTS = {
+    "consistent": "consistent with the course of the fibres",
+    "wrong": "not consistent with the course of the fibres",
+    "inconclusive": "inconclusive: the fibres here do not tell axes apart",
+}
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,7 @@ class ScanCheck:
     def lines(self) -> list[str]:
         """The result as text, one fact a line, the findings last."""
         shells = ", ".join(f"{n} at b = {b:g}" for b, n in self.shells) or "none"
-        coherence = "not tested" if self.coherence is None else self.coherence.verdict
+        coherence = "not tested" if self.coherence is None else VERDICTS[self.coherence.verdict]
         return [
             f"volumes      {self.shape[0]} of {' x '.join(map(str, self.shape[1:]))} voxels",
             f"voxel size   {' x '.join(f'{v:g}' for v in self.spacing_mm)} mm, {self.handedness}-handed grid",

@@ -12,10 +12,10 @@ __all__ = ["BACKGROUND", "class_colours", "contrast", "direction_colours", "hex_
 OKABE_ITO = (
     (230, 159, 0),
     (86, 180, 233),
+    (204, 121, 167),
     (0, 158, 115),
     (240, 228, 66),
     (213, 94, 0),
-    (204, 121, 167),
     (0, 114, 178),
 )
 BACKGROUND = 0
