@@ -16,29 +16,30 @@ __all__ = ["KMeansTissue", "MatchClustersd", "ShuffleBVecsd"]
 
 
 class KMeansTissue(nn.Module):
-    """k-means on the voxels of one scan, the classical baseline for tissue.
+    """k-means on the voxels of one scan inside a brain mask, the classical baseline for tissue.
 
-    forward: (B, C, X, Y, Z) maps, e.g. b0, FA, MD, standardised here -> (B, n_clusters, X, Y, Z) one-hot clusters, in
-    no particular order (see :class:`MatchClustersd`).
+    forward: (B, C + 1, X, Y, Z), C maps such as b0, FA and MD (standardised here) and last the mask, ->
+    (B, n_clusters + 1, X, Y, Z) one-hot: outside the mask, then the clusters in no particular order (see
+    :class:`MatchClustersd`).
     """
 
-    def __init__(self, n_clusters: int = 4, seed: int = 0) -> None:
+    def __init__(self, n_clusters: int = 3, seed: int = 0) -> None:
         super().__init__()
         self.n_clusters = n_clusters
         self.seed = seed
 
     def forward(self, image: Tensor) -> Tensor:
-        return torch.stack([self._cluster(maps) for maps in image.as_subclass(Tensor)])
+        return torch.stack([self._cluster(item[:-1], item[-1] > 0) for item in image.as_subclass(Tensor)])
 
-    def _cluster(self, maps: Tensor) -> Tensor:
+    def _cluster(self, maps: Tensor, inside: Tensor) -> Tensor:
         from sklearn.cluster import KMeans
 
-        features = maps.flatten(1).T.double().cpu()
+        features = maps[:, inside].T.double().cpu()
         features = (features - features.mean(0)) / features.std(0).clamp(min=1e-12)
         model = KMeans(self.n_clusters, n_init=4, random_state=self.seed).fit(features.numpy())
-        labels = torch.from_numpy(model.labels_.astype(np.int64)).view(maps.shape[1:])
-        one_hot = nn.functional.one_hot(labels, self.n_clusters).movedim(-1, 0)
-        return one_hot.to(maps)
+        labels = torch.zeros(inside.shape, dtype=torch.int64)
+        labels[inside.cpu()] = torch.from_numpy(model.labels_.astype(np.int64)) + 1
+        return nn.functional.one_hot(labels, self.n_clusters + 1).movedim(-1, 0).to(maps)
 
 
 class MatchClustersd(MapTransform):

@@ -8,6 +8,7 @@ live in :mod:`dmri_monai.qspace.conventions`.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -42,6 +43,8 @@ class ShellFit:
         1 / (1 + lambda l²(l+1)²), whatever the number of directions (Descoteaux 2007, doi:10.1002/mrm.21277).
     clip: S/S0 is clipped to [0, clip] before the fit, which bounds voxels with hardly any b0 signal; or None.
     b0_threshold: volumes with b <= this (s/mm²) are b0.
+    order_scale: factor of the coefficients of each order 0, 2, ...; None for 1, the orthonormal basis.  Factors that
+        bring the higher orders to the size of the first let networks learn from them, and keep equivariance.
     """
 
     tolerance: float = 0.1
@@ -50,6 +53,7 @@ class ShellFit:
     smoothing: float = SMOOTHING
     clip: float | None = 2.0
     b0_threshold: float = B0_THRESHOLD
+    order_scale: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
         for name in ("missing", "too_few"):
@@ -57,6 +61,8 @@ class ShellFit:
                 raise ValueError(f"{name} must be 'error' or 'zero', got {getattr(self, name)!r}")
         if not (self.tolerance > 0 and self.smoothing >= 0):
             raise ValueError(f"tolerance {self.tolerance} must be > 0 and smoothing {self.smoothing} >= 0")
+        if self.order_scale is not None and not all(factor > 0 for factor in self.order_scale):
+            raise ValueError(f"order_scale must be positive factors, got {list(self.order_scale)}")
 
 
 def even_orders(l_max: int) -> range:

@@ -34,8 +34,7 @@ __all__ = [
     "signal_to_harmonics",
 ]
 
-CPU_CHUNK = 1 << 14  # voxels at a time: the working set stays in the cache
-GPU_CHUNK = 1 << 20
+CHUNK = 1 << 17  # voxels at a time: bounds the copy of the signal that is made
 
 
 def signal_to_harmonics(
@@ -49,7 +48,6 @@ def signal_to_harmonics(
     brain: Tensor | None = None,
     weights: Tensor | None = None,
     fit: ShellFit | None = None,
-    order_scale: Sequence[float] | None = None,
 ) -> Tensor:
     """(B, C, X, Y, Z) harmonic channels of raw signals `image` (B, N, X, Y, Z), float32.
 
@@ -61,8 +59,6 @@ def signal_to_harmonics(
     Channels, grouped by order: mean b0 / its median; the l = 0 coefficient of S/S0 of each shell; presence of
     every shell (0 or 1, only with missing="zero"); the l = 2 coefficients of every shell; l = 4; ...  Irreps:
     :func:`harmonic_irreps`.  Voxels without b0 signal, and NaN, give 0.
-    order_scale: factor of the coefficients of each order 0, 2, ... (default 1: orthonormal); factors that bring
-    the higher orders to the size of the first make networks learn from them sooner, and keep equivariance.
     Raises ValueError where a scan has no b0, lacks a shell, or a shell has too few directions.
     """
     fit = fit or ShellFit()
@@ -73,7 +69,7 @@ def signal_to_harmonics(
         rows = torch.ones_like(bvals[b], dtype=torch.bool) if mask is None else mask[b].bool()
         scan = Measurements(bvals[b], bvecs_voxel[b], rows, None if weights is None else weights[b])
         inside = None if brain is None else brain[b]
-        items.append(_item_to_harmonics(image[b], scan, list(shells), l_max, inside, fit, order_scale))
+        items.append(_item_to_harmonics(image[b], scan, list(shells), l_max, inside, fit))
     return torch.stack(items)
 
 
@@ -118,14 +114,12 @@ def _item_to_harmonics(
     l_max: int,
     brain: Tensor | None,
     fit: ShellFit,
-    order_scale: Sequence[float] | None,
 ) -> Tensor:
     matrix, present = shell_matrix(scan, shells, l_max, fit)
     b0 = mean_b0(image, scan.bvals, fit.b0_threshold, scan.valid)
     reference = b0_reference(b0, brain)
-    order = channel_order(len(shells), l_max).to(image.device)
-    matrix = matrix[:, used].float().to(image.device)[order]
-    coefficients = _fit_normalised(image, b0, used.to(image.device), matrix, 1e-4 * reference, fit.clip)
+    matrix = (matrix * _row_scale(fit, len(shells), l_max))[channel_order(len(shells), l_max)]
+    coefficients = _fit_normalised(image, b0, matrix.float().to(image.device), 1e-4 * reference, fit.clip)
     n = len(shells)
     parts = [(b0 / reference).nan_to_num(0.0, 0.0, 0.0).unsqueeze(0), coefficients[:n]]
     if fit.missing == "zero":
@@ -136,17 +130,13 @@ def _item_to_harmonics(
 def _fit_normalised(image: Tensor, b0: Tensor, matrix: Tensor, floor: Tensor, clip: float | None) -> Tensor:
     """(C, X, Y, Z) = matrix (C, N) @ S/S0 of `image` (N, X, Y, Z), by chunks of voxels; 0 where S0 <= floor."""
     flat, inverse = image.flatten(1), torch.where(b0 > floor, 1.0 / b0, torch.zeros_like(b0)).flatten()
-    used = torch.nonzero(matrix.abs().sum(dim=0) > 0).flatten()
-    # copying the rows that are needed costs more than multiplying a few by zero
-    few = len(used) < 0.7 * len(flat)
-    matrix = matrix[:, used] if few else matrix
-    chunk = CPU_CHUNK if image.device.type == "cpu" else GPU_CHUNK
+    used = torch.nonzero(matrix.abs().sum(dim=0) > 0).flatten()  # the others may hold anything, also NaN
+    matrix = matrix[:, used]
     result = inverse.new_empty(len(matrix), flat.shape[1])
-    for start in range(0, flat.shape[1], chunk):
-        block = flat[:, start : start + chunk]
-        block = block.index_select(0, used) if few else block
-        ratio = block.float() * inverse[start : start + chunk]
-        result[:, start : start + chunk] = matrix @ (ratio if clip is None else ratio.clamp_(0.0, clip))
+    for start in range(0, flat.shape[1], CHUNK):
+        part = slice(start, start + CHUNK)
+        ratio = flat[:, part].index_select(0, used).float().mul_(inverse[part])
+        result[:, part] = matrix @ (ratio if clip is None else ratio.clamp_(0.0, clip))
     return result.nan_to_num_(0.0, 0.0, 0.0).view(-1, *image.shape[1:])
 
 
@@ -191,6 +181,15 @@ def assign_shells(scan: Measurements, shells: list[float], fit: ShellFit) -> Ten
     nearest, index = distance.min(dim=1)
     usable = nearest.isfinite() & (bvals > fit.b0_threshold) & scan.valid.cpu()
     return torch.where(usable, index, -1)
+
+
+def _row_scale(fit: ShellFit, n_shells: int, l_max: int) -> Tensor:
+    """(S n_coef, 1) float64 factor of every shell-major coefficient."""
+    orders = list(even_orders(l_max))
+    scale = [1.0] * len(orders) if fit.order_scale is None else list(fit.order_scale)
+    if len(scale) != len(orders):
+        raise ValueError(f"order_scale has {len(scale)} factors for the orders {orders}")
+    return torch.tensor(scale, dtype=torch.float64)[sh_orders(l_max) // 2].repeat(n_shells).unsqueeze(1)
 
 
 def channel_order(n_shells: int, l_max: int) -> Tensor:

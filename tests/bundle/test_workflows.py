@@ -38,7 +38,7 @@ def test_named_run_id_is_the_plain_run(bundle, config):
 
 def test_networks_of_all_configs_agree(bundle):
     configs = {n: json.loads((bundle / "configs" / f"{n}.json").read_text()) for n in RUN_IDS}
-    keys = ("network_def", "in_channels", "shells", "shell_tolerance", "l_max", "missing", "class_names")
+    keys = ("network_def", "in_channels", "shells", "shell_tolerance", "l_max", "order_scale", "missing", "class_names")
     for name in ("evaluate", "inference"):
         for key in (*keys, "spacing_mm"):
             assert configs[name][key] == configs["train"][key], (name, key)
@@ -92,7 +92,7 @@ def test_evaluation_compares_with_both_controls(prepare, dataset_dir, trained, t
     rows = (tmp_path / "evaluation" / "dice_summary.csv").read_text().splitlines()
     assert rows[0] == "method,WM,GM,CSF,mean"
     assert [row.split(",")[0].strip('"') for row in rows[1:]] == ["network", "network", "k-means on b0"]
-    assert "k-means on b0, FA, MD" in capsys.readouterr().out
+    assert "k-means on b0, FA, MD in the true brain mask" in capsys.readouterr().out
 
 
 def test_inference_writes_label_maps_in_the_space_of_the_scan_and_a_report(
