@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -47,7 +48,7 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def main(
-    version: Annotated[
+    show_version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
@@ -143,7 +144,7 @@ def report(
         cases = [case_from_files(image, prediction, truth, class_names=class_names)]
     elif outputs is not None and data is not None:
         cases = cases_from_folder(outputs, data, suffix=suffix)
-    provenance = {"dmri_monai": dmri_monai.__version__}
+    provenance = {"dmri_monai": dmri_monai.__version__} | {p: version(p) for p in ("torch", "monai")}
     side: Literal["neurological", "radiological"] = "neurological" if neurological else "radiological"
     typer.echo(write_report(out, cases, title=title, provenance=provenance, convention=side))
 

@@ -136,6 +136,14 @@ def test_tables_hold_the_values_and_a_missing_one_reads_na(page):
     assert "<tr><td>4</td><td>x</td></tr>" in page
 
 
+def test_page_names_the_gradient_table_by_its_hash(case, page, tmp_path):
+    found = re.search(r"Table SHA-256</th><td>([0-9a-f]{16})</td>", page)
+    other = case.table.select(torch.arange(len(case.table)).roll(1))
+    html = write_report(tmp_path / "r.html", [Case("s", case.image, other)], title="t").read_text()
+    assert found
+    assert found[1] not in html
+
+
 def test_names_are_escaped(case, tmp_path):
     evil = Case("<script>alert(1)</script>", case.image, case.table)
     html = write_report(tmp_path / "r.html", [evil], title="<b>&").read_text()
