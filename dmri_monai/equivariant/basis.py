@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -64,17 +64,20 @@ class PSpaceFunctions:
     l_max: int | None = None
     parity: bool = True
     zero_offset: ZeroOffset = "linear"
+    filters: Mapping[tuple[int, int], Sequence[int]] | None = None
 
     def __post_init__(self) -> None:
         if self.zero_offset not in ("linear", "basis"):
             raise ValueError(f"zero_offset must be 'linear' or 'basis', got {self.zero_offset!r}")
 
     def degrees(self, ir_in: Irrep, ir_out: Irrep) -> list[int]:
-        return filter_degrees(ir_in, ir_out, l_max=self.l_max, parity=self.parity)
+        degrees = filter_degrees(ir_in, ir_out, l_max=self.l_max, parity=self.parity)
+        chosen = degrees if self.filters is None else self.filters.get((ir_in.l, ir_out.l), ())
+        return [degree for degree in degrees if degree in chosen]
 
     def has_linear(self, ir_in: Irrep, ir_out: Irrep) -> bool:
         """Whether a plain linear map between the two stands at zero offset."""
-        return self.zero_offset == "linear" and ir_in.l == ir_out.l and 0 in self.degrees(ir_in, ir_out)
+        return self.zero_offset == "linear" and 0 in filter_degrees(ir_in, ir_out, parity=self.parity)
 
     def angular(self, ir_in: Irrep, ir_out: Irrep, offsets: Tensor) -> list[Tensor]:
         """One (d_out, d_in, P) array per filter degree: sqrt(2 l_out + 1) w3j(l_out, l_in, l_f) Y_lf(offsets)."""
@@ -145,6 +148,10 @@ class SteerableKernel(nn.Module):
         self.columns = len(irreps_in)
         self.weight = nn.Parameter(torch.empty(sum(self.sizes)))
         self.reset_parameters()
+
+    def reaches(self, o: int) -> bool:
+        """Whether any input entry is carried to output entry `o`."""
+        return any(count for count, (_, p) in zip(self.counts, self.pairs, strict=True) if p == o)
 
     def _key(self, i: int, o: int) -> str:
         a, b = self.irreps_in[i].ir, self.irreps_out[o].ir

@@ -93,9 +93,8 @@ class SteerableConv3d(nn.Module):
     def _check_reachable(self, irreps_in: Irreps, irreps_out: Irreps) -> None:
         kernel = self.kernels[0]
         assert isinstance(kernel, SteerableKernel)
-        counts = dict(zip(kernel.pairs, kernel.counts, strict=True))
         for o, entry in enumerate(irreps_out):
-            if not any(counts[i, o] for i in range(len(irreps_in))):
+            if not kernel.reaches(o):
                 raise ValueError(
                     f"no kernel of size {self.kernel_size} carries {irreps_in} to {entry.ir}: "
                     "its parity, l_max or radial basis allow none"

@@ -1,0 +1,360 @@
+"""`PQConv3d`: convolution over voxels and gradient samples together, for any gradient table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from dmri_monai.equivariant.basis import PSpaceFunctions, SteerableKernel
+from dmri_monai.equivariant.difference import DifferenceKernel
+from dmri_monai.equivariant.factorised import ConvOptions, FactorisedKernel, dense_conv
+from dmri_monai.equivariant.grid import check_centred, one_size, resolve_padding
+from dmri_monai.equivariant.kernels import Concat, Kernel, PQDiff, PQTensorProduct, PSpace, QSpace, Sum
+from dmri_monai.equivariant.paths import Setting
+from dmri_monai.equivariant.representation import as_irreps, channels_of, check_channels
+
+if TYPE_CHECKING:
+    from e3nn.o3 import Irreps
+
+__all__ = ["PQConv3d"]
+
+LONGEST_Q = 4.0
+
+
+class PQConv3d(nn.Module):
+    """Equivariant convolution between fields on p-space (voxels) and q-space (gradient samples).
+
+    forward(x, q_in, q_out, mask_in, mask_out): x (N, irreps_in.dim, Q_in, X, Y, Z) -> (N, irreps_out.dim, Q_out, X', Y',
+    Z').  q_in=False or q_out=False in the constructor: that side has no q-space, and its Q axis and vectors are absent.
+
+    q_in, q_out: (Q, 3) or (N, Q, 3) q-vectors sqrt(b / b_max) g in the voxel frame (`gradients.q_vectors`); q_out None
+    where both sides have q-space means q_in.  mask_in, mask_out: (N, Q) bool; masked input samples contribute nothing
+    and are not counted, masked output samples are zero.  weights_in: (Q_in,) or (N, Q_in) quadrature weights.
+
+    kernel: `PSpace`, `QSpace`, `PQDiff`, `PQTensorProduct`, `Sum` or `Concat`.  scaling: the sum over q_in is divided by
+    the number of valid samples ('mean') or its root ('sqrt').  antipodal: averages the kernel over the signs of all
+    b-vectors, S(q) = S(-q); False is the published kernel.  parity as in `SteerableConv3d`.
+    strategy: order of contraction of kernels that factorise; 'auto' takes the one with the fewest multiplications.
+    checkpoint: recompute in the backward pass instead of storing what lies between contractions.
+    """
+
+    bias_index: Tensor
+
+    def __init__(  # noqa: PLR0913  the arguments of a convolution and those of the kernel
+        self,
+        irreps_in: str | Irreps,
+        irreps_out: str | Irreps,
+        kernel_size: int | Sequence[int] = 3,
+        kernel: Kernel | None = None,
+        stride: int | Sequence[int] = 1,
+        dilation: int | Sequence[int] = 1,
+        padding: int | str = "same",
+        bias: bool = True,
+        *,
+        q_in: bool = True,
+        q_out: bool = True,
+        parity: bool = True,
+        antipodal: bool = True,
+        scaling: Literal["mean", "sqrt"] = "mean",
+        strategy: Literal["auto", "q_first", "p_first", "dense"] = "auto",
+        checkpoint: bool = False,
+    ) -> None:
+        super().__init__()
+        if scaling not in ("mean", "sqrt"):
+            raise ValueError(f"scaling must be 'mean' or 'sqrt', got {scaling!r}")
+        if strategy not in ("auto", "q_first", "p_first", "dense"):
+            raise ValueError(f"strategy must be 'auto', 'q_first', 'p_first' or 'dense', got {strategy!r}")
+        self.irreps_in, self.irreps_out = as_irreps(irreps_in), as_irreps(irreps_out)
+        self.expected, self.dim_out = channels_of(self.irreps_in), self.irreps_out.dim
+        self.kernel_size = one_size(kernel_size, "kernel_size")
+        step, spread = one_size(stride, "stride"), one_size(dilation, "dilation")
+        pad = resolve_padding(padding, self.kernel_size, spread, step, transposed=False)
+        self.options = ConvOptions(step, pad, spread, strategy)
+        self.setting = Setting(parity, antipodal, q_in, q_out, self.kernel_size)
+        self.scaling, self.checkpoint = scaling, checkpoint
+        self.operator = build_operator(
+            kernel or PQTensorProduct(), self.irreps_in, self.irreps_out, self.setting
+        )
+        self._check_reachable(kernel)
+        scalar = [
+            ir.l == 0 and (ir.p == 1 or not parity)
+            for mul, ir in self.irreps_out
+            for _ in range(mul * ir.dim)
+        ]
+        self.register_buffer("bias_index", torch.tensor(scalar).nonzero().flatten(), persistent=False)
+        self.bias = nn.Parameter(torch.zeros(sum(scalar))) if bias and any(scalar) else None
+
+    def _check_reachable(self, kernel: Kernel | None) -> None:
+        for o, entry in enumerate(self.irreps_out):
+            if not self.operator.reaches(o):
+                raise ValueError(
+                    f"{kernel or 'the kernel'} with parity={self.setting.parity}, antipodal={self.setting.antipodal} "
+                    f"carries none of {self.irreps_in} to {entry.ir}"
+                )
+
+    def extra_repr(self) -> str:
+        return f"{self.irreps_in} -> {self.irreps_out}, kernel_size={self.kernel_size}, {self.setting}"
+
+    def forward(
+        self,
+        x: Tensor,
+        q_in: Tensor | None = None,
+        q_out: Tensor | None = None,
+        mask_in: Tensor | None = None,
+        mask_out: Tensor | None = None,
+        weights_in: Tensor | None = None,
+    ) -> Tensor:
+        check_channels(x, self.expected, (6 if self.setting.has_q_in else 5,), "PQConv3d")
+        check_centred(x.shape[-3:], self.kernel_size, *self.options[:2], self.options.dilation)
+        q_in, q_out, mask_out = self._sides(x, q_in, q_out, mask_in, mask_out)
+        samples = x.transpose(1, 2) if self.setting.has_q_in else x.unsqueeze(1)
+        samples = self._weighted(samples, mask_in, weights_in)
+        if self.checkpoint and torch.is_grad_enabled():
+            y = checkpoint(self.operator, samples, q_out, q_in, self.options, use_reentrant=False)
+        else:
+            y = self.operator(samples, q_out, q_in, self.options)
+        return self._finish(y, mask_out)
+
+    def _finish(self, y: Tensor, mask_out: Tensor | None) -> Tensor:
+        """Bias, output mask, and the layout (N, dim_out, [Q_out,] X, Y, Z)."""
+        if self.bias is not None:
+            full = self.bias.new_zeros(self.dim_out).index_copy(0, self.bias_index, self.bias)
+            y = y + full.to(y.dtype).view(-1, 1, 1, 1)
+        if mask_out is not None:
+            y = torch.where(mask_out[:, :, None, None, None, None], y, 0.0)
+        return y.transpose(1, 2) if self.setting.has_q_out else y.squeeze(1)
+
+    def _sides(
+        self,
+        x: Tensor,
+        q_in: Tensor | None,
+        q_out: Tensor | None,
+        mask_in: Tensor | None,
+        mask_out: Tensor | None,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Checked q-vectors in the kernel's precision (masked ones set to 0), and the output mask."""
+        if self.setting.has_q_in and self.setting.has_q_out and q_out is None:
+            q_out, mask_out = q_in, mask_in if mask_out is None else mask_out
+        n_in = x.shape[2] if self.setting.has_q_in else None
+        q_in = _checked_q(q_in, mask_in, "q_in", len(x), n_in, self.setting.has_q_in)
+        q_out = _checked_q(q_out, mask_out, "q_out", len(x), None, self.setting.has_q_out)
+        batched = [q is not None and q.ndim == 3 for q in (q_in, q_out)]
+        if any(batched) and not all(batched):
+            q_in = None if q_in is None else q_in.expand(len(x), -1, -1)
+            q_out = None if q_out is None else q_out.expand(len(x), -1, -1)
+        dtype = next(self.operator.parameters()).dtype
+        dtype = torch.promote_types(dtype, torch.float32)
+        return (
+            None if q_in is None else q_in.to(dtype),
+            None if q_out is None else q_out.to(dtype),
+            mask_out,
+        )
+
+    def _weighted(self, x: Tensor, mask: Tensor | None, weights: Tensor | None) -> Tensor:
+        """Samples (N, Q_in, dim, X, Y, Z) times their share of the sum over q_in."""
+        if mask is not None:
+            x = torch.where(mask[:, :, None, None, None, None], x, 0.0)
+        if mask is None and weights is None:
+            count = x.shape[1]
+            return x / (count if self.scaling == "mean" else count**0.5)
+        share = x.new_ones(x.shape[:2]) if mask is None else mask.to(x.dtype)
+        if weights is not None:
+            _check_weights(weights, x.shape[:2])
+            share = share * weights.to(share)
+        total = share.sum(1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)
+        share = share / (total if self.scaling == "mean" else total.sqrt())
+        return x * share[:, :, None, None, None, None]
+
+    @torch.no_grad()
+    def dense_kernel(self, q_out: Tensor | None = None, q_in: Tensor | None = None) -> Tensor:
+        """(dim_out, Q_out, dim_in, Q_in, k, k, k): the layer as one linear map, bias left out.
+
+        q_out, q_in: (Q, 3), None for a side without q-space (which keeps an axis of size 1).  conv3d with this kernel on
+        x.flatten(1, 2) gives the layer's output, scaling included.
+        """
+        dtype = torch.promote_types(next(self.operator.parameters()).dtype, torch.float32)
+        sides = []
+        for name, q, has in (("q_out", q_out, self.setting.has_q_out), ("q_in", q_in, self.setting.has_q_in)):
+            checked = _checked_q(q, None, name, 1, None, has)
+            if checked is not None and checked.ndim != 2:
+                raise ValueError(f"{name} has {checked.ndim} axes, dense_kernel takes one table (Q, 3)")
+            sides.append(None if checked is None else checked.to(dtype))
+        full = self.operator.dense(*sides)
+        full = full / (full.shape[3] if self.scaling == "mean" else full.shape[3] ** 0.5)
+        return full.unflatten(-1, (self.kernel_size,) * 3)
+
+
+def _check_weights(weights: Tensor, shape: tuple[int, ...]) -> None:
+    if weights.shape not in (shape, shape[1:]):
+        raise ValueError(f"weights_in {tuple(weights.shape)} must be {tuple(shape[1:])} or {tuple(shape)}")
+
+
+def _checked_q(
+    q: Tensor | None, mask: Tensor | None, name: str, batch: int, samples: int | None, has: bool
+) -> Tensor | None:
+    """q-vectors (Q, 3) or (N, Q, 3) after the checks; masked rows are zero."""
+    if not has:
+        if q is not None or mask is not None:
+            raise ValueError(
+                f"{name}: this layer has no q-space on that side, pass neither vectors nor a mask"
+            )
+        return None
+    if q is None:
+        raise ValueError(f"{name}: q-vectors (Q, 3) or (N, Q, 3) are needed, got None")
+    if q.ndim not in (2, 3) or q.shape[-1] != 3:
+        raise ValueError(f"{name} has shape {tuple(q.shape)}, expected (Q, 3) or (N, Q, 3)")
+    if q.ndim == 3 and q.shape[0] != batch:
+        raise ValueError(f"{name} has {q.shape[0]} tables for a batch of {batch}")
+    if samples is not None and q.shape[-2] != samples:
+        raise ValueError(f"{name} has {q.shape[-2]} vectors for {samples} samples of the input")
+    if mask is not None:
+        if mask.shape != (batch, q.shape[-2]):
+            raise ValueError(f"mask of {name} is {tuple(mask.shape)}, expected {(batch, q.shape[-2])}")
+        if mask.dtype != torch.bool:
+            raise TypeError(f"mask of {name} must be bool, got {mask.dtype}")
+        q = torch.where(mask.unsqueeze(-1), q, 0.0)
+    if not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
+        _check_values(q, name)
+    return q
+
+
+def _check_values(q: Tensor, name: str) -> None:
+    bad = int((~q.isfinite()).any(-1).sum())
+    if bad:
+        raise ValueError(f"{name}: {bad} of {q.shape[:-1].numel()} q-vectors are not finite")
+    longest = float(q.norm(dim=-1).max()) if q.numel() else 0.0
+    if longest > LONGEST_Q:
+        raise ValueError(f"{name}: longest q-vector {longest:.3g}, expected about 1: pass sqrt(b / b_max) g")
+
+
+class SharedKernel(nn.Module):
+    """Operator of `PSpace`: one steerable convolution of the sum over q_in, repeated for every q_out."""
+
+    def __init__(self, kernel: PSpace, irreps_in: Irreps, irreps_out: Irreps, setting: Setting) -> None:
+        super().__init__()
+        self.setting = setting
+        radial = kernel.p_radial.resolved((setting.kernel_size + 1) // 2)
+        functions = PSpaceFunctions(radial, kernel.l_max, setting.parity, kernel.zero_offset, kernel.filters)
+        self.kernel = SteerableKernel(irreps_in, irreps_out, setting.kernel_size, functions)
+
+    def reaches(self, o: int) -> bool:
+        """Whether any input irrep is carried to output entry `o`."""
+        return self.kernel.reaches(o)
+
+    def dense(self, q_out: Tensor | None, q_in: Tensor | None) -> Tensor:
+        """(..., dim_out, Q_out, dim_in, Q_in, P) whole kernel."""
+        n_out, n_in = (1 if q is None else q.shape[-2] for q in (q_out, q_in))
+        kernel = self.kernel()
+        return kernel[:, None, :, None].expand(-1, n_out, -1, n_in, -1)
+
+    def forward(self, x: Tensor, q_out: Tensor | None, q_in: Tensor | None, options: ConvOptions) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            kernel = self.kernel()
+        y = dense_conv(x.sum(1, keepdim=True), kernel[:, None, :, None], options)
+        return y if q_out is None else y.expand(-1, q_out.shape[-2], -1, -1, -1, -1)
+
+
+class SumOperator(nn.Module):
+    """Operator of `Sum`."""
+
+    def __init__(self, kernel: Sum, irreps_in: Irreps, irreps_out: Irreps, setting: Setting) -> None:
+        super().__init__()
+        self.terms = nn.ModuleList(
+            build_operator(term, irreps_in, irreps_out, setting) for term in kernel.terms
+        )
+
+    def reaches(self, o: int) -> bool:
+        """Whether any term carries any input irrep to output entry `o`."""
+        return any(term.reaches(o) for term in self.terms)
+
+    def dense(self, q_out: Tensor | None, q_in: Tensor | None) -> Tensor:
+        """(..., dim_out, Q_out, dim_in, Q_in, P) whole kernel."""
+        return sum(term.dense(q_out, q_in) for term in self.terms)
+
+    def forward(self, x: Tensor, q_out: Tensor | None, q_in: Tensor | None, options: ConvOptions) -> Tensor:
+        return sum(term(x, q_out, q_in, options) for term in self.terms)
+
+
+class ConcatOperator(nn.Module):
+    """Operator of `Concat`."""
+
+    order: Tensor
+
+    def __init__(self, kernel: Concat, irreps_in: Irreps, irreps_out: Irreps, setting: Setting) -> None:
+        super().__init__()
+        parts = [(part, as_irreps(irreps)) for part, irreps in kernel.parts]
+        self.terms = nn.ModuleList(build_operator(part, irreps_in, irreps, setting) for part, irreps in parts)
+        entries = [(ir, mul, t) for t, (_, irreps) in enumerate(parts) for mul, ir in irreps]
+        given, wanted = (
+            _counts(entry)
+            for entry in ([(ir, mul) for ir, mul, _ in entries], [(b, a) for a, b in irreps_out])
+        )
+        if given != wanted:
+            raise ValueError(
+                f"Concat: parts {[str(irreps) for _, irreps in parts]} do not add up to {irreps_out}"
+            )
+        for (part, irreps), term in zip(parts, self.terms, strict=True):
+            for o, entry in enumerate(irreps):
+                if not term.reaches(o):
+                    raise ValueError(f"Concat: {part} carries none of {irreps_in} to {entry.ir}")
+        self.register_buffer("order", _concat_order(entries, irreps_out), persistent=False)
+
+    def reaches(self, o: int) -> bool:
+        """Always: each part has checked its own outputs."""
+        return True
+
+    def dense(self, q_out: Tensor | None, q_in: Tensor | None) -> Tensor:
+        """(..., dim_out, Q_out, dim_in, Q_in, P) whole kernel."""
+        return torch.cat([term.dense(q_out, q_in) for term in self.terms], dim=-5).index_select(
+            -5, self.order
+        )
+
+    def forward(self, x: Tensor, q_out: Tensor | None, q_in: Tensor | None, options: ConvOptions) -> Tensor:
+        return torch.cat([term(x, q_out, q_in, options) for term in self.terms], dim=2).index_select(
+            2, self.order
+        )
+
+
+def _counts(entries: list) -> dict[str, int]:  # type: ignore[type-arg]
+    counts: dict[str, int] = {}
+    for ir, mul in entries:
+        counts[str(ir)] = counts.get(str(ir), 0) + mul
+    return counts
+
+
+def _concat_order(entries: list, irreps_out: Irreps) -> Tensor:  # type: ignore[type-arg]
+    """For each output component, where it lies in the concatenation of the parts."""
+    available: dict[str, list[int]] = {}
+    start = 0
+    for ir, mul, _ in entries:
+        available.setdefault(str(ir), []).extend(range(start, start + mul * ir.dim))
+        start += mul * ir.dim
+    order: list[int] = []
+    for mul, ir in irreps_out:
+        order += [available[str(ir)].pop(0) for _ in range(mul * ir.dim)]
+    return torch.tensor(order)
+
+
+def build_operator(kernel: Kernel, irreps_in: Irreps, irreps_out: Irreps, setting: Setting) -> nn.Module:
+    """The module that applies `kernel`."""
+    if isinstance(kernel, QSpace) and not (setting.has_q_in or setting.has_q_out):
+        raise ValueError(
+            "QSpace needs q-space on at least one side, this layer has q_in=False and q_out=False"
+        )
+    known = {
+        PSpace: SharedKernel,
+        QSpace: FactorisedKernel,
+        PQTensorProduct: FactorisedKernel,
+        PQDiff: DifferenceKernel,
+        Sum: SumOperator,
+        Concat: ConcatOperator,
+    }
+    if type(kernel) not in known:
+        raise TypeError(
+            f"kernel must be PSpace, QSpace, PQDiff, PQTensorProduct, Sum or Concat, got {kernel!r}"
+        )
+    return known[type(kernel)](kernel, irreps_in, irreps_out, setting)
