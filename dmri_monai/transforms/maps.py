@@ -117,12 +117,12 @@ class RotationInvariantsd(MapTransform):
 class TensorMetricsd(MapTransform):
     """Add maps of the weighted least-squares tensor of the scan in `keys`, named after `metrics`.
 
-    metrics: of "fa", "md", "ad", "rd" (1, X, Y, Z), "v1" (3, X, Y, Z) and "tensor" (6, X, Y, Z: xx yy zz xy
+    metrics: of "b0" (the mean), "fa", "md", "ad", "rd" (1, X, Y, Z), "v1" (3, X, Y, Z) and "tensor" (6, X, Y, Z: xx yy zz xy
     xz yz), the last two in the world frame.  mask_key: voxels to fit, the others are 0.  prefix: put before
     the names. Raises ValueError where the table cannot determine a tensor; and as :func:`voxel_rotation`.
     """
 
-    NAMES = ("fa", "md", "ad", "rd", "v1", "tensor")
+    NAMES = ("b0", "fa", "md", "ad", "rd", "v1", "tensor")
 
     def __init__(
         self,
@@ -160,7 +160,8 @@ class TensorMetricsd(MapTransform):
             brain=None if brain is None else brain.unsqueeze(0),
         )
         world = rotate_tensor(tensor, rotation)
-        values = {**tensor_metrics(world)._asdict(), "tensor": world}
+        b0 = mean_b0(item[key].as_tensor(), bvals, B0_THRESHOLD)
+        values = {**tensor_metrics(world)._asdict(), "tensor": world, "b0": b0[None, None]}
         return {name: values[name][0] for name in self.metrics}
 
 
