@@ -48,7 +48,7 @@ def _binomial(size: int, like: Tensor) -> Tensor:
 
 def _linear(old: int, new: int, like: Tensor) -> Tensor:
     """(new, old) weights of linear interpolation: between the old voxels for new = 2 old, onto them for 2 old - 1."""
-    rows = functional.interpolate(_identity(old, like), new, mode="linear", align_corners=new % 2 == 1)
+    rows = functional.interpolate(_identity(old, like), new, mode="linear", align_corners=bool(new % 2))
     return rows[0].T
 
 

@@ -1,0 +1,38 @@
+"""Checks of what enters a network: errors say what came and what the network was built for."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from dmri_monai.equivariant import as_irreps
+from dmri_monai.equivariant.representation import Channels
+
+__all__ = ["check_harmonics"]
+
+
+def check_harmonics(image: Tensor, expected: Channels, name: str) -> None:
+    """Raise ValueError unless `image` is (B, expected.dim, X, Y, Z) and, where its meta data name irreps, of those.
+
+    Counting channels is not enough: two shells to order 4 have 31 with b0, and so have five shells to order 2.
+    `SphericalHarmonicsd` records the irreps of its channels in `meta["irreps"]`.
+    """
+    recorded = _recorded(image)
+    if image.ndim != 5 or image.shape[1] != expected.dim:
+        origin = f" of irreps {', '.join(recorded)}" if recorded else ""
+        raise ValueError(
+            f"{name}: input of shape {tuple(image.shape)}{origin}, expected (B, {expected.dim}, X, Y, Z) "
+            f"of irreps {expected.irreps}"
+        )
+    for irreps in recorded:
+        if (
+            irreps != expected.irreps and as_irreps(irreps).dim == expected.dim
+        ):  # else the record is of other channels
+            raise ValueError(
+                f"{name}: input has irreps {irreps}, the network was built for {expected.irreps}"
+            )
+
+
+def _recorded(image: Tensor) -> list[str]:
+    """The irreps in the meta data of a MetaTensor, one entry for a collated batch of equal ones."""
+    found = getattr(image, "meta", {}).get("irreps", [])
+    return [found] if isinstance(found, str) else sorted(set(found))
