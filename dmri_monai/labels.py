@@ -90,8 +90,8 @@ def write_labels(
     for name, (volume, sidecar) in described.items():
         path = folder / f"{prefix}_{name}.nii.gz"
         write_nifti(path, volume, image.affine)
-        sidecar = {**sidecar, "Sources": [scan_path.name], "PeakRule": vars(rule)}
-        _write_json(folder / f"{prefix}_{name}.json", sidecar)
+        content = {**sidecar, "Sources": [scan_path.name], "PeakRule": vars(rule)}
+        _write_json(folder / f"{prefix}_{name}.json", content)
         paths[name.lower()] = path
     _describe(out_dir)
     return paths

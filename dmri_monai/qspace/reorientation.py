@@ -22,13 +22,22 @@ def finite_strain(jacobian: Tensor) -> Tensor:
 
     Higham 1986, doi:10.1137/0907079.  Raises ValueError for a Jacobian that folds.
     """
-    if bool((torch.linalg.det(jacobian) <= 0).any()):
-        worst = float(torch.linalg.det(jacobian).min())
+    worst = float(torch.linalg.det(jacobian).min()) if len(jacobian) else 1.0
+    if worst <= 0:
         raise ValueError(f"the warp folds: smallest Jacobian determinant {worst:.3g}, expected above 0")
     rotation = jacobian
-    for _ in range(10):  # quadratic convergence: a condition number of 10 needs 7 steps
-        rotation = (rotation + torch.linalg.inv(rotation).mT) / 2
+    for _ in range(8):  # quadratic convergence: a condition number of 10 needs 7 steps
+        rotation = (rotation + _inverse_transpose(rotation)) / 2
     return rotation
+
+
+def _inverse_transpose(matrix: Tensor) -> Tensor:
+    """(V, 3, 3) inverse transposes: cofactors over the determinant, much faster than a batched solver."""
+    a, b, c = matrix.unbind(1)
+    cofactors = torch.stack(
+        [torch.linalg.cross(b, c), torch.linalg.cross(c, a), torch.linalg.cross(a, b)], dim=1
+    )
+    return cofactors / (a * cofactors[:, 0]).sum(1)[:, None, None]
 
 
 def principal_rotation(jacobian: Tensor, v1: Tensor, fa: Tensor, fa_threshold: float = 0.2) -> Tensor:

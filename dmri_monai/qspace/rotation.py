@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from e3nn import o3
 from torch import Tensor
 
 from dmri_monai.qspace.basis import n_coefficients, sh_basis
+from dmri_monai.qspace.directions import spread_directions
 
 __all__ = ["irreps_matrix", "rotate_irreps", "rotate_voxelwise"]
 
@@ -36,21 +39,51 @@ def rotate_voxelwise(coefficients: Tensor, rotations: Tensor, l_max: int) -> Ten
     """(n_coef, V) even harmonics up to l_max, each voxel's turned by its own rotation (V, 3, 3): f'(v) = f(R^T v).
 
     f' is sampled at fixed points p, f'(p) = f(R^T p), and fitted again: exact, since f' has no orders above l_max.
+    The samples are taken of f as a homogeneous polynomial of degree l_max, which is the same on the sphere and
+    several times cheaper than harmonics.
     """
-    points = _fibonacci(2 * n_coefficients(l_max)).to(rotations)
-    back = torch.linalg.pinv(sh_basis(points.double(), l_max)).to(coefficients)
+    points = spread_directions(n_coefficients(l_max) * 4 // 3)
+    back = torch.linalg.pinv(sh_basis(points, l_max)).to(coefficients)
+    polynomial = torch.linalg.inv(_monomials_in_harmonics(l_max)).to(coefficients) @ coefficients
+    points = points.to(rotations)
     chunk = CPU_CHUNK if coefficients.device.type == "cpu" else GPU_CHUNK
     parts = []
     for start in range(0, coefficients.shape[1], chunk):
         where = slice(start, start + chunk)
-        basis = sh_basis(points @ rotations[where], l_max).to(coefficients)  # rows are R^T p
-        parts.append(back @ torch.einsum("vpc,cv->pv", basis, coefficients[:, where]))
+        turned = (points @ rotations[where]).movedim(2, 0).mT.to(coefficients)  # (3, P, V), rows are R^T p
+        parts.append(back @ _evaluate(polynomial[:, where], turned, l_max))
     return torch.cat(parts, dim=1) if parts else coefficients.clone()
 
 
-def _fibonacci(n: int) -> Tensor:
-    """(n, 3) points spread over the half sphere z > 0, float64: even functions need no more."""
-    index = torch.arange(n, dtype=torch.float64) + 0.5
-    z, angle = index / n, torch.pi * (1 + 5**0.5) * index
-    radius = (1 - z * z).sqrt()
-    return torch.stack([radius * angle.cos(), radius * angle.sin(), z], dim=1)
+def _exponents(degree: int) -> list[tuple[int, int, int]]:
+    return [(a, b, degree - a - b) for a in range(degree + 1) for b in range(degree + 1 - a)]
+
+
+def _powers(points: Tensor, degree: int) -> list[list[Tensor]]:
+    """Powers 0 to `degree` of the three components of `points` (3, ...)."""
+    powers = []
+    for component in points:
+        row = [torch.ones_like(component)]
+        for _ in range(degree):
+            row.append(row[-1] * component)
+        powers.append(row)
+    return powers
+
+
+def _evaluate(polynomial: Tensor, points: Tensor, degree: int) -> Tensor:
+    """(P, V) values of homogeneous polynomials (n_coef, V) at `points` (3, P, V)."""
+    x, y, z = _powers(points, degree)
+    out = torch.zeros_like(points[0])
+    for coefficient, (a, b, c) in zip(polynomial, _exponents(degree), strict=True):
+        out += coefficient * (x[a] * y[b] * z[c])
+    return out
+
+
+@lru_cache(maxsize=8)
+def _monomials_in_harmonics(degree: int) -> Tensor:
+    """(n_coef, n_coef) float64: column m holds the harmonics of monomial m of even `degree`, on the sphere."""
+    points = spread_directions(2 * n_coefficients(degree))
+    x, y, z = _powers(points.T, degree)
+    monomials = torch.stack([x[a] * y[b] * z[c] for a, b, c in _exponents(degree)], dim=1)
+    solution: Tensor = torch.linalg.lstsq(sh_basis(points, degree), monomials).solution
+    return solution

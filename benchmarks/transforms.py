@@ -1,0 +1,193 @@
+"""Tensor fit against DIPY, and a training chain, on a scan of 96 x 96 x 60 voxels and 65 volumes, as JSON lines.
+
+tensor: seconds of `fit_tensor` + `tensor_metrics` and of DIPY's `TensorModel` (WLS, fit and eigenvalues) on the same
+scan in the same process, runs interleaved, and their ratio (target: at least 10).
+chain: seconds per item, loading excluded, of: subsample directions, rotate in mm, flip and crop to 64 x 64 x 48
+(lazy: one resampling, onto the crop alone), harmonics to l_max 4 (target on 2 CPU cores: at most 1.0); `eager` is the
+same without laziness, to show what cropping before resampling saves.  peak_mib: growth of peak memory over the scan
+itself, in a fresh process (CPU) or of allocated memory (GPU).
+
+Run: python benchmarks/transforms.py [--repeats 3] [--device cpu] [--skip-dipy]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import monai.transforms as mt
+import numpy as np
+import torch
+from monai.data.meta_tensor import MetaTensor
+
+from dmri_monai.gradients import grid_rotation
+from dmri_monai.qspace.directions import spread_directions
+from dmri_monai.qspace.tensor import fit_tensor, tensor_metrics
+from dmri_monai.transforms import (
+    RandElasticDWId,
+    RandRotateMMd,
+    RandSubsampleDirectionsd,
+    ResampleDirectionsd,
+    SphericalHarmonicsd,
+)
+
+SHAPE, CROP, N_VOLUMES = (96, 96, 60), (64, 64, 48), 65
+TARGETS = {"tensor_ratio": 10.0, "chain_s": 1.0}
+
+
+def scan(device: str) -> dict[str, Any]:
+    """A noisy scan with a fibre direction that turns over space, on an oblique grid."""
+    generator = torch.Generator().manual_seed(0)
+    grid = torch.stack(torch.meshgrid(*(torch.linspace(-1, 1, n) for n in SHAPE), indexing="ij"))
+    fibres = torch.nn.functional.normalize(
+        torch.sin(3 * grid + torch.tensor([0.3, 1.0, 2.0]).view(3, 1, 1, 1)), dim=0
+    )
+    bvals = torch.cat([torch.zeros(1), torch.full((N_VOLUMES - 1,), 1000.0)])
+    bvecs = torch.cat([torch.zeros(1, 3), spread_directions(N_VOLUMES - 1).float()])
+    image = torch.empty(N_VOLUMES, *SHAPE)
+    for i, (b, g) in enumerate(zip(bvals, bvecs, strict=True)):
+        along = (fibres * g.view(3, 1, 1, 1)).sum(0)
+        image[i] = 500 * torch.exp(-b * (0.4e-3 + 1.2e-3 * along**2))
+        image[i] += 10 * torch.randn(SHAPE, generator=generator)
+    affine = torch.eye(4, dtype=torch.float64)
+    turn = torch.linalg.qr(
+        torch.eye(3, dtype=torch.float64) + 0.2 * torch.ones(3, 3, dtype=torch.float64).triu()
+    )[0]
+    affine[:3, :3] = turn @ torch.diag(torch.tensor([2.0, 2.0, 2.5], dtype=torch.float64))
+    image = image.clamp_(min=1.0).to(device)
+    return {"image": MetaTensor(image, affine=affine), "bvals": bvals, "bvecs": bvecs}
+
+
+def chain(lazy: bool = True) -> mt.Compose:
+    return mt.Compose(
+        [
+            RandSubsampleDirectionsd(directions=(30, 30)),
+            RandRotateMMd("image", prob=1.0),
+            mt.RandFlipd("image", prob=1.0, spatial_axis=0),
+            mt.RandSpatialCropd("image", roi_size=CROP, random_size=False),
+            SphericalHarmonicsd(shells=[1000], l_max=4),
+        ],
+        lazy=lazy,
+    )
+
+
+def seconds(call: Callable[[], Any], device: str) -> float:
+    if device != "cpu":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    call()
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def report(name: str, device: str, **values: float) -> None:
+    rounded = {key: round(value, 4) for key, value in values.items()}
+    print(
+        json.dumps({"benchmark": name, "device": device, "threads": torch.get_num_threads(), **rounded}),
+        flush=True,
+    )
+
+
+def tensor_benchmark(item: dict[str, Any], device: str, repeats: int, with_dipy: bool) -> None:
+    image = item["image"].as_tensor().unsqueeze(0)
+    bvecs = (item["bvecs"].double() @ grid_rotation(item["image"].affine)).unsqueeze(0)
+
+    def ours() -> Any:
+        return tensor_metrics(fit_tensor(image, item["bvals"].unsqueeze(0), bvecs))
+
+    ours()
+    if not with_dipy:
+        report("tensor", device, dmri_monai_s=median(seconds(ours, device) for _ in range(repeats)))
+        return
+    from dipy.core.gradients import gradient_table
+    from dipy.reconst.dti import TensorModel
+
+    unit = bvecs[0].numpy() / np.linalg.norm(bvecs[0].numpy(), axis=1, keepdims=True).clip(min=1e-9)
+    model = TensorModel(gradient_table(item["bvals"].double().numpy(), bvecs=unit), fit_method="WLS")
+    data = np.ascontiguousarray(np.moveaxis(image[0].cpu().numpy(), 0, -1))
+    pairs = []
+    for _ in range(repeats):
+        pairs.append((seconds(ours, device), seconds(lambda: model.fit(data).fa, "cpu")))
+    mine, theirs = (median(values) for values in zip(*pairs, strict=True))
+    report(
+        "tensor",
+        device,
+        dmri_monai_s=mine,
+        dipy_s=theirs,
+        ratio=theirs / mine,
+        target=TARGETS["tensor_ratio"],
+    )
+
+
+def chain_benchmark(item: dict[str, Any], device: str, repeats: int) -> None:
+    for name, pipeline in (("chain", chain()), ("chain_eager", chain(lazy=False))):
+        pipeline.set_random_state(0)
+        pipeline(item)
+        times = [seconds(lambda p=pipeline: p(item), device) for _ in range(2 * repeats)]
+        memory = gpu_memory(pipeline, item) if device != "cpu" else cpu_memory(name)
+        extra = {"target": TARGETS["chain_s"]} if name == "chain" else {}
+        report(name, device, seconds=median(times), worst_s=max(times), peak_mib=memory, **extra)
+    singles = {
+        "harmonics": SphericalHarmonicsd(shells=[1000], l_max=4),
+        "resample_directions": ResampleDirectionsd(n_directions=64),
+        "elastic": RandElasticDWId(prob=1.0, strength=1.0),
+    }
+    for name, transform in singles.items():
+        transform(item)
+        report(
+            name, device, seconds=median(seconds(lambda t=transform: t(item), device) for _ in range(repeats))
+        )
+
+
+def gpu_memory(pipeline: mt.Compose, item: dict[str, Any]) -> float:
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    pipeline(item)
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
+
+
+def cpu_memory(name: str) -> float:
+    """Growth of peak memory in a process of its own, so that nothing else has raised the peak before."""
+    command = [sys.executable, __file__, "--memory", name]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def measure_memory(name: str) -> None:
+    pipeline = chain(lazy=name == "chain")
+    small = scan("cpu")
+    small["image"] = small["image"][:, :8, :8, :8]
+    mt.Compose(pipeline.transforms[:3])(small)  # everything imported and warm
+    item = scan("cpu")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    pipeline.set_random_state(0)
+    pipeline(item)
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--device", action="append", help="cpu or cuda; by default both where there is a GPU")
+    parser.add_argument("--skip-dipy", action="store_true")
+    parser.add_argument("--memory", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.memory:
+        measure_memory(options.memory)
+        return
+    devices = options.device or (["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])
+    for device in devices:
+        item = scan(device)
+        chain_benchmark(item, device, options.repeats)
+        tensor_benchmark(item, device, options.repeats, with_dipy=not options.skip_dipy and device == "cpu")
+
+
+if __name__ == "__main__":
+    main()
