@@ -15,6 +15,7 @@ from dmri_monai.equivariant.kernels import Concat, PQDiff, PQTensorProduct, PSpa
 from dmri_monai.equivariant.norm import EquivariantBatchNorm, EquivariantInstanceNorm, NormGate
 from dmri_monai.equivariant.pqconv import PQConv3d
 from dmri_monai.equivariant.radial import Bessel, Cosine, Gaussian, RadialMLP
+from dmri_monai.equivariant.reduction import QLengthWeightedMean, QMean
 from dmri_monai.equivariant.representation import as_irreps, irreps_from_multiplicities, representation_matrix
 from dmri_monai.equivariant.resample import EquivariantAvgPool3d, EquivariantUpsample3d
 
@@ -36,6 +37,8 @@ __all__ = [
     "PQDiff",
     "PQTensorProduct",
     "PSpace",
+    "QLengthWeightedMean",
+    "QMean",
     "QSpace",
     "RadialMLP",
     "SteerableBlock",

@@ -1,8 +1,9 @@
 """Kernels that factorise over p- and q-space, applied one space after the other: `PQTensorProduct` and `QSpace`.
 
-K(p, q_out, q_in) = sum over (o, i, a) of phi_o(|q_out|) phi_i(|q_in|) Y_a(dq) K_oia(p), where a runs over the components
-of the harmonics of dq. Contracting q first mixes the Q_in samples into n_i·A channels per output sample by one matrix
-product and then convolves each with its own small kernel; p first does the reverse; 'dense' builds the whole kernel.
+K(p, q_out, q_in) = sum over (o, i, a) of phi_o(|q_out|) phi_i(|q_in|) Y_a(dq) K_oia(p), where a runs over the
+components of the harmonics of dq. Contracting q first mixes the Q_in samples into n_i·A channels per output sample by
+one matrix product and then convolves each with its own small kernel; p first does the reverse; 'dense' builds the
+whole kernel.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from dmri_monai.equivariant.radial import RadialFunctions
 from dmri_monai.equivariant.representation import Constants, harmonic_couplings, spherical_harmonics
 
 if TYPE_CHECKING:
-    from e3nn.o3 import Irreps
+    from e3nn.o3 import Irrep, Irreps
 
 __all__ = ["ConvOptions", "FactorisedKernel"]
 
@@ -61,8 +62,8 @@ class _PairPaths(NamedTuple):
 class FactorisedKernel(nn.Module):
     """Operator of a factorising kernel. x (N, Q_in, dim_in, X, Y, Z) -> (N, Q_out, dim_out, X', Y', Z').
 
-    `weight` holds, per pair of irreps (out-major) and lq ascending, an array (path, p-radial, q_out-radial, q_in-radial,
-    channel out, channel in); `linear` the plain map used where an offset has no direction.
+    `weight` holds, per pair of irreps (out-major) and lq ascending, an array (path, p-radial, q_out-radial,
+    q_in-radial, channel out, channel in); `linear` the plain map used where an offset has no direction.
     """
 
     def __init__(self, kernel: _Elementary, irreps_in: Irreps, irreps_out: Irreps, setting: Setting) -> None:
@@ -101,10 +102,7 @@ class FactorisedKernel(nn.Module):
                 mine = [path for path in paths if path.lq == lq]
                 key = f"out_{ir_out}_in_{ir_in}_lq{lq}"
                 if mine:
-                    tensors[key] = (
-                        torch.stack([self._angular(kernel, ir_in, ir_out, p, harmonics) for p in mine])
-                        * shown
-                    )
+                    tensors[key] = self._angular(kernel, ir_in, ir_out, mine, harmonics) * shown
                 pieces.append(
                     _PairPaths(key, len(mine), mul_out, mul_in, ir_out.dim, ir_in.dim) if mine else None
                 )
@@ -114,10 +112,15 @@ class FactorisedKernel(nn.Module):
         self.constants = Constants(**tensors)
 
     @staticmethod
-    def _angular(kernel: _Elementary, ir_in, ir_out, path: Path, harmonics: list[Tensor]) -> Tensor:  # type: ignore[no-untyped-def]
-        """(d_out, d_in, 2lq+1, P) of one path."""
-        constants = coupling_constants(ir_in, ir_out, path) * harmonic_scale(kernel, path.lp)
-        return torch.einsum("mnab,pb->mnap", constants, harmonics[path.lp])
+    def _angular(
+        kernel: _Elementary, ir_in: Irrep, ir_out: Irrep, paths: list[Path], harmonics: list[Tensor]
+    ) -> Tensor:
+        """(paths, d_out, d_in, 2lq+1, P): both couplings times the harmonics of the voxel offsets."""
+        arrays = []
+        for path in paths:
+            constants = coupling_constants(ir_in, ir_out, path) * harmonic_scale(kernel, path.lp)
+            arrays.append(torch.einsum("mnab,pb->mnap", constants, harmonics[path.lp]))
+        return torch.stack(arrays)
 
     def _init_weights(self, irreps_in: Irreps, irreps_out: Irreps) -> None:
         per_path = self.n_p * self.q_radials.n_out * self.q_radials.n_in

@@ -38,7 +38,7 @@ class Path(NamedTuple):
 
 
 def filter_paths(kernel: _Elementary, ir_in: Irrep, ir_out: Irrep, setting: Setting) -> list[Path]:
-    """Paths of a factorising kernel from `ir_in` to `ir_out`; those that vanish under antipodal averaging are left out."""
+    """Paths of a factorising kernel from `ir_in` to `ir_out`, without those that vanish under antipodal averaging."""
     paths = []
     has_q = setting.has_q_in or setting.has_q_out
     for degree in kernel.degrees(ir_in, ir_out, None):
@@ -71,7 +71,7 @@ def linear_pairs(irreps_in: Irreps, irreps_out: Irreps, setting: Setting) -> lis
 def linear_map(
     weight: Tensor, irreps_in: LinearShape, irreps_out: LinearShape, pairs: list[tuple[int, int]]
 ) -> Tensor:
-    """(dim_out, dim_in) matrix: weights (flat, in the order of `pairs`) between channels, the identity on components."""
+    """(dim_out, dim_in) matrix: flat weights in the order of `pairs` between channels, identity on components."""
     blocks = {}
     start = 0
     for i, o in pairs:

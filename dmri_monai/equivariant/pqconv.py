@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dmri_monai.equivariant.basis import PSpaceFunctions, SteerableKernel
-from dmri_monai.equivariant.difference import DifferenceKernel
-from dmri_monai.equivariant.factorised import ConvOptions, FactorisedKernel, dense_conv
+from dmri_monai.equivariant.factorised import ConvOptions
 from dmri_monai.equivariant.grid import check_centred, one_size, resolve_padding
-from dmri_monai.equivariant.kernels import Concat, Kernel, PQDiff, PQTensorProduct, PSpace, QSpace, Sum
+from dmri_monai.equivariant.kernels import Kernel, PQTensorProduct
+from dmri_monai.equivariant.operators import build_operator
 from dmri_monai.equivariant.paths import Setting
+from dmri_monai.equivariant.qinput import check_weights, checked_q
 from dmri_monai.equivariant.representation import as_irreps, channels_of, check_channels
 
 if TYPE_CHECKING:
@@ -22,21 +22,19 @@ if TYPE_CHECKING:
 
 __all__ = ["PQConv3d"]
 
-LONGEST_Q = 4.0
-
 
 class PQConv3d(nn.Module):
     """Equivariant convolution between fields on p-space (voxels) and q-space (gradient samples).
 
-    forward(x, q_in, q_out, mask_in, mask_out): x (N, irreps_in.dim, Q_in, X, Y, Z) -> (N, irreps_out.dim, Q_out, X', Y',
-    Z').  q_in=False or q_out=False in the constructor: that side has no q-space, and its Q axis and vectors are absent.
+    forward(x, q_in, q_out, mask_in, mask_out): x (N, irreps_in.dim, Q_in, X, Y, Z) -> (N, irreps_out.dim, Q_out,
+    X', Y', Z').  q_in=False or q_out=False in the constructor: that side has no q-space, no Q axis and no vectors.
 
     q_in, q_out: (Q, 3) or (N, Q, 3) q-vectors sqrt(b / b_max) g in the voxel frame (`gradients.q_vectors`); q_out None
     where both sides have q-space means q_in.  mask_in, mask_out: (N, Q) bool; masked input samples contribute nothing
     and are not counted, masked output samples are zero.  weights_in: (Q_in,) or (N, Q_in) quadrature weights.
 
-    kernel: `PSpace`, `QSpace`, `PQDiff`, `PQTensorProduct`, `Sum` or `Concat`.  scaling: the sum over q_in is divided by
-    the number of valid samples ('mean') or its root ('sqrt').  antipodal: averages the kernel over the signs of all
+    kernel: `PSpace`, `QSpace`, `PQDiff`, `PQTensorProduct`, `Sum` or `Concat`.  scaling: the sum over q_in is divided
+    by the number of valid samples ('mean') or its root ('sqrt').  antipodal: averages the kernel over the signs of all
     b-vectors, S(q) = S(-q); False is the published kernel.  parity as in `SteerableConv3d`.
     strategy: order of contraction of kernels that factorise; 'auto' takes the one with the fewest multiplications.
     checkpoint: recompute in the backward pass instead of storing what lies between contractions.
@@ -140,8 +138,8 @@ class PQConv3d(nn.Module):
         if self.setting.has_q_in and self.setting.has_q_out and q_out is None:
             q_out, mask_out = q_in, mask_in if mask_out is None else mask_out
         n_in = x.shape[2] if self.setting.has_q_in else None
-        q_in = _checked_q(q_in, mask_in, "q_in", len(x), n_in, self.setting.has_q_in)
-        q_out = _checked_q(q_out, mask_out, "q_out", len(x), None, self.setting.has_q_out)
+        q_in = checked_q(q_in, mask_in, "q_in", len(x), n_in, self.setting.has_q_in)
+        q_out = checked_q(q_out, mask_out, "q_out", len(x), None, self.setting.has_q_out)
         batched = [q is not None and q.ndim == 3 for q in (q_in, q_out)]
         if any(batched) and not all(batched):
             q_in = None if q_in is None else q_in.expand(len(x), -1, -1)
@@ -163,7 +161,7 @@ class PQConv3d(nn.Module):
             return x / (count if self.scaling == "mean" else count**0.5)
         share = x.new_ones(x.shape[:2]) if mask is None else mask.to(x.dtype)
         if weights is not None:
-            _check_weights(weights, x.shape[:2])
+            check_weights(weights, x.shape[:2])
             share = share * weights.to(share)
         total = share.sum(1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)
         share = share / (total if self.scaling == "mean" else total.sqrt())
@@ -173,188 +171,16 @@ class PQConv3d(nn.Module):
     def dense_kernel(self, q_out: Tensor | None = None, q_in: Tensor | None = None) -> Tensor:
         """(dim_out, Q_out, dim_in, Q_in, k, k, k): the layer as one linear map, bias left out.
 
-        q_out, q_in: (Q, 3), None for a side without q-space (which keeps an axis of size 1).  conv3d with this kernel on
-        x.flatten(1, 2) gives the layer's output, scaling included.
+        q_out, q_in: (Q, 3), None for a side without q-space (which keeps an axis of size 1).  conv3d with this kernel
+        on x.flatten(1, 2) gives the layer's output, scaling included.
         """
         dtype = torch.promote_types(next(self.operator.parameters()).dtype, torch.float32)
         sides = []
         for name, q, has in (("q_out", q_out, self.setting.has_q_out), ("q_in", q_in, self.setting.has_q_in)):
-            checked = _checked_q(q, None, name, 1, None, has)
+            checked = checked_q(q, None, name, 1, None, has)
             if checked is not None and checked.ndim != 2:
                 raise ValueError(f"{name} has {checked.ndim} axes, dense_kernel takes one table (Q, 3)")
             sides.append(None if checked is None else checked.to(dtype))
         full = self.operator.dense(*sides)
         full = full / (full.shape[3] if self.scaling == "mean" else full.shape[3] ** 0.5)
         return full.unflatten(-1, (self.kernel_size,) * 3)
-
-
-def _check_weights(weights: Tensor, shape: tuple[int, ...]) -> None:
-    if weights.shape not in (shape, shape[1:]):
-        raise ValueError(f"weights_in {tuple(weights.shape)} must be {tuple(shape[1:])} or {tuple(shape)}")
-
-
-def _checked_q(
-    q: Tensor | None, mask: Tensor | None, name: str, batch: int, samples: int | None, has: bool
-) -> Tensor | None:
-    """q-vectors (Q, 3) or (N, Q, 3) after the checks; masked rows are zero."""
-    if not has:
-        if q is not None or mask is not None:
-            raise ValueError(
-                f"{name}: this layer has no q-space on that side, pass neither vectors nor a mask"
-            )
-        return None
-    if q is None:
-        raise ValueError(f"{name}: q-vectors (Q, 3) or (N, Q, 3) are needed, got None")
-    if q.ndim not in (2, 3) or q.shape[-1] != 3:
-        raise ValueError(f"{name} has shape {tuple(q.shape)}, expected (Q, 3) or (N, Q, 3)")
-    if q.ndim == 3 and q.shape[0] != batch:
-        raise ValueError(f"{name} has {q.shape[0]} tables for a batch of {batch}")
-    if samples is not None and q.shape[-2] != samples:
-        raise ValueError(f"{name} has {q.shape[-2]} vectors for {samples} samples of the input")
-    if mask is not None:
-        if mask.shape != (batch, q.shape[-2]):
-            raise ValueError(f"mask of {name} is {tuple(mask.shape)}, expected {(batch, q.shape[-2])}")
-        if mask.dtype != torch.bool:
-            raise TypeError(f"mask of {name} must be bool, got {mask.dtype}")
-        q = torch.where(mask.unsqueeze(-1), q, 0.0)
-    if not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
-        _check_values(q, name)
-    return q
-
-
-def _check_values(q: Tensor, name: str) -> None:
-    bad = int((~q.isfinite()).any(-1).sum())
-    if bad:
-        raise ValueError(f"{name}: {bad} of {q.shape[:-1].numel()} q-vectors are not finite")
-    longest = float(q.norm(dim=-1).max()) if q.numel() else 0.0
-    if longest > LONGEST_Q:
-        raise ValueError(f"{name}: longest q-vector {longest:.3g}, expected about 1: pass sqrt(b / b_max) g")
-
-
-class SharedKernel(nn.Module):
-    """Operator of `PSpace`: one steerable convolution of the sum over q_in, repeated for every q_out."""
-
-    def __init__(self, kernel: PSpace, irreps_in: Irreps, irreps_out: Irreps, setting: Setting) -> None:
-        super().__init__()
-        self.setting = setting
-        radial = kernel.p_radial.resolved((setting.kernel_size + 1) // 2)
-        functions = PSpaceFunctions(radial, kernel.l_max, setting.parity, kernel.zero_offset, kernel.filters)
-        self.kernel = SteerableKernel(irreps_in, irreps_out, setting.kernel_size, functions)
-
-    def reaches(self, o: int) -> bool:
-        """Whether any input irrep is carried to output entry `o`."""
-        return self.kernel.reaches(o)
-
-    def dense(self, q_out: Tensor | None, q_in: Tensor | None) -> Tensor:
-        """(..., dim_out, Q_out, dim_in, Q_in, P) whole kernel."""
-        n_out, n_in = (1 if q is None else q.shape[-2] for q in (q_out, q_in))
-        kernel = self.kernel()
-        return kernel[:, None, :, None].expand(-1, n_out, -1, n_in, -1)
-
-    def forward(self, x: Tensor, q_out: Tensor | None, q_in: Tensor | None, options: ConvOptions) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
-            kernel = self.kernel()
-        y = dense_conv(x.sum(1, keepdim=True), kernel[:, None, :, None], options)
-        return y if q_out is None else y.expand(-1, q_out.shape[-2], -1, -1, -1, -1)
-
-
-class SumOperator(nn.Module):
-    """Operator of `Sum`."""
-
-    def __init__(self, kernel: Sum, irreps_in: Irreps, irreps_out: Irreps, setting: Setting) -> None:
-        super().__init__()
-        self.terms = nn.ModuleList(
-            build_operator(term, irreps_in, irreps_out, setting) for term in kernel.terms
-        )
-
-    def reaches(self, o: int) -> bool:
-        """Whether any term carries any input irrep to output entry `o`."""
-        return any(term.reaches(o) for term in self.terms)
-
-    def dense(self, q_out: Tensor | None, q_in: Tensor | None) -> Tensor:
-        """(..., dim_out, Q_out, dim_in, Q_in, P) whole kernel."""
-        return sum(term.dense(q_out, q_in) for term in self.terms)
-
-    def forward(self, x: Tensor, q_out: Tensor | None, q_in: Tensor | None, options: ConvOptions) -> Tensor:
-        return sum(term(x, q_out, q_in, options) for term in self.terms)
-
-
-class ConcatOperator(nn.Module):
-    """Operator of `Concat`."""
-
-    order: Tensor
-
-    def __init__(self, kernel: Concat, irreps_in: Irreps, irreps_out: Irreps, setting: Setting) -> None:
-        super().__init__()
-        parts = [(part, as_irreps(irreps)) for part, irreps in kernel.parts]
-        self.terms = nn.ModuleList(build_operator(part, irreps_in, irreps, setting) for part, irreps in parts)
-        entries = [(ir, mul, t) for t, (_, irreps) in enumerate(parts) for mul, ir in irreps]
-        given, wanted = (
-            _counts(entry)
-            for entry in ([(ir, mul) for ir, mul, _ in entries], [(b, a) for a, b in irreps_out])
-        )
-        if given != wanted:
-            raise ValueError(
-                f"Concat: parts {[str(irreps) for _, irreps in parts]} do not add up to {irreps_out}"
-            )
-        for (part, irreps), term in zip(parts, self.terms, strict=True):
-            for o, entry in enumerate(irreps):
-                if not term.reaches(o):
-                    raise ValueError(f"Concat: {part} carries none of {irreps_in} to {entry.ir}")
-        self.register_buffer("order", _concat_order(entries, irreps_out), persistent=False)
-
-    def reaches(self, o: int) -> bool:
-        """Always: each part has checked its own outputs."""
-        return True
-
-    def dense(self, q_out: Tensor | None, q_in: Tensor | None) -> Tensor:
-        """(..., dim_out, Q_out, dim_in, Q_in, P) whole kernel."""
-        return torch.cat([term.dense(q_out, q_in) for term in self.terms], dim=-5).index_select(
-            -5, self.order
-        )
-
-    def forward(self, x: Tensor, q_out: Tensor | None, q_in: Tensor | None, options: ConvOptions) -> Tensor:
-        return torch.cat([term(x, q_out, q_in, options) for term in self.terms], dim=2).index_select(
-            2, self.order
-        )
-
-
-def _counts(entries: list) -> dict[str, int]:  # type: ignore[type-arg]
-    counts: dict[str, int] = {}
-    for ir, mul in entries:
-        counts[str(ir)] = counts.get(str(ir), 0) + mul
-    return counts
-
-
-def _concat_order(entries: list, irreps_out: Irreps) -> Tensor:  # type: ignore[type-arg]
-    """For each output component, where it lies in the concatenation of the parts."""
-    available: dict[str, list[int]] = {}
-    start = 0
-    for ir, mul, _ in entries:
-        available.setdefault(str(ir), []).extend(range(start, start + mul * ir.dim))
-        start += mul * ir.dim
-    order: list[int] = []
-    for mul, ir in irreps_out:
-        order += [available[str(ir)].pop(0) for _ in range(mul * ir.dim)]
-    return torch.tensor(order)
-
-
-def build_operator(kernel: Kernel, irreps_in: Irreps, irreps_out: Irreps, setting: Setting) -> nn.Module:
-    """The module that applies `kernel`."""
-    if isinstance(kernel, QSpace) and not (setting.has_q_in or setting.has_q_out):
-        raise ValueError(
-            "QSpace needs q-space on at least one side, this layer has q_in=False and q_out=False"
-        )
-    known = {
-        PSpace: SharedKernel,
-        QSpace: FactorisedKernel,
-        PQTensorProduct: FactorisedKernel,
-        PQDiff: DifferenceKernel,
-        Sum: SumOperator,
-        Concat: ConcatOperator,
-    }
-    if type(kernel) not in known:
-        raise TypeError(
-            f"kernel must be PSpace, QSpace, PQDiff, PQTensorProduct, Sum or Concat, got {kernel!r}"
-        )
-    return known[type(kernel)](kernel, irreps_in, irreps_out, setting)

@@ -28,12 +28,12 @@ def _directions(q: Tensor, unit: bool) -> Tensor:
 
 
 def _difference(q_out: Tensor | None, q_in: Tensor | None, signs: tuple[int, int], unit: bool) -> Tensor:
-    """(..., Q_out, Q_in, 3) signed direction differences; a side without q-space counts as one sample at q = 0."""
+    """(..., Q_out, Q_in, 3) signed direction differences; without one side, the other's direction."""
     if q_in is None:
         assert q_out is not None
         return signs[0] * _directions(q_out, unit).unsqueeze(-2)
     inward = signs[1] * _directions(q_in, unit).unsqueeze(-3)
-    return -inward if q_out is None else signs[0] * _directions(q_out, unit).unsqueeze(-2) - inward
+    return inward if q_out is None else signs[0] * _directions(q_out, unit).unsqueeze(-2) - inward
 
 
 def _signs(q_out: Tensor | None, q_in: Tensor | None, antipodal: bool) -> list[tuple[int, int]]:

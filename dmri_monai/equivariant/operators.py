@@ -1,0 +1,145 @@
+"""The modules that apply kernels: what each value of `kernels` becomes inside a `PQConv3d`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from dmri_monai.equivariant.basis import PSpaceFunctions, SteerableKernel
+from dmri_monai.equivariant.difference import DifferenceKernel
+from dmri_monai.equivariant.factorised import ConvOptions, FactorisedKernel, dense_conv
+from dmri_monai.equivariant.kernels import Concat, Kernel, PQDiff, PQTensorProduct, PSpace, QSpace, Sum
+from dmri_monai.equivariant.paths import Setting
+from dmri_monai.equivariant.representation import as_irreps
+
+if TYPE_CHECKING:
+    from e3nn.o3 import Irreps
+    from e3nn.o3._irreps import _MulIr
+
+__all__ = ["build_operator"]
+
+
+class SharedKernel(nn.Module):
+    """Operator of `PSpace`: one steerable convolution of the sum over q_in, repeated for every q_out."""
+
+    def __init__(self, kernel: PSpace, irreps_in: Irreps, irreps_out: Irreps, setting: Setting) -> None:
+        super().__init__()
+        self.setting = setting
+        radial = kernel.p_radial.resolved((setting.kernel_size + 1) // 2)
+        functions = PSpaceFunctions(radial, kernel.l_max, setting.parity, kernel.zero_offset, kernel.filters)
+        self.kernel = SteerableKernel(irreps_in, irreps_out, setting.kernel_size, functions)
+
+    def reaches(self, o: int) -> bool:
+        """Whether any input irrep is carried to output entry `o`."""
+        return self.kernel.reaches(o)
+
+    def dense(self, q_out: Tensor | None, q_in: Tensor | None) -> Tensor:
+        """(..., dim_out, Q_out, dim_in, Q_in, P) whole kernel."""
+        n_out, n_in = (1 if q is None else q.shape[-2] for q in (q_out, q_in))
+        kernel = self.kernel()
+        return kernel[:, None, :, None].expand(-1, n_out, -1, n_in, -1)
+
+    def forward(self, x: Tensor, q_out: Tensor | None, q_in: Tensor | None, options: ConvOptions) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            kernel = self.kernel()
+        y = dense_conv(x.sum(1, keepdim=True), kernel[:, None, :, None], options)
+        return y if q_out is None else y.expand(-1, q_out.shape[-2], -1, -1, -1, -1)
+
+
+class SumOperator(nn.Module):
+    """Operator of `Sum`."""
+
+    def __init__(self, kernel: Sum, irreps_in: Irreps, irreps_out: Irreps, setting: Setting) -> None:
+        super().__init__()
+        self.terms = nn.ModuleList(
+            build_operator(term, irreps_in, irreps_out, setting) for term in kernel.terms
+        )
+
+    def reaches(self, o: int) -> bool:
+        """Whether any term carries any input irrep to output entry `o`."""
+        return any(term.reaches(o) for term in self.terms)
+
+    def dense(self, q_out: Tensor | None, q_in: Tensor | None) -> Tensor:
+        """(..., dim_out, Q_out, dim_in, Q_in, P) whole kernel."""
+        return sum(term.dense(q_out, q_in) for term in self.terms)
+
+    def forward(self, x: Tensor, q_out: Tensor | None, q_in: Tensor | None, options: ConvOptions) -> Tensor:
+        return sum(term(x, q_out, q_in, options) for term in self.terms)
+
+
+class ConcatOperator(nn.Module):
+    """Operator of `Concat`."""
+
+    order: Tensor
+
+    def __init__(self, kernel: Concat, irreps_in: Irreps, irreps_out: Irreps, setting: Setting) -> None:
+        super().__init__()
+        parts = [(part, as_irreps(irreps)) for part, irreps in kernel.parts]
+        self.terms = nn.ModuleList(build_operator(part, irreps_in, irreps, setting) for part, irreps in parts)
+        joined = [entry for _, irreps in parts for entry in irreps]
+        if _counts(joined) != _counts(irreps_out):
+            raise ValueError(
+                f"Concat: parts {[str(irreps) for _, irreps in parts]} do not add up to {irreps_out}"
+            )
+        for (part, irreps), term in zip(parts, self.terms, strict=True):
+            for o, entry in enumerate(irreps):
+                if not term.reaches(o):
+                    raise ValueError(f"Concat: {part} carries none of {irreps_in} to {entry.ir}")
+        self.register_buffer("order", _concat_order(joined, irreps_out), persistent=False)
+
+    def reaches(self, o: int) -> bool:
+        """Always: each part has checked its own outputs."""
+        return True
+
+    def dense(self, q_out: Tensor | None, q_in: Tensor | None) -> Tensor:
+        """(..., dim_out, Q_out, dim_in, Q_in, P) whole kernel."""
+        return torch.cat([term.dense(q_out, q_in) for term in self.terms], dim=-5).index_select(
+            -5, self.order
+        )
+
+    def forward(self, x: Tensor, q_out: Tensor | None, q_in: Tensor | None, options: ConvOptions) -> Tensor:
+        return torch.cat([term(x, q_out, q_in, options) for term in self.terms], dim=2).index_select(
+            2, self.order
+        )
+
+
+def _counts(entries: Iterable[_MulIr]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for mul, ir in entries:
+        counts[str(ir)] = counts.get(str(ir), 0) + mul
+    return counts
+
+
+def _concat_order(joined: Iterable[_MulIr], irreps_out: Irreps) -> Tensor:
+    """For each output component, where it lies in the concatenation of the parts."""
+    available: dict[str, list[int]] = {}
+    start = 0
+    for mul, ir in joined:
+        available.setdefault(str(ir), []).extend(range(start, start + mul * ir.dim))
+        start += mul * ir.dim
+    order = [available[str(ir)].pop(0) for mul, ir in irreps_out for _ in range(mul * ir.dim)]
+    return torch.tensor(order)
+
+
+def build_operator(kernel: Kernel, irreps_in: Irreps, irreps_out: Irreps, setting: Setting) -> nn.Module:
+    """The module that applies `kernel`."""
+    if isinstance(kernel, QSpace) and not (setting.has_q_in or setting.has_q_out):
+        raise ValueError(
+            "QSpace needs q-space on at least one side, this layer has q_in=False and q_out=False"
+        )
+    known = {
+        PSpace: SharedKernel,
+        QSpace: FactorisedKernel,
+        PQTensorProduct: FactorisedKernel,
+        PQDiff: DifferenceKernel,
+        Sum: SumOperator,
+        Concat: ConcatOperator,
+    }
+    if type(kernel) not in known:
+        raise TypeError(
+            f"kernel must be PSpace, QSpace, PQDiff, PQTensorProduct, Sum or Concat, got {kernel!r}"
+        )
+    return known[type(kernel)](kernel, irreps_in, irreps_out, setting)
