@@ -1,7 +1,8 @@
-"""Entry into MONAI's registries: layer factories. Every function here may be called any number of times."""
+"""Entry into MONAI's registries, of layers and networks; every function may be called any number of times."""
 
 from __future__ import annotations
 
+from monai.networks import nets
 from monai.networks.layers.factories import Act, Conv, Norm, Pool
 
 from dmri_monai.equivariant import (
@@ -12,8 +13,9 @@ from dmri_monai.equivariant import (
     NormActivation,
     SteerableConv3d,
 )
+from dmri_monai.networks import EquivariantUNet, PlainUNet
 
-__all__ = ["register_layers"]
+__all__ = ["register", "register_layers", "register_networks"]
 
 IN_SPACE = (
     (Conv, "steerable", SteerableConv3d),
@@ -22,6 +24,20 @@ IN_SPACE = (
     (Pool, "equivariant_avg", EquivariantAvgPool3d),
 )
 POINTWISE = ((Act, "gate", Gate), (Act, "norm_activation", NormActivation))
+NETWORKS = (EquivariantUNet, PlainUNet)
+
+
+def register() -> None:
+    """Enter layers and networks: `"_target_": "monai.networks.nets.EquivariantUNet"` then works in a config."""
+    register_layers()
+    register_networks()
+
+
+def register_networks() -> None:
+    """Enter the networks in `monai.networks.nets` under their names; a name MONAI already has is left alone."""
+    for network in NETWORKS:
+        if not hasattr(nets, network.__name__):
+            setattr(nets, network.__name__, network)
 
 
 def register_layers() -> None:

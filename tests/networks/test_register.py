@@ -1,0 +1,55 @@
+import pytest
+import torch
+from monai.bundle import ConfigParser
+from monai.networks import nets
+
+from dmri_monai import networks
+from dmri_monai.register import NETWORKS, register
+
+LEVELS = ["2x0e+1x1o+1x2e", "3x0e+1x1o+1x2e"]
+ARGUMENTS = {
+    "EquivariantUNet": {
+        "irreps_in": "2x0e+1x2e",
+        "irreps_out": "4x0e",
+        "size": LEVELS,
+        "spacing": [2, 2, 2.5],
+    },
+    "PlainUNet": {"in_channels": 7, "out_channels": 4, "filters": 2},
+}
+
+
+@pytest.fixture
+def without_ours(monkeypatch):
+    for network in NETWORKS:
+        monkeypatch.delattr(nets, network.__name__, raising=False)
+
+
+def test_every_network_of_the_package_is_registered():
+    assert {network.__name__ for network in NETWORKS} == set(networks.__all__) == set(ARGUMENTS)
+
+
+@pytest.mark.usefixtures("without_ours")
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_a_config_finds_the_network_among_those_of_monai(name):
+    register()
+    config = ConfigParser({"network": {"_target_": f"monai.networks.nets.{name}", **ARGUMENTS[name]}})
+    assert type(config.get_parsed_content("network")) is getattr(networks, name)
+
+
+@pytest.mark.usefixtures("without_ours")
+def test_a_name_that_monai_has_is_left_alone(monkeypatch):
+    class PlainUNet(torch.nn.Module):
+        """What a later MONAI might bring."""
+
+    monkeypatch.setattr(nets, "PlainUNet", PlainUNet, raising=False)
+    register()
+    assert nets.PlainUNet is PlainUNet
+    assert nets.EquivariantUNet is networks.EquivariantUNet
+
+
+@pytest.mark.usefixtures("without_ours")
+def test_registering_twice_changes_nothing():
+    register()
+    first = nets.EquivariantUNet
+    register()
+    assert nets.EquivariantUNet is first
