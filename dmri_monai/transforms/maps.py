@@ -117,9 +117,10 @@ class RotationInvariantsd(MapTransform):
 class TensorMetricsd(MapTransform):
     """Add maps of the weighted least-squares tensor of the scan in `keys`, named after `metrics`.
 
-    metrics: of "b0" (the mean), "fa", "md", "ad", "rd" (1, X, Y, Z), "v1" (3, X, Y, Z) and "tensor" (6, X, Y, Z: xx yy zz xy
-    xz yz), the last two in the world frame.  mask_key: voxels to fit, the others are 0.  prefix: put before
-    the names. Raises ValueError where the table cannot determine a tensor; and as :func:`voxel_rotation`.
+    metrics: of "b0" (the mean), "fa", "md", "ad", "rd" (1, X, Y, Z), "v1" (3, X, Y, Z) and "tensor"
+    (6, X, Y, Z: xx yy zz xy xz yz), the last two in the world frame.  mask_key: voxels to fit, the others are 0.
+    prefix: put before the names.  Raises ValueError where the table cannot determine a tensor, or has no b0 when
+    that is asked for; and as :func:`voxel_rotation`.
     """
 
     NAMES = ("b0", "fa", "md", "ad", "rd", "v1", "tensor")
@@ -160,8 +161,9 @@ class TensorMetricsd(MapTransform):
             brain=None if brain is None else brain.unsqueeze(0),
         )
         world = rotate_tensor(tensor, rotation)
-        b0 = mean_b0(item[key].as_tensor(), bvals, B0_THRESHOLD)
-        values = {**tensor_metrics(world)._asdict(), "tensor": world, "b0": b0[None, None]}
+        values = {**tensor_metrics(world)._asdict(), "tensor": world}
+        if "b0" in self.metrics:
+            values["b0"] = mean_b0(item[key].as_tensor(), bvals, B0_THRESHOLD)[None, None]
         return {name: values[name][0] for name in self.metrics}
 
 
