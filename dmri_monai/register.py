@@ -13,7 +13,7 @@ from dmri_monai.equivariant import (
     NormActivation,
     SteerableConv3d,
 )
-from dmri_monai.networks import EquivariantUNet, PlainUNet
+from dmri_monai.networks import EquivariantUNet, PlainUNet, PQSegmentationNet
 
 __all__ = ["register", "register_layers", "register_networks"]
 
@@ -24,7 +24,7 @@ IN_SPACE = (
     (Pool, "equivariant_avg", EquivariantAvgPool3d),
 )
 POINTWISE = ((Act, "gate", Gate), (Act, "norm_activation", NormActivation))
-NETWORKS = (EquivariantUNet, PlainUNet)
+NETWORKS = (EquivariantUNet, PlainUNet, PQSegmentationNet)
 
 
 def register() -> None:

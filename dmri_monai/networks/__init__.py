@@ -2,5 +2,6 @@
 
 from dmri_monai.networks.equivariant_unet import EquivariantUNet
 from dmri_monai.networks.plain_unet import PlainUNet
+from dmri_monai.networks.pq_segmentation import PQOptions, PQSegmentationNet
 
-__all__ = ["EquivariantUNet", "PlainUNet"]
+__all__ = ["EquivariantUNet", "PQOptions", "PQSegmentationNet", "PlainUNet"]

@@ -45,7 +45,7 @@ class InvariantNormGate(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         scalars, *vectors = torch.split(x, [self.scalars, *(mul * dim for mul, dim in self.vectors)], dim=1)
-        fields = [v.unflatten(1, shape) for v, shape in zip(vectors, self.vectors, strict=True)]
+        fields = [torch.unflatten(v, 1, shape) for v, shape in zip(vectors, self.vectors, strict=True)]
         lengths, scales = self._lengths(fields)
         mixed = self.mix(torch.cat([functional.instance_norm(scalars, eps=self.eps), *lengths], dim=1))
         activated, *gates = torch.split(mixed, [self.scalars, *(mul for mul, _ in self.vectors)], dim=1)
