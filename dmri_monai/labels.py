@@ -150,13 +150,14 @@ def _csd_peaks(
     gradients = gradient_table(
         table.bvals.numpy(), bvecs=table.bvecs.numpy(), b0_threshold=table.b0_threshold
     )
+    sphere = default_sphere.subdivide(n=1)  # points some 4 degrees apart: peaks are found among them
     single = _most_anisotropic(fa, mask, rule.response_voxels)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on DIPY's coming change of its default basis
         response, _ = response_from_mask_ssst(gradients, signal, single)
         model = ConstrainedSphericalDeconvModel(gradients, response, sh_order_max=order)
         result: Any = peaks_from_model(
-            model, signal, default_sphere, rule.relative, rule.separation_degrees, mask=mask, npeaks=MAX_PEAKS
+            model, signal, sphere, rule.relative, rule.separation_degrees, mask=mask, npeaks=MAX_PEAKS
         )
     values = np.where(result.peak_values > 0, result.peak_values, np.nan)
     reference = np.nanmedian(values[single, 0])
