@@ -20,10 +20,26 @@ GPU_CHUNK = 1 << 18
 def irreps_matrix(irreps: str, rotation: Tensor) -> Tensor:
     """(C, C) float64 matrix of `rotation` (3, 3), proper or not, on channels of `irreps`: f'(v) = f(R^T v).
 
-    Wigner D matrices; the parity of each irrep tells what a mirror does to it ("1o": a vector, "2e": even
-    harmonics).
+    Wigner D matrices; the parity of each irrep tells what a mirror does to it ("1o": a vector, "2e": even harmonics).
+    They are found by turning sampled harmonics, which is exact to rounding (e3nn's own, made of Euler angles, err by
+    some 1e-6).
     """
-    return o3.Irreps(irreps).D_from_matrix(rotation.detach().cpu().double()).double()
+    rotation = rotation.detach().cpu().double()
+    mirrored = bool(torch.linalg.det(rotation) < 0)
+    proper = -rotation if mirrored else rotation
+    blocks = []
+    for mul, irrep in o3.Irreps(irreps):
+        block = _wigner(irrep.l, proper)
+        blocks += [block * irrep.p if mirrored else block] * mul
+    return torch.block_diag(*blocks)
+
+
+def _wigner(order: int, rotation: Tensor) -> Tensor:
+    """(2l+1, 2l+1) D with Y(R v) = D Y(v), for a proper `rotation` (3, 3), float64."""
+    points = spread_directions(4 * order + 2)
+    before, after = (o3.spherical_harmonics(order, p, normalize=True) for p in (points, points @ rotation.T))
+    solution: Tensor = torch.linalg.lstsq(before, after).solution
+    return solution.T
 
 
 def rotate_irreps(field: Tensor, irreps: str, rotation: Tensor) -> Tensor:

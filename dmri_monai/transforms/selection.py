@@ -42,6 +42,8 @@ class SelectShellsd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
         keys = list(self.key_iterator(item))
+        if not keys:
+            return item
         bvals = checked_bvals(item, keys, "SelectShellsd")
         weighted = bvals > self.b0_threshold
         keep = ~weighted & self.keep_b0
@@ -103,6 +105,8 @@ class RandSubsampleDirectionsd(RandomizableTransform, MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
         keys = list(self.key_iterator(item))
+        if not keys:
+            return item
         bvals = checked_bvals(item, keys, "RandSubsampleDirectionsd")
         self.randomize((bvals, torch.as_tensor(item["bvecs"]).cpu()))
         if self._do_transform:
@@ -144,6 +148,8 @@ class RandDropShelld(RandomizableTransform, MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
         keys = list(self.key_iterator(item))
+        if not keys:
+            return item
         bvals = checked_bvals(item, keys, "RandDropShelld")
         shells = cluster_shells(bvals, self.b0_threshold)
         self.randomize(len(shells))

@@ -138,3 +138,17 @@ def test_images_that_share_the_table_are_cut_together():
 def test_normalising_after_a_subset_still_finds_a_b0():
     out = RandSubsampleDirectionsd(directions=(6, 6), b0=(1, 1)).set_random_state(0)(item())
     assert NormalizeByB0d()(out)["image"].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        SelectShellsd(shells=[1000], allow_missing_keys=True),
+        RandSubsampleDirectionsd(allow_missing_keys=True),
+        RandDropShelld(prob=1.0, allow_missing_keys=True),
+    ],
+    ids=["select", "subsample", "drop"],
+)
+def test_an_item_without_the_image_is_left_alone(transform):
+    table = {"bvals": torch.tensor([0.0, 500.0]), "bvecs": torch.zeros(2, 3)}
+    assert transform(table) == table
