@@ -16,7 +16,7 @@ RANKS = (
     ("gradients", "physics", "equivariant"),
     ("io", "bids", "qspace", "networks"),
     ("transforms", "phantom", "maps", "baselines", "losses", "metrics", "testing"),
-    ("register", "check", "report"),
+    ("register", "check", "report", "labels"),
     ("workflows",),  # handlers write the report, so it lies below them
     ("runs", "label"),
     ("cli", "demo"),
