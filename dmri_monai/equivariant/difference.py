@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dmri_monai.equivariant.factorised import ConvOptions, dense_conv
+from dmri_monai.equivariant.contraction import ConvOptions, dense_conv
 from dmri_monai.equivariant.grid import kernel_offsets
 from dmri_monai.equivariant.kernels import PQDiff
 from dmri_monai.equivariant.paths import QRadials, Setting, harmonic_scale, linear_map, linear_pairs, shape_of
@@ -92,9 +92,9 @@ class DifferenceKernel(nn.Module):
         if self.linear is not None:
             self.linear.normal_(0.0, 1 / sqrt(max(1, sum(m for m, _ in self.shape_in))))
 
-    def dense(self, q_out: Tensor | None, q_in: Tensor | None) -> Tensor:
-        """(..., dim_out, Q_out, dim_in, Q_in, P) whole kernel."""
-        offsets = self.constants.offsets
+    def dense(self, q_out: Tensor | None, q_in: Tensor | None, offsets: Tensor | None = None) -> Tensor:
+        """(..., dim_out, Q_out, dim_in, Q_in, P) whole kernel, at the voxels of the kernel or at any `offsets`."""
+        offsets = self.constants.offsets if offsets is None else offsets
         outer, inner = self.q_radials(q_out, q_in, offsets)
         radial = self.p_radial(offsets.norm(dim=-1))
         couplings = [getattr(self.constants, f"climb_{index}") for index in range(self.l_max)]

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from dmri_monai.equivariant.basis import PSpaceFunctions, SteerableKernel
+from dmri_monai.equivariant.contraction import ConvOptions, dense_conv
 from dmri_monai.equivariant.difference import DifferenceKernel
-from dmri_monai.equivariant.factorised import ConvOptions, FactorisedKernel, dense_conv
+from dmri_monai.equivariant.factorised import FactorisedKernel
 from dmri_monai.equivariant.kernels import Concat, Kernel, PQDiff, PQTensorProduct, PSpace, QSpace, Sum
 from dmri_monai.equivariant.paths import Setting
 from dmri_monai.equivariant.representation import as_irreps

@@ -16,7 +16,16 @@ from dmri_monai.equivariant.representation import clebsch_gordan
 if TYPE_CHECKING:
     from e3nn.o3 import Irrep, Irreps
 
-__all__ = ["Path", "QRadials", "Setting", "filter_paths", "linear_map", "linear_pairs"]
+__all__ = [
+    "PFunctions",
+    "PairPaths",
+    "Path",
+    "QRadials",
+    "Setting",
+    "filter_paths",
+    "linear_map",
+    "linear_pairs",
+]
 
 
 class Setting(NamedTuple):
@@ -29,12 +38,33 @@ class Setting(NamedTuple):
     kernel_size: int
 
 
+class PFunctions(NamedTuple):
+    """Functions of voxel offsets: radial (P, n), harmonics per degree (P, 2l+1), and where the offset is zero (P,)."""
+
+    radial: Tensor
+    harmonics: list[Tensor]
+    at_zero: Tensor
+
+
 class Path(NamedTuple):
     """A filter of `degree` made of harmonics of degree `lq` in dq and `lp` in p."""
 
     degree: int
     lq: int
     lp: int
+
+
+class PairPaths(NamedTuple):
+    """All paths between entry `i` of the input and `o` of the output, the names of their constants, and sizes."""
+
+    o: int
+    i: int
+    paths: tuple[Path, ...]
+    keys: tuple[str, ...]
+    mul_out: int
+    mul_in: int
+    dim_out: int
+    dim_in: int
 
 
 def filter_paths(kernel: _Elementary, ir_in: Irrep, ir_out: Irrep, setting: Setting) -> list[Path]:

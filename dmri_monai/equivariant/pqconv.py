@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dmri_monai.equivariant.factorised import ConvOptions
+from dmri_monai.equivariant.contraction import ConvOptions
 from dmri_monai.equivariant.grid import check_centred, one_size, resolve_padding
 from dmri_monai.equivariant.kernels import Kernel, PQTensorProduct
 from dmri_monai.equivariant.operators import build_operator
@@ -58,14 +58,16 @@ class PQConv3d(nn.Module):
         parity: bool = True,
         antipodal: bool = True,
         scaling: Literal["mean", "sqrt"] = "mean",
-        strategy: Literal["auto", "q_first", "p_first", "dense"] = "auto",
+        strategy: Literal["auto", "q_first", "p_first", "p_basis", "dense"] = "auto",
         checkpoint: bool = False,
     ) -> None:
         super().__init__()
         if scaling not in ("mean", "sqrt"):
             raise ValueError(f"scaling must be 'mean' or 'sqrt', got {scaling!r}")
-        if strategy not in ("auto", "q_first", "p_first", "dense"):
-            raise ValueError(f"strategy must be 'auto', 'q_first', 'p_first' or 'dense', got {strategy!r}")
+        if strategy not in ("auto", "q_first", "p_first", "p_basis", "dense"):
+            raise ValueError(
+                f"strategy must be 'auto', 'q_first', 'p_first', 'p_basis' or 'dense', got {strategy!r}"
+            )
         self.irreps_in, self.irreps_out = as_irreps(irreps_in), as_irreps(irreps_out)
         self.expected, self.dim_out = channels_of(self.irreps_in), self.irreps_out.dim
         self.kernel_size = one_size(kernel_size, "kernel_size")
