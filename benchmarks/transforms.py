@@ -5,9 +5,9 @@ scan in the same process, runs interleaved, and their ratio (target: at least 10
 chain: seconds per item, loading excluded, of: subsample directions, rotate in mm, flip and crop to 64 x 64 x 48
 (lazy: one resampling, onto the crop alone), harmonics to l_max 4 (target on 2 CPU cores: at most 1.0); `eager` is the
 same without laziness, to show what cropping before resampling saves.  peak_mib: growth of peak memory over the scan
-itself, in a fresh process (CPU) or of allocated memory (GPU).
+itself, in a fresh process (CPU) or of allocated memory (GPU).  cpu_s: CPU seconds, which other load hardly changes.
 
-Run: python benchmarks/transforms.py [--repeats 3] [--device cpu] [--skip-dipy]
+Run: python benchmarks/transforms.py [--repeats 3] [--device cpu] [--threads 2] [--skip-dipy]
 """
 
 from __future__ import annotations
@@ -78,14 +78,19 @@ def chain(lazy: bool = True) -> mt.Compose:
     )
 
 
-def seconds(call: Callable[[], Any], device: str) -> float:
+def timed(call: Callable[[], Any], device: str) -> tuple[float, float]:
+    """Wall-clock seconds and CPU seconds of this process; the latter hardly depend on other load."""
     if device != "cpu":
         torch.cuda.synchronize()
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     call()
     if device != "cpu":
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return time.perf_counter() - start, time.process_time() - cpu
+
+
+def medians(runs: list[tuple[float, ...]]) -> list[float]:
+    return [median(values) for values in zip(*runs, strict=True)]
 
 
 def report(name: str, device: str, **values: float) -> None:
@@ -105,7 +110,8 @@ def tensor_benchmark(item: dict[str, Any], device: str, repeats: int, with_dipy:
 
     ours()
     if not with_dipy:
-        report("tensor", device, dmri_monai_s=median(seconds(ours, device) for _ in range(repeats)))
+        wall, cpu = medians([timed(ours, device) for _ in range(repeats)])
+        report("tensor", device, dmri_monai_s=wall, dmri_monai_cpu_s=cpu)
         return
     from dipy.core.gradients import gradient_table
     from dipy.reconst.dti import TensorModel
@@ -113,28 +119,22 @@ def tensor_benchmark(item: dict[str, Any], device: str, repeats: int, with_dipy:
     unit = bvecs[0].numpy() / np.linalg.norm(bvecs[0].numpy(), axis=1, keepdims=True).clip(min=1e-9)
     model = TensorModel(gradient_table(item["bvals"].double().numpy(), bvecs=unit), fit_method="WLS")
     data = np.ascontiguousarray(np.moveaxis(image[0].cpu().numpy(), 0, -1))
-    pairs = []
-    for _ in range(repeats):
-        pairs.append((seconds(ours, device), seconds(lambda: model.fit(data).fa, "cpu")))
-    mine, theirs = (median(values) for values in zip(*pairs, strict=True))
-    report(
-        "tensor",
-        device,
-        dmri_monai_s=mine,
-        dipy_s=theirs,
-        ratio=theirs / mine,
-        target=TARGETS["tensor_ratio"],
-    )
+    runs = [(*timed(ours, device), *timed(lambda: model.fit(data).fa, "cpu")) for _ in range(repeats)]
+    names = ("dmri_monai_s", "dmri_monai_cpu_s", "dipy_s", "dipy_cpu_s")
+    values = dict(zip(names, medians(runs), strict=True))
+    ratio = {"ratio": values["dipy_s"] / values["dmri_monai_s"], "target": TARGETS["tensor_ratio"]}
+    report("tensor", device, **values, **ratio)
 
 
 def chain_benchmark(item: dict[str, Any], device: str, repeats: int) -> None:
     for name, pipeline in (("chain", chain()), ("chain_eager", chain(lazy=False))):
         pipeline.set_random_state(0)
         pipeline(item)
-        times = [seconds(lambda p=pipeline: p(item), device) for _ in range(2 * repeats)]
+        runs = [timed(lambda p=pipeline: p(item), device) for _ in range(2 * repeats)]
+        wall, cpu = medians(runs)
         memory = gpu_memory(pipeline, item) if device != "cpu" else cpu_memory(name)
         extra = {"target": TARGETS["chain_s"]} if name == "chain" else {}
-        report(name, device, seconds=median(times), worst_s=max(times), peak_mib=memory, **extra)
+        report(name, device, seconds=wall, cpu_s=cpu, worst_s=max(runs)[0], peak_mib=memory, **extra)
     singles = {
         "harmonics": SphericalHarmonicsd(shells=[1000], l_max=4),
         "resample_directions": ResampleDirectionsd(n_directions=64),
@@ -142,9 +142,8 @@ def chain_benchmark(item: dict[str, Any], device: str, repeats: int) -> None:
     }
     for name, transform in singles.items():
         transform(item)
-        report(
-            name, device, seconds=median(seconds(lambda t=transform: t(item), device) for _ in range(repeats))
-        )
+        wall, cpu = medians([timed(lambda t=transform: t(item), device) for _ in range(repeats)])
+        report(name, device, seconds=wall, cpu_s=cpu)
 
 
 def gpu_memory(pipeline: mt.Compose, item: dict[str, Any]) -> float:
@@ -176,12 +175,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", action="append", help="cpu or cuda; by default both where there is a GPU")
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--skip-dipy", action="store_true")
     parser.add_argument("--memory", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.memory:
         measure_memory(options.memory)
         return
+    torch.set_num_threads(options.threads)
     devices = options.device or (["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])
     for device in devices:
         item = scan(device)

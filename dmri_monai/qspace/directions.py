@@ -17,7 +17,7 @@ def spread_directions(n: int) -> Tensor:
     """(n, 3) unit vectors spread evenly as axes, the same every time, float64, on the half sphere z >= 0.
 
     Electrostatic repulsion of the points and their antipodes (Jones 1999,
-    doi:10.1002/(SICI)1522-2594(199909)42:3), started from a spiral.
+    doi:10.1002/(SICI)1522-2594(199909)42:3<515::AID-MRM14>3.0.CO;2-Q), started from a spiral.
     """
     index = torch.arange(n, dtype=torch.float64) + 0.5
     z, angle = index / n, torch.pi * (1 + 5**0.5) * index

@@ -13,7 +13,7 @@ from torch.nn import functional
 __all__ = ["Warp", "bspline_warp", "control_shape", "resample"]
 
 # A cubic B-spline warp is injective while no control point moves by 1 / 2.4798 of their spacing along an axis
-# (Choi and Lee 2000, doi:10.1006/gmod.1999.0515, for three dimensions).
+# (Choi and Lee 2000, doi:10.1006/gmod.2000.0531, for three dimensions).
 SAFE_FRACTION = 0.4
 
 
