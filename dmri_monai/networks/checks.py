@@ -1,13 +1,20 @@
-"""Checks of what enters a network: errors say what came and what the network was built for."""
+"""What networks do at their door: check what comes in, and hand meta data to what goes out."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from dmri_monai.equivariant import as_irreps
 from dmri_monai.equivariant.representation import Channels
 
-__all__ = ["check_harmonics"]
+__all__ = ["as_plain", "check_harmonics", "is_recording", "with_meta_of"]
+
+
+def is_recording() -> bool:
+    """Whether torch compiles, exports or traces: decisions that depend on values cannot be part of a graph."""
+    recording: bool = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+    return recording
 
 
 def check_harmonics(image: Tensor, expected: Channels, name: str) -> None:
@@ -36,3 +43,17 @@ def _recorded(image: Tensor) -> list[str]:
     """The irreps in the meta data of a MetaTensor, one entry for a collated batch of equal ones."""
     found = getattr(image, "meta", {}).get("irreps", [])
     return [found] if isinstance(found, str) else sorted(set(found))
+
+
+def as_plain(image: Tensor) -> Tensor:
+    """`image` without meta data, which MONAI would copy at every operation of a network."""
+    return image.as_subclass(Tensor) if hasattr(image, "meta") else image
+
+
+def with_meta_of(image: Tensor, output: Tensor) -> Tensor:
+    """`output` as a MetaTensor with the meta data of `image` if that is one: what MONAI's own networks return."""
+    if not hasattr(image, "meta"):
+        return output
+    result: Tensor = type(image)(output, meta=image.meta, applied_operations=image.applied_operations)  # type: ignore
+    result.is_batch = image.is_batch  # type: ignore[attr-defined]
+    return result

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dmri_monai.equivariant import EquivariantAvgPool3d, EquivariantUpsample3d, SteerableConv3d, as_irreps
 from dmri_monai.equivariant.representation import Channels, channels_of
-from dmri_monai.networks.checks import check_harmonics
+from dmri_monai.networks.checks import as_plain, check_harmonics, with_meta_of
 from dmri_monai.networks.gate import InvariantNormGate
 
 if TYPE_CHECKING:
@@ -52,10 +52,9 @@ class ResidualUNet(nn.Module):
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
         check_harmonics(image, self.expected, type(self).__name__)
         _check_size(image, len(self.encoder))
-        features = self.features(image)
-        if not len(self.head):
-            return features[0]
-        outputs: list[Tensor] = [head(x) for head, x in zip(self.head, features, strict=False)]
+        features = self.features(as_plain(image))
+        heads = self.head or [nn.Identity()]
+        outputs = [with_meta_of(image, head(x)) for head, x in zip(heads, features, strict=False)]
         return outputs if self.training and len(outputs) > 1 else outputs[0]
 
     def features(self, image: Tensor) -> list[Tensor]:

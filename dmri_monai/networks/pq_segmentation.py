@@ -26,6 +26,7 @@ from dmri_monai.equivariant import (
 from dmri_monai.equivariant.kernels import Kernel
 from dmri_monai.equivariant.radial import Radial
 from dmri_monai.gradients import B0_THRESHOLD
+from dmri_monai.networks.checks import as_plain, with_meta_of
 from dmri_monai.networks.samples import combine_b0, spread_subset
 
 if TYPE_CHECKING:
@@ -125,8 +126,9 @@ class PQSegmentationNet(nn.Module):
     def forward(
         self, image: Tensor, bvals: Tensor, bvecs_voxel: Tensor, mask: Tensor | None = None
     ) -> Tensor:
+        plain = as_plain(image)
         signal, q, valid = combine_b0(
-            image, bvals, bvecs_voxel, mask, b_max=self.b_max, b0_threshold=self.options.b0_threshold
+            plain, bvals, bvecs_voxel, mask, b_max=self.b_max, b0_threshold=self.options.b0_threshold
         )
         x = signal.unsqueeze(1)
         for layer, count in zip(self.pq_layers, self.q_out, strict=True):
@@ -134,8 +136,7 @@ class PQSegmentationNet(nn.Module):
             x = layer(x, q, valid, q_out, valid_out)
             q, valid = q_out, valid_out
         features: Tensor = self.p_layers(self._reduced(x, q, valid))
-        output: Tensor = self.head(features)
-        return output
+        return with_meta_of(image, self.head(features))
 
     def _reduced(self, x: Tensor, q: Tensor, valid: Tensor) -> Tensor:
         takes_q = not isinstance(self.reduction, QMean)

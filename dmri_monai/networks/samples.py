@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dmri_monai.gradients import q_vectors
+from dmri_monai.networks.checks import is_recording
 
 __all__ = ["Samples", "combine_b0", "spread_subset"]
 
@@ -93,7 +94,7 @@ def _checked(
 
 
 def _check_values(bvals: Tensor, bvecs: Tensor, weighted: Tensor, b_max: float) -> None:
-    if _has_no_values():
+    if is_recording():
         return
     length = bvecs.norm(dim=-1)
     bad = (weighted & ~((length - 1).abs() <= 0.05)).nonzero()
@@ -109,10 +110,4 @@ def _check_values(bvals: Tensor, bvecs: Tensor, weighted: Tensor, b_max: float) 
 
 def _rows_in_use(used: Tensor) -> Tensor | slice:
     """Which of the N volumes any item uses; all of them where values cannot be looked at."""
-    return slice(None) if _has_no_values() else used.any(0).nonzero().flatten()
-
-
-def _has_no_values() -> bool:
-    """Whether a graph is being recorded, in which what depends on values cannot stand."""
-    recording: bool = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
-    return recording
+    return slice(None) if is_recording() else used.any(0).nonzero().flatten()

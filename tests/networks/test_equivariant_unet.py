@@ -2,7 +2,7 @@ import pickle
 
 import pytest
 import torch
-from monai.data import MetaTensor
+from monai.data import MetaTensor, decollate_batch, list_data_collate
 
 from dmri_monai.equivariant import SteerableConv3d
 from dmri_monai.networks import EquivariantUNet, PlainUNet
@@ -119,6 +119,25 @@ def test_bfloat16_autocast_stays_near_float32():
             half = network(x)
     assert half.dtype == torch.bfloat16
     assert (half.float() - expected).norm() < 0.05 * expected.norm()
+
+
+def test_bfloat16_training_step_gives_finite_gradients():
+    network = EquivariantUNet(IRREPS, "1x0e", SMALLEST)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = network(image(8, 7, 8)).float().square().mean()
+    loss.backward()
+    assert all(p.grad.isfinite().all() for p in network.parameters())
+
+
+def test_meta_data_come_out_as_from_any_network_of_monai():
+    affine = torch.diag(torch.tensor([-2.0, 2.0, 2.5, 1.0], dtype=torch.float64))
+    scans = [MetaTensor(image(16, 16, 16)[0], affine=affine, meta={"name": name}) for name in "ab"]
+    batch = list_data_collate(scans)
+    ours, theirs = unet(size=SMALLEST)(batch), PlainUNet(16, 4, filters=2)(batch)
+    assert [item.meta["name"] for item in decollate_batch(ours)] == ["a", "b"]
+    for one, other in zip(decollate_batch(ours), decollate_batch(theirs), strict=True):
+        torch.testing.assert_close(one.affine, other.affine)
+        assert one.meta["name"] == other.meta["name"]
 
 
 def test_pretrained_body_carries_over_to_another_head(tmp_path):
