@@ -42,6 +42,7 @@ class ShellFit:
     smoothing: Laplace-Beltrami weight lambda; with well-spread directions order l is damped by
         1 / (1 + lambda l²(l+1)²), whatever the number of directions (Descoteaux 2007, doi:10.1002/mrm.21277).
     clip: S/S0 is clipped to [0, clip] before the fit, which bounds voxels with hardly any b0 signal; or None.
+    min_b0: S/S0 is 0 where the mean b0 is at most this fraction of its median: in air it is noise divided by noise.
     b0_threshold: volumes with b <= this (s/mm²) are b0.
     order_scale: factor of the coefficients of each order 0, 2, ...; None for 1, the orthonormal basis.  Factors that
         bring the higher orders to the size of the first let networks learn from them, and keep equivariance.
@@ -52,6 +53,7 @@ class ShellFit:
     too_few: str = "error"
     smoothing: float = SMOOTHING
     clip: float | None = 2.0
+    min_b0: float = 0.1
     b0_threshold: float = B0_THRESHOLD
     order_scale: Sequence[float] | None = None
 
@@ -59,6 +61,8 @@ class ShellFit:
         for name in ("missing", "too_few"):
             if getattr(self, name) not in ("error", "zero"):
                 raise ValueError(f"{name} must be 'error' or 'zero', got {getattr(self, name)!r}")
+        if not 0 < self.min_b0 < 1:
+            raise ValueError(f"min_b0 is {self.min_b0}, expected a fraction between 0 and 1")
         if not (self.tolerance > 0 and self.smoothing >= 0):
             raise ValueError(f"tolerance {self.tolerance} must be > 0 and smoothing {self.smoothing} >= 0")
         if self.order_scale is not None and not all(factor > 0 for factor in self.order_scale):

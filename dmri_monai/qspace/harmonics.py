@@ -58,7 +58,7 @@ def signal_to_harmonics(
     weights (B, N): weight of each measurement in the fit.
     Channels, grouped by order: mean b0 / its median; the l = 0 coefficient of S/S0 of each shell; presence of
     every shell (0 or 1, only with missing="zero"); the l = 2 coefficients of every shell; l = 4; ...  Irreps:
-    :func:`harmonic_irreps`.  Voxels without b0 signal, and NaN, give 0.
+    :func:`harmonic_irreps`.  S/S0 is 0 in air (`min_b0`) and where it is NaN.
     Raises ValueError where a scan has no b0, lacks a shell, or a shell has too few directions.
     """
     fit = fit or ShellFit()
@@ -119,7 +119,9 @@ def _item_to_harmonics(
     b0 = mean_b0(image, scan.bvals, fit.b0_threshold, scan.valid)
     reference = b0_reference(b0, brain)
     matrix = (matrix * _row_scale(fit, len(shells), l_max))[channel_order(len(shells), l_max)]
-    coefficients = _fit_normalised(image, b0, matrix.float().to(image.device), 1e-4 * reference, fit.clip)
+    coefficients = _fit_normalised(
+        image, b0, matrix.float().to(image.device), fit.min_b0 * reference, fit.clip
+    )
     n = len(shells)
     parts = [(b0 / reference).nan_to_num(0.0, 0.0, 0.0).unsqueeze(0), coefficients[:n]]
     if fit.missing == "zero":
