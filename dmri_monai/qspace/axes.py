@@ -34,16 +34,16 @@ def harmonics_to_axis(coefficients: Tensor) -> Tensor:
     if coefficients.ndim < 2 or coefficients.shape[1] != 5:
         raise ValueError(f"l = 2 coefficients have shape {tuple(coefficients.shape)}, expected (B, 5, ...)")
     flat = coefficients.flatten(2) if coefficients.ndim > 2 else coefficients.unsqueeze(-1)
-    form = torch.einsum("tm,bmv->btv", _quadratic_form().to(flat), flat)
+    form = torch.einsum("tm,bmv->btv", quadratic_form().to(flat), flat)
     v1 = tensor_metrics(form[..., None, None]).v1
     return v1.reshape(len(coefficients), 3, *coefficients.shape[2:])
 
 
 @lru_cache(maxsize=1)
-def _quadratic_form() -> Tensor:
+def quadratic_form() -> Tensor:
     """(6, 5) float64: xx, yy, zz, xy, xz, yz of the quadratic form of each l = 2 harmonic."""
     clebsch = o3.wigner_3j(1, 1, 2, dtype=torch.float64)  # vectors of e3nn are in the order x, y, z
-    scale = math.sqrt(15 / (2 * math.pi)) / 2 * math.sqrt(10)
+    scale = math.sqrt(75 / (8 * math.pi))
     pairs = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
     return scale * torch.stack([clebsch[i, j] for i, j in pairs])
 

@@ -57,7 +57,7 @@ def harmonics_to_signal(
 
     bvals (B, N) s/mm², bvecs_voxel (B, N, 3) in the frame of the harmonics; valid (B, N) bool: rows that are not
     padding.  b0 rows are 1; rows of no shell, and padding, are 0 (:func:`measurement_groups` tells which).
-    fit: the options of the fit; its `missing` tells whether there are presence channels.
+    fit: the options of the fit; its `missing` tells whether there are presence channels, its `order_scale` is undone.
     Differentiable in `harmonics`.  Raises ValueError where the channels do not fit shells and order.
     """
     fit = fit or ShellFit()
@@ -70,6 +70,8 @@ def harmonics_to_signal(
         )
     groups = measurement_groups(bvals, shells, valid=valid, fit=fit).to(harmonics.device)
     basis = sh_basis(bvecs_voxel.double(), l_max).to(harmonics)
+    if fit.order_scale is not None:
+        basis = basis / _order_factors(fit.order_scale, l_max).to(basis)
     component = _channel_components(len(shells), l_max, presence).to(harmonics.device)
     of_shell = (groups.unsqueeze(-1) == channels) & (channels > 0)
     matrix = basis[..., component] * of_shell
@@ -82,3 +84,12 @@ def _channel_components(n_shells: int, l_max: int, presence: bool) -> Tensor:
     component = torch.arange(len(sh_orders(l_max))).repeat(n_shells)[channel_order(n_shells, l_max)]
     gap = torch.zeros(n_shells if presence else 0, dtype=torch.long)
     return torch.cat([torch.zeros(1, dtype=torch.long), component[:n_shells], gap, component[n_shells:]])
+
+
+def _order_factors(order_scale: Sequence[float], l_max: int) -> Tensor:
+    """(n_coef,) factor of every coefficient, from one factor an order."""
+    if len(order_scale) != l_max // 2 + 1:
+        raise ValueError(
+            f"order_scale has {len(order_scale)} factors, expected {l_max // 2 + 1} for l_max = {l_max}"
+        )
+    return torch.tensor(list(order_scale), dtype=torch.float64)[sh_orders(l_max) // 2]

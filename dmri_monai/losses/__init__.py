@@ -1,0 +1,18 @@
+"""Losses that know the structure of dMRI labels and channels.
+
+Tissue (Dice + cross entropy) and lesions (Dice + focal) need nothing of their own: `monai.losses.DiceCELoss` and
+`monai.losses.DiceFocalLoss`.
+"""
+
+from dmri_monai.losses.crossings import CrossingsLoss
+from dmri_monai.losses.directions import AxialLoss
+from dmri_monai.losses.reconstruction import HarmonicReconstructionLoss
+from dmri_monai.losses.signal import MaskedReconstructionLoss, SignalReconstructionLoss
+
+__all__ = [
+    "AxialLoss",
+    "CrossingsLoss",
+    "HarmonicReconstructionLoss",
+    "MaskedReconstructionLoss",
+    "SignalReconstructionLoss",
+]
