@@ -180,13 +180,21 @@ def artifacts(
     show: Annotated[
         bool, typer.Option("--list", help="List the presets, their artifacts and ranges.")
     ] = False,
+    gallery: Annotated[
+        Path | None, typer.Option(help="PNG to write: one row per artifact, clean, corrupted, difference.")
+    ] = None,
 ) -> None:
     """Show the simulated artifacts."""
-    if not show:
-        raise ValueError("give --list")
-    from dmri_monai.transforms.artifacts.presets import describe_presets
+    if not show and gallery is None:
+        raise ValueError("give --list or --gallery OUT.png")
+    if show:
+        from dmri_monai.transforms.artifacts.presets import describe_presets
 
-    typer.echo(describe_presets())
+        typer.echo(describe_presets())
+    if gallery is not None:
+        from dmri_monai.report.gallery import gallery as write_gallery
+
+        typer.echo(write_gallery(gallery))
 
 
 @app.command()

@@ -1,5 +1,6 @@
 """Dictionary transforms for diffusion MRI, in MONAI's style: gradient directions stay right."""
 
+from dmri_monai.transforms.artifacts import RandDWIArtifactsd, corrupt, replay
 from dmri_monai.transforms.collate import collate_dwi
 from dmri_monai.transforms.directions import (
     DirectionsToVoxelFramed,
@@ -26,6 +27,7 @@ __all__ = [
     "LoadDWId",
     "NormalizeByB0d",
     "PeaksToDyadsd",
+    "RandDWIArtifactsd",
     "RandDropShelld",
     "RandElasticDWId",
     "RandRotateMMd",
@@ -40,6 +42,8 @@ __all__ = [
     "check_gradient_safe",
     "check_voxel_frame",
     "collate_dwi",
+    "corrupt",
+    "replay",
     "turn_directions",
     "voxel_rotation",
 ]
