@@ -38,7 +38,16 @@ def test_named_run_id_is_the_plain_run(bundle, config):
 
 def test_networks_of_all_configs_agree(bundle):
     configs = {n: json.loads((bundle / "configs" / f"{n}.json").read_text()) for n in RUN_IDS}
-    keys = ("network_def", "in_channels", "shells", "shell_tolerance", "l_max", "order_scale", "missing", "class_names")
+    keys = (
+        "network_def",
+        "in_channels",
+        "shells",
+        "shell_tolerance",
+        "l_max",
+        "order_scale",
+        "missing",
+        "class_names",
+    )
     for name in ("evaluate", "inference"):
         for key in (*keys, "spacing_mm"):
             assert configs[name][key] == configs["train"][key], (name, key)
