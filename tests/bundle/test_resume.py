@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 SETTINGS = {
     "spacing_mm": "[6.0,6.0,6.0]",
     "crop_size": "[16,16,16]",
-    "network_def#filters": "4",
+    "filters": "4",
     "device": "cpu",
     "batch_size": "1",
     "max_epochs": "4",
