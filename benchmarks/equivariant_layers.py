@@ -1,0 +1,197 @@
+"""Time and memory of the equivariant layers beside a dense conv3d of the same channel counts, in the same run.
+
+Prints one JSON line per layer, size and device: best and median seconds and peak memory of a forward pass and of a
+training step (forward + backward, input gradient included), and the ratio of best times to the dense convolution's.
+Repetitions of all layers are interleaved, so that a busy machine slows them alike.
+
+    python benchmarks/equivariant_layers.py                 # CPU, and GPU where there is one
+    python benchmarks/equivariant_layers.py --cases wide --q 64 --size 16 --repeats 3
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from dmri_monai.equivariant import (
+    PQConv3d,
+    PQDiff,
+    PQTensorProduct,
+    SteerableConv3d,
+    irreps_from_multiplicities,
+)
+
+CASES = {"narrow": ([1], [10, 5]), "wide": ([7, 4], [10, 5])}
+
+
+@dataclass
+class Candidate:
+    """Something to time: a forward function, its parameters, and what was measured."""
+
+    name: str
+    forward: Callable[[Tensor], Tensor]
+    module: nn.Module
+    forward_s: list[float] = field(default_factory=list)
+    step_s: list[float] = field(default_factory=list)
+    peak_mib: float = 0.0
+
+
+def gradient_table(samples: int, device: str) -> Tensor:
+    """(samples, 3) q-vectors: one b = 0 and a shell of random directions."""
+    q = torch.nn.functional.normalize(
+        torch.randn(samples, 3, generator=torch.Generator().manual_seed(0)), dim=1
+    )
+    q[0] = 0
+    return q.to(device)
+
+
+def pq_candidates(case: str, samples: int, device: str) -> tuple[int, list[Candidate]]:
+    """Channels of the input, and the candidates of one table size."""
+    irreps_in, irreps_out = (irreps_from_multiplicities(m) for m in CASES[case])
+    q = gradient_table(samples, device)
+    dense = nn.Conv3d(irreps_in.dim * samples, irreps_out.dim * samples, 3, padding=1).to(device)
+    candidates = [Candidate("dense conv3d", lambda x: dense(x.flatten(1, 2)), dense)]
+    for kernel in (PQTensorProduct(), PQDiff()):
+        layer = PQConv3d(irreps_in, irreps_out, 3, kernel).to(device)
+        candidates.append(Candidate(type(kernel).__name__, lambda x, layer=layer: layer(x, q), layer))
+    return irreps_in.dim, candidates
+
+
+def steerable_candidates(device: str, width: int) -> tuple[int, list[Candidate]]:
+    """A steerable convolution of `width` channels per degree 0, 1, 2 halved, and its dense twin."""
+    irreps = f"{width}x0e+{width // 2}x1o+{width // 4}x2e"
+    layer = SteerableConv3d(irreps, irreps).to(device)
+    dense = nn.Conv3d(layer.irreps_in.dim, layer.irreps_out.dim, 3, padding=1).to(device)
+    return layer.irreps_in.dim, [
+        Candidate("dense conv3d", dense, dense),
+        Candidate("SteerableConv3d", layer, layer),
+    ]
+
+
+def clock(device: str) -> float:
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def resident(entry: str) -> float:
+    """MiB of this process: VmRSS now, VmHWM at its peak."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(entry):
+            return int(line.split()[1]) / 2**10
+    raise RuntimeError(f"no {entry} in /proc/self/status")
+
+
+def start_of_peak(device: str) -> float:
+    """Reset the peak; on the CPU return the MiB in use, which the peak is measured from."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        return 0.0
+    Path("/proc/self/clear_refs").write_text("5")
+    return resident("VmRSS")
+
+
+def measure(candidate: Candidate, x: Tensor, device: str, dtype: torch.dtype) -> None:
+    """One inference in eval mode and one training step."""
+    before = start_of_peak(device)
+    with torch.autocast(device, dtype, enabled=dtype != torch.float32):
+        candidate.module.eval()
+        with torch.no_grad():
+            start = clock(device)
+            candidate.forward(x)
+            candidate.forward_s.append(clock(device) - start)
+        candidate.module.train()
+        start = clock(device)
+        y = candidate.forward(x)
+    y.backward(torch.ones_like(y))
+    candidate.step_s.append(clock(device) - start)
+    x.grad = None
+    candidate.module.zero_grad(set_to_none=True)
+    if device == "cuda":
+        candidate.peak_mib = torch.cuda.max_memory_allocated() / 2**20
+    else:
+        candidate.peak_mib = max(candidate.peak_mib, resident("VmHWM") - before)
+
+
+def run(
+    label: dict, x: Tensor, candidates: list[Candidate], device: str, dtype: torch.dtype, repeats: int
+) -> None:
+    for repetition in range(repeats + 1):
+        for candidate in candidates:
+            measure(candidate, x, device, dtype)
+            if repetition == 0:  # warm-up: caches, autotuning
+                candidate.forward_s.clear()
+                candidate.step_s.clear()
+    dense = candidates[0] if candidates[0].name.startswith("dense") else None
+    for candidate in candidates:
+        line = {
+            **label,
+            "layer": candidate.name,
+            "device": device,
+            "dtype": str(dtype).removeprefix("torch."),
+            "forward_s": round(min(candidate.forward_s), 5),
+            "forward_median_s": round(statistics.median(candidate.forward_s), 5),
+            "step_s": round(min(candidate.step_s), 5),
+            "step_median_s": round(statistics.median(candidate.step_s), 5),
+            "peak_mib": round(candidate.peak_mib),
+        }
+        if dense is not None:
+            line["forward_ratio"] = round(min(candidate.forward_s) / min(dense.forward_s), 3)
+            line["step_ratio"] = round(min(candidate.step_s) / min(dense.step_s), 3)
+        print(json.dumps(line), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--cases", nargs="*", default=["steerable", "narrow", "wide"])
+    parser.add_argument("--q", nargs="*", type=int, default=[16, 32, 64, 128])
+    parser.add_argument(
+        "--size", type=int, default=None, help="voxels along an edge; default 32 on GPU, 16 (wide: 12) on CPU"
+    )
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--largest", type=float, default=1e11, help="multiplications of a dense layer on CPU")
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    for device in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
+        for dtype in [torch.float32, *([torch.bfloat16] if device == "cuda" else [])]:
+            if device == "cuda":
+                torch.backends.cudnn.benchmark = True
+            run_cases(options, device, dtype)
+
+
+def run_cases(options: argparse.Namespace, device: str, dtype: torch.dtype) -> None:
+    for case in options.cases:
+        size = options.size or (32 if device == "cuda" else 12 if case == "wide" else 16)
+        if case == "steerable":
+            edge = max(size, 32)
+            channels, candidates = steerable_candidates(device, 16)
+            x = torch.randn(1, channels, edge, edge, edge, device=device, requires_grad=True)
+            run({"case": case, "size": edge}, x, candidates, device, dtype, options.repeats)
+            continue
+        for samples in options.q:
+            channels, candidates = pq_candidates(case, samples, device)
+            weight = candidates[0].module.weight
+            if device == "cpu" and weight.numel() * size**3 > options.largest:
+                reason = f"{weight.numel() * size**3:.1e} multiplications, limit {options.largest:.1e}"
+                print(
+                    json.dumps(
+                        {"case": case, "size": size, "q": samples, "device": device, "skipped": reason}
+                    )
+                )
+                continue
+            x = torch.randn(1, channels, samples, size, size, size, device=device, requires_grad=True)
+            run({"case": case, "size": size, "q": samples}, x, candidates, device, dtype, options.repeats)
+
+
+if __name__ == "__main__":
+    main()
