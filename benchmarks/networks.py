@@ -2,7 +2,7 @@
 
 training_ratio, inference_ratio: time of the preset over `PlainUNet` with as many filters as the preset's finest level
 has components, best of interleaved runs.  twin_ratio, beside them: over the preset's own wiring with ordinary
-convolutions, instance norm and ReLU.  whole_brain_s: inference at 96 x 96 x 60.  training_memory_ratio: growth of peak
+convolutions, instance norm and ReLU.  cpu_time_ratio: of CPU seconds, for a machine that is not alone.  whole_brain_s: inference at 96 x 96 x 60.  training_memory_ratio: growth of peak
 memory in a training step, each network in a process of its own.
 
 On CPU in float32; on a GPU in bfloat16 autocast with channels last, for all networks alike.
@@ -99,20 +99,25 @@ def inference(network: nn.Module, x: Tensor) -> None:
         network(x)
 
 
-def seconds(action: Callable[[], object]) -> float:
+def seconds(action: Callable[[], object]) -> tuple[float, float]:
+    """Elapsed and CPU seconds; the latter count all threads and hardly depend on what else the machine does."""
     if CUDA:
         torch.cuda.synchronize()
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     action()
     if CUDA:
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return time.perf_counter() - start, time.process_time() - cpu
 
 
-def best(networks: dict[str, nn.Module], act: Callable, x: Tensor, repeats: int) -> dict[str, float]:
-    """Best time of every network; runs are interleaved and the first round is not counted."""
+def best(
+    networks: dict[str, nn.Module], act: Callable, x: Tensor, repeats: int
+) -> dict[str, tuple[float, float]]:
+    """Best elapsed and CPU time of every network; runs are interleaved and the first round is not counted."""
     rounds = [{n: seconds(lambda m=m: act(m, x)) for n, m in networks.items()} for _ in range(repeats + 1)]
-    return {name: min(r[name] for r in rounds[1:]) for name in networks}
+    return {
+        name: (min(r[name][0] for r in rounds[1:]), min(r[name][1] for r in rounds[1:])) for name in networks
+    }
 
 
 def training_peak_mib(name: str, size: str) -> float:
@@ -141,10 +146,14 @@ def report(name: str, value: float, **details: float | str) -> None:
     print(json.dumps({"name": name, "value": round(value, 3), "target": TARGETS[name]} | rounded), flush=True)
 
 
-def report_times(name: str, times: dict[str, float], where: dict[str, str]) -> None:
-    details = {f"{network}_s": t for network, t in times.items()}
-    twin_ratio = times["equivariant"] / times["twin"]
-    report(name, times["equivariant"] / times["plain"], **details, twin_ratio=twin_ratio, **where)
+def report_times(name: str, times: dict[str, tuple[float, float]], where: dict[str, str]) -> None:
+    elapsed = {network: t[0] for network, t in times.items()}
+    details = {f"{network}_s": t for network, t in elapsed.items()}
+    details["twin_ratio"] = elapsed["equivariant"] / elapsed["twin"]
+    if not CUDA:
+        details["cpu_time_ratio"] = times["equivariant"][1] / times["plain"][1]
+        details["cpu_time_twin_ratio"] = times["equivariant"][1] / times["twin"][1]
+    report(name, elapsed["equivariant"] / elapsed["plain"], **details, **where)
 
 
 def main() -> None:
@@ -167,7 +176,7 @@ def main() -> None:
     networks = {name: network.eval() for name, network in networks.items()}
     report_times("inference_ratio", best(networks, inference, volume(SHAPE), options.repeats), where)
     whole = best({"equivariant": networks["equivariant"]}, inference, volume(WHOLE_BRAIN), options.repeats)
-    report("whole_brain_s", whole["equivariant"], **where)
+    report("whole_brain_s", whole["equivariant"][0], cpu_s=whole["equivariant"][1], **where)
     peaks = {name: training_peak_mib(name, options.size) for name in NETWORKS}
     details = {f"{name}_mib": peak for name, peak in peaks.items()}
     report("training_memory_ratio", peaks["equivariant"] / peaks["plain"], **details, **where)
