@@ -2,8 +2,9 @@
 
 training_ratio, inference_ratio: time of the preset over `PlainUNet` with as many filters as the preset's finest level
 has components, best of interleaved runs.  twin_ratio, beside them: over the preset's own wiring with ordinary
-convolutions, instance norm and ReLU.  cpu_time_ratio: of CPU seconds, for a machine that is not alone.  whole_brain_s: inference at 96 x 96 x 60.  training_memory_ratio: growth of peak
-memory in a training step, each network in a process of its own.
+convolutions, instance norm and ReLU.  cpu_time_ratio: of CPU seconds, for a machine that is not alone.
+whole_brain_s: inference at 96 x 96 x 60.  training_memory_ratio: growth of peak memory in a training step, each in a
+process of its own.
 
 On CPU in float32; on a GPU in bfloat16 autocast with channels last, for all networks alike.
 
