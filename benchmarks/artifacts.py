@@ -1,11 +1,13 @@
-"""Time and memory of the artifacts on a scan of 65 x 90 x 90 x 54: JSON lines, one per artifact, preset or
-counterpart.
+"""Time and memory of the artifacts on a scan of 65 x 90 x 90 x 54, as JSON lines.
 
-python benchmarks/artifacts.py [--device cpu|cuda] [--repeats 3] [--draws 100]
+artifact: each one alone, by its default ranges.  preset: with every artifact's probability set to 1 and a full-size
+field per volume; mean_ms is the average over `draws` draws.  counterpart: MONAI's transforms at the same effect, in the
+same process, ours and theirs in turn, and the ratio of the best times (target on a CPU: at least 3).
+cpu_s: CPU seconds, which other load hardly changes.  peak_mib: growth of allocated memory (GPU; target for "strong":
+1536 MiB), or of the process's peak memory (CPU; 0 where an earlier line needed
+more).  Target for "strong" on an H100: 30 ms.
 
-Presets are timed with every artifact's probability set to 1, at the given draw and, on a GPU or with --draws,
-as the average over draws.  MONAI's counterparts run in the same process, alternating with ours at the same
-effect.
+Run: python benchmarks/artifacts.py [--device cpu] [--threads 1] [--repeats 3] [--draws 100] [--only preset]
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import resource
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from monai.transforms import GibbsNoise, KSpaceSpikeNoise, RandBiasField, RandRicianNoise
@@ -34,28 +37,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--only", choices=("artifact", "preset", "counterpart"))
     parser.add_argument(
         "--draws", type=int, default=None, help="draws to average a preset over (100 on a GPU, 3 on a CPU)"
     )
     options = parser.parse_args()
+    torch.set_num_threads(options.threads)
     device = torch.device(options.device)
     draws = options.draws or (100 if device.type == "cuda" else 3)
     image, bvals, bvecs = scan(device)
-    for name, kind in ARTIFACTS.items():
-        preset = Preset(name, (kind(prob=1.0),))
-        report(
-            "artifact",
-            name,
-            device,
-            timed(lambda p=preset: apply(image, bvals, bvecs, p, 0), device, options.repeats),
-        )
-    for name in preset_files():
-        preset = certain(load_preset(name))
-        result = timed(lambda p=preset: apply(image, bvals, bvecs, p, 0), device, options.repeats)
-        result["mean_ms"] = mean_over_draws(image, bvals, bvecs, preset, draws)
-        report("preset", name, device, result | {"draws": draws})
-    for name, ours, theirs in counterparts(image):
-        compare(name, ours, theirs, device, options.repeats)
+    if options.only in (None, "artifact"):
+        for name, kind in ARTIFACTS.items():
+            one = Preset(name, (kind(prob=1.0),))
+            report("artifact", name, timed(partial(apply, image, bvals, bvecs, one), device, options.repeats))
+    if options.only in (None, "preset"):
+        for name in preset_files():
+            preset = certain(load_preset(name))
+            call = partial(apply, image, bvals, bvecs, preset)
+            result = timed(call, device, options.repeats)
+            mean = statistics.fmean(once(partial(call, seed), device)[0] for seed in range(draws))
+            report("preset", name, result | {"mean_ms": mean, "draws": draws})
+    if options.only in (None, "counterpart"):
+        for name, ours, theirs in counterparts(image):
+            compare(name, ours, theirs, device, options.repeats)
 
 
 def scan(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
@@ -75,39 +80,49 @@ def certain(preset: Preset) -> Preset:
     return Preset(preset.name, tuple(dataclasses.replace(a, prob=1.0) for a in preset.artifacts))
 
 
-def apply(image: Tensor, bvals: Tensor, bvecs: Tensor, preset: Preset, seed: int) -> Tensor:
+def apply(image: Tensor, bvals: Tensor, bvecs: Tensor, preset: Preset, seed: int = 0) -> Tensor:
     affine = torch.diag(torch.tensor([2.0, 2.0, 2.0, 1.0]))
     return corrupt(image, bvals, bvecs, affine=affine, preset=preset, seed=seed)[0]
 
 
 def timed(function: Callable[[], object], device: torch.device, repeats: int) -> dict[str, float]:
-    """Best and median milliseconds, and peak memory above what was there before, in MiB."""
+    """Best and median milliseconds, CPU seconds, and peak memory above what was there before, in MiB."""
+    before = start_mib(device)
+    function()
+    peak = peak_mib(device) - before
+    runs = [once(function, device) for _ in range(repeats)]
+    times = [run[0] for run in runs]
+    return {
+        "best_ms": min(times),
+        "median_ms": statistics.median(times),
+        "cpu_s": min(r[1] for r in runs),
+        "peak_mib": peak,
+    }
+
+
+def start_mib(device: torch.device) -> float:
+    """What a call starts from: allocated memory of a GPU, peak memory of the process so far."""
+    if device.type != "cuda":
+        return peak_mib(device)
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    return torch.cuda.memory_allocated() / 2**20
+
+
+def peak_mib(device: torch.device) -> float:
+    """Peak memory since the start."""
+    if device.type != "cuda":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    return torch.cuda.max_memory_allocated() / 2**20
+
+
+def once(function: Callable[[], object], device: torch.device) -> tuple[float, float]:
+    """Milliseconds and CPU seconds of one call."""
+    start, cpu = time.perf_counter(), time.process_time()
     function()
     if device.type == "cuda":
         torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-    times = [once(function, device) for _ in range(repeats)]
-    result = {"best_ms": min(times), "median_ms": statistics.median(times)}
-    if device.type == "cuda":
-        result["peak_mib"] = (torch.cuda.max_memory_allocated() - before) / 2**20
-    else:  # of the process so far: an upper bound
-        result["process_peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-    return result
-
-
-def once(function: Callable[[], object], device: torch.device) -> float:
-    start = time.perf_counter()
-    function()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return 1e3 * (time.perf_counter() - start)
-
-
-def mean_over_draws(image: Tensor, bvals: Tensor, bvecs: Tensor, preset: Preset, draws: int) -> float:
-    return statistics.fmean(
-        once(lambda s=seed: apply(image, bvals, bvecs, preset, s), image.device) for seed in range(draws)
-    )
+    return 1e3 * (time.perf_counter() - start), time.process_time() - cpu
 
 
 def counterparts(image: Tensor) -> list[tuple[str, Callable[[], object], Callable[[], object]]]:
@@ -135,26 +150,25 @@ def counterparts(image: Tensor) -> list[tuple[str, Callable[[], object], Callabl
 def compare(
     name: str, ours: Callable[[], object], theirs: Callable[[], object], device: torch.device, repeats: int
 ) -> None:
-    """Both sides in turn; the ratio is of the best times."""
-    times: dict[str, list[float]] = {"ours": [], "monai": []}
-    for _ in range(repeats + 1):
-        times["ours"].append(once(ours, device))
-        times["monai"].append(once(theirs, device))
-    best = {side: min(values[1:]) for side, values in times.items()}
-    medians = {f"{side}_median_ms": statistics.median(values[1:]) for side, values in times.items()}
+    """Both sides in turn, the first round not counted."""
+    rounds = [(once(ours, device), once(theirs, device)) for _ in range(repeats + 1)][1:]
+    (ms, cpu), (monai_ms, monai_cpu) = (
+        tuple(map(min, zip(*side, strict=True))) for side in zip(*rounds, strict=True)
+    )
     result = {
-        "ours_ms": best["ours"],
-        "monai_ms": best["monai"],
-        "ratio": best["monai"] / best["ours"],
-        **medians,
+        "best_ms": ms,
+        "monai_ms": monai_ms,
+        "ratio": monai_ms / ms,
+        "cpu_s": cpu,
+        "monai_cpu_s": monai_cpu,
     }
-    report("counterpart", name, device, result)
+    report("counterpart", name, result | {"cpu_ratio": monai_cpu / cpu})
 
 
-def report(kind: str, name: str, device: torch.device, values: dict[str, float]) -> None:
-    where = torch.cuda.get_device_name() if device.type == "cuda" else f"cpu x{torch.get_num_threads()}"
-    rounded = {key: round(value, 2) if isinstance(value, float) else value for key, value in values.items()}
-    print(json.dumps({"kind": kind, "name": name, "device": where, **rounded}), flush=True)
+def report(kind: str, name: str, values: dict[str, float]) -> None:
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu x{torch.get_num_threads()}"
+    rounded = {key: round(value, 3) for key, value in values.items()}
+    print(json.dumps({"kind": kind, "name": name, "device": device, **rounded}), flush=True)
 
 
 if __name__ == "__main__":

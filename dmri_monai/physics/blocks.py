@@ -11,7 +11,7 @@ from torch import Tensor
 __all__ = ["blockwise", "full_precision", "magnitude"]
 
 CPU_BLOCK = 1 << 20  # voxels
-GPU_BLOCK = 1 << 24
+GPU_BLOCK = 1 << 23
 
 
 def blockwise(function: Callable[..., Tensor], image: Tensor, *per_volume: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from dmri_monai.transforms.artifacts import Artifact, Preset, corrupt, load_pres
 
 __all__ = ["gallery"]
 
-SHAPE, SPACING_MM = (60, 72, 50), 3.0
+SHAPE, SPACING_MM = (50, 56, 48), 3.0  # little air around the head, or nothing would wrap
 ACROSS_SLICES = ("slice_motion", "slice_dropout", "venetian_blind")  # seen best from the front
 VISIBLE = 5e-3  # relative change of the whole scan
 
