@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from monai.networks import nets
-from monai.networks.layers.factories import Act, Conv, Norm, Pool
+from monai.networks.layers.factories import Act, Conv, LayerFactory, Norm, Pool
 
 from dmri_monai.equivariant import (
     EquivariantAvgPool3d,
@@ -17,13 +17,16 @@ from dmri_monai.networks import EquivariantUNet, PlainUNet, PQSegmentationNet
 
 __all__ = ["register", "register_layers", "register_networks"]
 
-IN_SPACE = (
+IN_SPACE: tuple[tuple[LayerFactory, str, type], ...] = (
     (Conv, "steerable", SteerableConv3d),
     (Norm, "equivariant_instance", EquivariantInstanceNorm),
     (Norm, "equivariant_batch", EquivariantBatchNorm),
     (Pool, "equivariant_avg", EquivariantAvgPool3d),
 )
-POINTWISE = ((Act, "gate", Gate), (Act, "norm_activation", NormActivation))
+POINTWISE: tuple[tuple[LayerFactory, str, type], ...] = (
+    (Act, "gate", Gate),
+    (Act, "norm_activation", NormActivation),
+)
 NETWORKS = (EquivariantUNet, PlainUNet, PQSegmentationNet)
 
 

@@ -111,7 +111,7 @@ class Piece(NamedTuple):
     """Sizes of the kernel between one entry of each irreps, in plain numbers."""
 
     key: str
-    count: int
+    functions: int
     linear: bool
     mul_out: int
     mul_in: int
@@ -143,8 +143,8 @@ class SteerableKernel(nn.Module):
         self.transforms: dict[str, Tensor] = {}
         self.constants = Constants(**self._precompute())
         self.pieces = [self._piece(i, o) for i, o in self.pairs]
-        self.counts = [piece.count for piece in self.pieces]
-        self.sizes = [piece.count * piece.mul_out * piece.mul_in for piece in self.pieces]
+        self.counts = [piece.functions for piece in self.pieces]
+        self.sizes = [piece.functions * piece.mul_out * piece.mul_in for piece in self.pieces]
         self.columns = len(irreps_in)
         self.weight = nn.Parameter(torch.empty(sum(self.sizes)))
         self.reset_parameters()
@@ -218,7 +218,7 @@ class SteerableKernel(nn.Module):
         """(dim_out, dim_in, P) from one (n, d_out * d_in * P) basis per pair."""
         blocks = []
         for piece, basis, part in zip(self.pieces, bases, weight.split(self.sizes), strict=True):
-            values = part.view(piece.mul_out * piece.mul_in, piece.count) @ basis
+            values = part.view(piece.mul_out * piece.mul_in, piece.functions) @ basis
             values = values.view(piece.mul_out, piece.mul_in, piece.dim_out, piece.dim_in, -1).transpose(1, 2)
             blocks.append(values.reshape(piece.mul_out * piece.dim_out, piece.mul_in * piece.dim_in, -1))
         rows = [

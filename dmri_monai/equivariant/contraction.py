@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["ConvOptions", "dense_conv", "grouped_conv", "responses"]
+__all__ = ["ConvOptions", "Operator", "dense_conv", "grouped_conv", "responses"]
 
 
 class ConvOptions(NamedTuple):
@@ -18,6 +18,21 @@ class ConvOptions(NamedTuple):
     padding: int
     dilation: int
     strategy: str
+
+
+class Operator(nn.Module):
+    """What a kernel becomes inside a layer. x (N, Q_in, dim_in, X, Y, Z) -> (N, Q_out, dim_out, X', Y', Z')."""
+
+    def reaches(self, o: int) -> bool:
+        """Whether any input irrep is carried to output entry `o`."""
+        raise NotImplementedError
+
+    def dense(self, q_out: Tensor | None, q_in: Tensor | None, offsets: Tensor | None = None) -> Tensor:
+        """(..., dim_out, Q_out, dim_in, Q_in, P) whole kernel, at the voxels of the kernel or at any `offsets`."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, q_out: Tensor | None, q_in: Tensor | None, options: ConvOptions) -> Tensor:
+        raise NotImplementedError
 
 
 def _cube(weight: Tensor) -> Tensor:

@@ -195,7 +195,7 @@ class SteerableConv3d(nn.Module):
     def to_dense(self) -> nn.Conv3d | nn.ConvTranspose3d:
         """An ordinary convolution with the same output: no irreps, no e3nn, one group."""
         kind = nn.ConvTranspose3d if self.transposed else nn.Conv3d
-        weight = self.kernel().to(self.kernels[0].weight.dtype)
+        weight = self.kernel().to(next(self.parameters()).dtype)
         dense = kind(
             self.irreps_in.dim,
             self.irreps_out.dim,
@@ -206,7 +206,7 @@ class SteerableConv3d(nn.Module):
             bias=self.bias is not None,
         ).to(weight)
         dense.weight.copy_(self._ungrouped(weight))
-        if self.bias is not None:
+        if self.bias is not None and dense.bias is not None:
             dense.bias.zero_()
             dense.bias[self.bias_index] = self.bias
         return dense.train(self.training)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dmri_monai.equivariant.contraction import ConvOptions, dense_conv
+from dmri_monai.equivariant.contraction import ConvOptions, Operator, dense_conv
 from dmri_monai.equivariant.grid import kernel_offsets
 from dmri_monai.equivariant.kernels import PQDiff
 from dmri_monai.equivariant.paths import QRadials, Setting, harmonic_scale, linear_map, linear_pairs, shape_of
@@ -33,7 +33,7 @@ class _Pair(NamedTuple):
     dim_in: int
 
 
-class DifferenceKernel(nn.Module):
+class DifferenceKernel(Operator):
     """Operator of `PQDiff`. x (N, Q_in, dim_in, X, Y, Z) -> (N, Q_out, dim_out, X', Y', Z').
 
     `weight` holds, per pair of irreps (out-major), an array (degree, p-radial, q_out-radial, q_in-radial, channel out,
@@ -94,6 +94,7 @@ class DifferenceKernel(nn.Module):
 
     def dense(self, q_out: Tensor | None, q_in: Tensor | None, offsets: Tensor | None = None) -> Tensor:
         """(..., dim_out, Q_out, dim_in, Q_in, P) whole kernel, at the voxels of the kernel or at any `offsets`."""
+        mirrored = offsets is None
         offsets = self.constants.offsets if offsets is None else offsets
         outer, inner = self.q_radials(q_out, q_in, offsets)
         radial = self.p_radial(offsets.norm(dim=-1))
@@ -107,6 +108,7 @@ class DifferenceKernel(nn.Module):
             unit=self.unit,
             antipodal=self.setting.antipodal,
             mask_zero=self.masked,
+            mirrored=mirrored,
         )
         shaped = [h.unsqueeze(-1) * inner.unsqueeze(-2).unsqueeze(-4).unsqueeze(-5) for h in harmonics]
         weights = self.weight.to(outer.dtype).split(self.sizes)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from dmri_monai.equivariant.contraction import ConvOptions, dense_conv, grouped_conv, responses
+from dmri_monai.equivariant.contraction import ConvOptions, Operator, dense_conv, grouped_conv, responses
 from dmri_monai.equivariant.grid import kernel_offsets
 from dmri_monai.equivariant.kernels import _Elementary
 from dmri_monai.equivariant.paths import (
@@ -46,7 +46,7 @@ GROUPED_CONV_COST = (
 )
 
 
-class FactorisedKernel(nn.Module):
+class FactorisedKernel(Operator):
     """Operator of a factorising kernel. x (N, Q_in, dim_in, X, Y, Z) -> (N, Q_out, dim_out, X', Y', Z').
 
     `weight` holds, per pair of irreps (out-major) and path, an array (p-radial, q_out-radial, q_in-radial, channel out,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import reduce
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from dmri_monai.equivariant.basis import PSpaceFunctions, SteerableKernel
-from dmri_monai.equivariant.contraction import ConvOptions, dense_conv
+from dmri_monai.equivariant.contraction import ConvOptions, Operator, dense_conv
 from dmri_monai.equivariant.difference import DifferenceKernel
 from dmri_monai.equivariant.factorised import FactorisedKernel
 from dmri_monai.equivariant.kernels import Concat, Kernel, PQDiff, PQTensorProduct, PSpace, QSpace, Sum
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["build_operator"]
 
 
-class SharedKernel(nn.Module):
+class SharedKernel(Operator):
     """Operator of `PSpace`: one steerable convolution of the sum over q_in, repeated for every q_out."""
 
     def __init__(self, kernel: PSpace, irreps_in: Irreps, irreps_out: Irreps, setting: Setting) -> None:
@@ -37,10 +38,9 @@ class SharedKernel(nn.Module):
         """Whether any input irrep is carried to output entry `o`."""
         return self.kernel.reaches(o)
 
-    def dense(self, q_out: Tensor | None, q_in: Tensor | None) -> Tensor:
-        """(..., dim_out, Q_out, dim_in, Q_in, P) whole kernel."""
+    def dense(self, q_out: Tensor | None, q_in: Tensor | None, offsets: Tensor | None = None) -> Tensor:
         n_out, n_in = (1 if q is None else q.shape[-2] for q in (q_out, q_in))
-        kernel = self.kernel()
+        kernel = self.kernel() if offsets is None else self.kernel.at(offsets)
         return kernel[:, None, :, None].expand(-1, n_out, -1, n_in, -1)
 
     def forward(self, x: Tensor, q_out: Tensor | None, q_in: Tensor | None, options: ConvOptions) -> Tensor:
@@ -50,12 +50,12 @@ class SharedKernel(nn.Module):
         return y if q_out is None else y.expand(-1, q_out.shape[-2], -1, -1, -1, -1)
 
 
-class SumOperator(nn.Module):
+class SumOperator(Operator):
     """Operator of `Sum`."""
 
     def __init__(self, kernel: Sum, irreps_in: Irreps, irreps_out: Irreps, setting: Setting) -> None:
         super().__init__()
-        self.terms = nn.ModuleList(
+        self.terms: Iterable[Operator] = nn.ModuleList(
             build_operator(term, irreps_in, irreps_out, setting) for term in kernel.terms
         )
 
@@ -63,15 +63,14 @@ class SumOperator(nn.Module):
         """Whether any term carries any input irrep to output entry `o`."""
         return any(term.reaches(o) for term in self.terms)
 
-    def dense(self, q_out: Tensor | None, q_in: Tensor | None) -> Tensor:
-        """(..., dim_out, Q_out, dim_in, Q_in, P) whole kernel."""
-        return sum(term.dense(q_out, q_in) for term in self.terms)
+    def dense(self, q_out: Tensor | None, q_in: Tensor | None, offsets: Tensor | None = None) -> Tensor:
+        return torch.stack([term.dense(q_out, q_in, offsets) for term in self.terms]).sum(0)
 
     def forward(self, x: Tensor, q_out: Tensor | None, q_in: Tensor | None, options: ConvOptions) -> Tensor:
-        return sum(term(x, q_out, q_in, options) for term in self.terms)
+        return reduce(torch.add, (term(x, q_out, q_in, options) for term in self.terms))
 
 
-class ConcatOperator(nn.Module):
+class ConcatOperator(Operator):
     """Operator of `Concat`."""
 
     order: Tensor
@@ -79,7 +78,9 @@ class ConcatOperator(nn.Module):
     def __init__(self, kernel: Concat, irreps_in: Irreps, irreps_out: Irreps, setting: Setting) -> None:
         super().__init__()
         parts = [(part, as_irreps(irreps)) for part, irreps in kernel.parts]
-        self.terms = nn.ModuleList(build_operator(part, irreps_in, irreps, setting) for part, irreps in parts)
+        self.terms: Iterable[Operator] = nn.ModuleList(
+            build_operator(part, irreps_in, irreps, setting) for part, irreps in parts
+        )
         joined = [entry for _, irreps in parts for entry in irreps]
         if _counts(joined) != _counts(irreps_out):
             raise ValueError(
@@ -95,9 +96,8 @@ class ConcatOperator(nn.Module):
         """Always: each part has checked its own outputs."""
         return True
 
-    def dense(self, q_out: Tensor | None, q_in: Tensor | None) -> Tensor:
-        """(..., dim_out, Q_out, dim_in, Q_in, P) whole kernel."""
-        return torch.cat([term.dense(q_out, q_in) for term in self.terms], dim=-5).index_select(
+    def dense(self, q_out: Tensor | None, q_in: Tensor | None, offsets: Tensor | None = None) -> Tensor:
+        return torch.cat([term.dense(q_out, q_in, offsets) for term in self.terms], dim=-5).index_select(
             -5, self.order
         )
 
@@ -125,7 +125,7 @@ def _concat_order(joined: Iterable[_MulIr], irreps_out: Irreps) -> Tensor:
     return torch.tensor(order)
 
 
-def build_operator(kernel: Kernel, irreps_in: Irreps, irreps_out: Irreps, setting: Setting) -> nn.Module:
+def build_operator(kernel: Kernel, irreps_in: Irreps, irreps_out: Irreps, setting: Setting) -> Operator:
     """The module that applies `kernel`."""
     if isinstance(kernel, QSpace) and not (setting.has_q_in or setting.has_q_out):
         raise ValueError(

@@ -92,12 +92,22 @@ def joint_functions(
     unit: bool,
     antipodal: bool,
     mask_zero: bool,
+    mirrored: bool,
 ) -> tuple[list[Tensor], Tensor]:
-    """Y_l(p - dq) for all `offsets` p (P, 3), each (..., Q_out, P, Q_in, 2l+1), and where p = dq."""
+    """Y_l(p - dq) for all `offsets` p (P, 3), each (..., Q_out, P, Q_in, 2l+1), and where p = dq.
+
+    On a grid that lists -p in the reverse order of p, the mean over all signs needs half of them, because
+    Y_l(p + dq) = (-1)^l Y_l(-p - dq).
+    """
     p = offsets.unsqueeze(-2)
     signs = _signs(q_out, q_in, antipodal)
+    halved = antipodal and mirrored
     parts = [
         _harmonics(p - _difference(q_out, q_in, s, unit).unsqueeze(-3), l_max, couplings, mask_zero)
-        for s in signs
+        for s in (signs[: len(signs) // 2] if halved else signs)
     ]
-    return _averaged(parts)
+    harmonics, zero = _averaged(parts)
+    if halved:
+        harmonics = [(y + (-1) ** degree * y.flip(-3)) / 2 for degree, y in enumerate(harmonics)]
+        zero = (zero + zero.flip(-2)) / 2
+    return harmonics, zero

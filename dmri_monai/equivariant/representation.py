@@ -170,6 +170,10 @@ class Constants(nn.Module):
     part of the state dict.
     """
 
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Tensor: ...
+
     def __init__(self, **tensors: Tensor) -> None:
         super().__init__()
         self.originals = {name: tensor.detach().double().cpu() for name, tensor in tensors.items()}

@@ -144,8 +144,8 @@ def test_kernel_function_is_steered_by_any_rotation(options, reflect):
     d_in, d_out = (representation_matrix(i, R) for i in (layer.irreps_in, layer.irreps_out))
     expected = torch.einsum("ab,bcp,dc->adp", d_out, layer.kernel_at(points), d_in)
     turned = layer.kernel_at(points @ R.T)
-    assert float((turned - expected).norm() / expected.norm()) <= 1e-6
-    assert float((layer.kernel_at(points) - expected).norm() / expected.norm()) > 1e-2  # the control
+    assert ((turned - expected).norm() / expected.norm()).item() <= 1e-6
+    assert ((layer.kernel_at(points) - expected).norm() / expected.norm()).item() > 1e-2  # the control
 
 
 def test_kernel_on_the_grid_samples_the_kernel_function_in_millimetres():
