@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import reduce
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -55,19 +55,19 @@ class SumOperator(Operator):
 
     def __init__(self, kernel: Sum, irreps_in: Irreps, irreps_out: Irreps, setting: Setting) -> None:
         super().__init__()
-        self.terms: Iterable[Operator] = nn.ModuleList(
+        self.terms = nn.ModuleList(
             build_operator(term, irreps_in, irreps_out, setting) for term in kernel.terms
         )
 
     def reaches(self, o: int) -> bool:
         """Whether any term carries any input irrep to output entry `o`."""
-        return any(term.reaches(o) for term in self.terms)
+        return any(term.reaches(o) for term in _operators(self.terms))
 
     def dense(self, q_out: Tensor | None, q_in: Tensor | None, offsets: Tensor | None = None) -> Tensor:
-        return torch.stack([term.dense(q_out, q_in, offsets) for term in self.terms]).sum(0)
+        return torch.stack([term.dense(q_out, q_in, offsets) for term in _operators(self.terms)]).sum(0)
 
     def forward(self, x: Tensor, q_out: Tensor | None, q_in: Tensor | None, options: ConvOptions) -> Tensor:
-        return reduce(torch.add, (term(x, q_out, q_in, options) for term in self.terms))
+        return reduce(torch.add, (term(x, q_out, q_in, options) for term in _operators(self.terms)))
 
 
 class ConcatOperator(Operator):
@@ -78,15 +78,13 @@ class ConcatOperator(Operator):
     def __init__(self, kernel: Concat, irreps_in: Irreps, irreps_out: Irreps, setting: Setting) -> None:
         super().__init__()
         parts = [(part, as_irreps(irreps)) for part, irreps in kernel.parts]
-        self.terms: Iterable[Operator] = nn.ModuleList(
-            build_operator(part, irreps_in, irreps, setting) for part, irreps in parts
-        )
+        self.terms = nn.ModuleList(build_operator(part, irreps_in, irreps, setting) for part, irreps in parts)
         joined = [entry for _, irreps in parts for entry in irreps]
         if _counts(joined) != _counts(irreps_out):
             raise ValueError(
                 f"Concat: parts {[str(irreps) for _, irreps in parts]} do not add up to {irreps_out}"
             )
-        for (part, irreps), term in zip(parts, self.terms, strict=True):
+        for (part, irreps), term in zip(parts, _operators(self.terms), strict=True):
             for o, entry in enumerate(irreps):
                 if not term.reaches(o):
                     raise ValueError(f"Concat: {part} carries none of {irreps_in} to {entry.ir}")
@@ -97,14 +95,18 @@ class ConcatOperator(Operator):
         return True
 
     def dense(self, q_out: Tensor | None, q_in: Tensor | None, offsets: Tensor | None = None) -> Tensor:
-        return torch.cat([term.dense(q_out, q_in, offsets) for term in self.terms], dim=-5).index_select(
-            -5, self.order
-        )
+        return torch.cat(
+            [term.dense(q_out, q_in, offsets) for term in _operators(self.terms)], dim=-5
+        ).index_select(-5, self.order)
 
     def forward(self, x: Tensor, q_out: Tensor | None, q_in: Tensor | None, options: ConvOptions) -> Tensor:
-        return torch.cat([term(x, q_out, q_in, options) for term in self.terms], dim=2).index_select(
-            2, self.order
-        )
+        return torch.cat(
+            [term(x, q_out, q_in, options) for term in _operators(self.terms)], dim=2
+        ).index_select(2, self.order)
+
+
+def _operators(modules: nn.ModuleList) -> list[Operator]:
+    return cast("list[Operator]", list(modules))
 
 
 def _counts(entries: Iterable[_MulIr]) -> dict[str, int]:
