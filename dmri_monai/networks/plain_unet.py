@@ -62,7 +62,7 @@ class PlainUNet(nn.Module):
         self.up_2 = _double_conv(6 * f, 2 * f)
         self.trans_3 = _up(2 * f)
         self.up_3 = _double_conv(3 * f, f)
-        self.head = nn.Identity() if out_channels is None else nn.Conv3d(f, out_channels, 1)
+        self.head: nn.Module = nn.Identity() if out_channels is None else nn.Conv3d(f, out_channels, 1)
 
     def forward(self, image: Tensor) -> Tensor:
         _check_size(image, self.in_channels)
