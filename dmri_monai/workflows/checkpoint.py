@@ -11,6 +11,7 @@ from ignite.engine import Engine, Events
 from torch import Tensor, nn
 
 from dmri_monai.io.writing import replacing
+from dmri_monai.workflows.flags import flag
 
 __all__ = ["Checkpoint", "load_pretrained", "load_weights"]
 
@@ -50,7 +51,8 @@ class Checkpoint:
         self.network = network
         self.stateful = stateful
         self.evaluator = evaluator
-        self.resume = resume
+        self.resume = resume = flag("resume", resume)
+        overwrite = flag("overwrite", overwrite)
         if resume and not self.last.is_file():
             raise ValueError(f"resume: there is no checkpoint {self.last}")
         if not resume and not overwrite and self.last.is_file():

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from dmri_monai.workflows.flags import flag
+
 __all__ = ["CpuAutocast", "autocast", "cuda_amp"]
 
 
@@ -23,9 +25,9 @@ class CpuAutocast(nn.Module):
 
 def autocast(network: nn.Module, amp: bool, device: torch.device) -> nn.Module:
     """What the engine should call: `network` itself, or wrapped in :class:`CpuAutocast` for bf16 on the CPU."""
-    return CpuAutocast(network) if amp and device.type == "cpu" else network
+    return CpuAutocast(network) if flag("amp", amp) and device.type == "cpu" else network
 
 
 def cuda_amp(amp: bool, device: torch.device) -> bool:
     """Whether MONAI's engine should autocast by itself, with `amp_kwargs={"dtype": torch.bfloat16}`."""
-    return amp and device.type == "cuda"
+    return flag("amp", amp) and device.type == "cuda"

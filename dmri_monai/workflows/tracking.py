@@ -15,6 +15,7 @@ from ignite.engine import Engine, Events
 from monai.bundle import ConfigParser
 
 from dmri_monai.io.writing import replacing
+from dmri_monai.workflows.flags import flag
 
 __all__ = ["MLflowRun", "LogMetrics", "current_config", "default_store"]
 
@@ -64,8 +65,8 @@ class MLflowRun:
         self.config = config
         self.tracking_uri = tracking_uri or default_store(output_dir)
         self.artifacts = artifacts or []
-        self.resume = resume
-        self.enabled = enabled
+        self.resume = flag("resume", resume)
+        self.enabled = flag("mlflow", enabled)
         self.run_id: str | None = None
         self._client: Any = None
 

@@ -40,3 +40,13 @@ def test_wrapped_network_shares_its_parameters(dtypes):
     network, _ = dtypes
     wrapped = CpuAutocast(network)
     assert [id(p) for p in wrapped.parameters()] == [id(p) for p in network.parameters()]
+
+
+@pytest.mark.parametrize("word", ["false", "False"])
+def test_the_word_false_of_a_command_line_is_false(dtypes, word):
+    assert autocast(dtypes[0], word, CPU) is dtypes[0]
+
+
+def test_any_other_word_is_refused():
+    with pytest.raises(ValueError, match="amp is 'off', expected true or false"):
+        cuda_amp("off", CUDA)
