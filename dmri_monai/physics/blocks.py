@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-__all__ = ["blockwise", "full_precision", "magnitude"]
+__all__ = ["blockwise", "combine", "exact_products", "magnitude"]
 
 CPU_BLOCK = 1 << 20  # voxels
 GPU_BLOCK = 1 << 23
@@ -42,15 +42,27 @@ def magnitude(real: Tensor, imaginary: Tensor | None) -> Tensor:
     return real.square_().addcmul_(imaginary, imaginary).sqrt_()
 
 
+def combine(weights: Tensor, maps: Tensor) -> Tensor:
+    """(M, X, Y, Z) sums of few `maps` (K, X, Y, Z) with `weights` (M, K), term by term and so in full
+    precision.
+    """
+    total = weights[:, 0, None, None, None] * maps[0]
+    for k in range(1, len(maps)):
+        total = torch.addcmul(total, weights[:, k, None, None, None], maps[k])
+    return total
+
+
 @contextmanager
-def full_precision(device: torch.device) -> Iterator[None]:
-    """Matrix products in full float32 (no TF32, no autocast) on `device`."""
-    before = torch.get_float32_matmul_precision() if device.type == "cuda" else None
-    if before:
-        torch.set_float32_matmul_precision("highest")
+def exact_products(device: torch.device) -> Iterator[None]:
+    """Matrix products in full float32: no TF32, no autocast."""
+    if device.type != "cuda":
+        with torch.autocast(device.type, enabled=False):
+            yield
+        return
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
     try:
         with torch.autocast(device.type, enabled=False):
             yield
     finally:
-        if before:
-            torch.set_float32_matmul_precision(before)
+        torch.set_float32_matmul_precision(before)

@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dmri_monai.physics.blocks import blockwise, full_precision
+from dmri_monai.physics.blocks import blockwise, combine
 from dmri_monai.physics.checks import (
     check_axis,
     check_finite,
@@ -137,8 +137,7 @@ def _displace(image: Tensor, axis: int, shift: Tensor | None, modes: Tensor | No
     basis = monomials(shape, order, image)
 
     def pushed(block: Tensor, rows: Tensor) -> Tensor:
-        with full_precision(block.device):
-            field = (rows @ basis.flatten(1)).view(block.shape)
+        field = combine(rows, basis)
         if shift is not None:
             field = field + shift.to(field)
         return _push(block, _edge_positions(field, axis), axis)

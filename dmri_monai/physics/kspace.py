@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from dmri_monai.physics.blocks import blockwise, full_precision, magnitude
+from dmri_monai.physics.blocks import blockwise, exact_products, magnitude
 from dmri_monai.physics.checks import (
     check_axis,
     check_finite,
@@ -122,7 +122,7 @@ def partial_fourier(
             apply_along(a, imaginary, axis) + apply_along(b, real, axis),
         )
 
-    with full_precision(image.device):
+    with exact_products(image.device):
         return blockwise(sampled, image)
 
 
@@ -199,7 +199,7 @@ def _plane_waves(
     left = torch.stack([rows.cos(), rows.sin()], -1) * height[:, None, None]
     right = torch.stack([columns.cos(), columns.sin()], -2)
     turned = torch.stack([left[..., 1], -left[..., 0]], -1)
-    with full_precision(slices.device):
+    with exact_products(slices.device):
         real = left @ (right * right.new_tensor([[1.0], [-1.0]]))
         imaginary = turned @ (right * right.new_tensor([[1.0], [-1.0]]))
     return slices.index_add(0, event, real), torch.zeros_like(slices).index_add(0, event, imaginary)

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from dmri_monai.physics.blocks import blockwise, full_precision, magnitude
+from dmri_monai.physics.blocks import blockwise, exact_products, magnitude
 from dmri_monai.physics.checks import check_axis, check_fraction, check_shape
 
 __all__ = [
@@ -105,7 +105,7 @@ def filter_lines(image: Tensor, gains: Mapping[int, Tensor]) -> Tensor:
             real, imaginary = _apply(operators[axis], real, imaginary, axis)
         return magnitude(real, imaginary)
 
-    with full_precision(image.device):
+    with exact_products(image.device):
         return blockwise(filtered, image)
 
 

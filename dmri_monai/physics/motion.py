@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dmri_monai.physics.blocks import blockwise, full_precision
+from dmri_monai.physics.blocks import blockwise, combine, exact_products
 from dmri_monai.physics.checks import check_axis, check_finite, check_magnitude, check_shape, on_magnitude
 
 __all__ = [
@@ -81,7 +81,7 @@ def turn_signal(image: Tensor, *, weights: Tensor) -> Tensor:
         raise ValueError(f"image: shape {tuple(image.shape)}, expected (N, X, Y, Z)")
     check_shape("weights", weights, (len(weights), len(image)))
     check_finite("weights", weights)
-    with full_precision(image.device):
+    with exact_products(image.device):
         turned = weights.to(image) @ image.flatten(1)
     return turned.clamp(min=0).view(-1, *image.shape[1:])
 
@@ -145,13 +145,13 @@ def gradient_nonlinearity(
     coil = deviation.to(image)
     g = bvecs_voxel.to(image)
     squares = torch.stack([g[:, a] * g[:, b] * (1.0 if a == b else 2.0) for a, b in _PAIRS], -1)
-    with full_precision(image.device):
+    with exact_products(image.device):
         excess = coil.mT @ full @ coil - full
-        six = torch.stack([excess[..., a, b].flatten() for a, b in _PAIRS])
+        six = torch.stack([excess[..., a, b] for a, b in _PAIRS])
         change = bvals.to(image)[:, None] * squares
 
         def deviated(block: Tensor, rows: Tensor) -> Tensor:
-            return block * torch.exp(-(rows @ six)).view(block.shape)
+            return block * torch.exp(-combine(rows, six))
 
         return blockwise(deviated, image, change)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -206,7 +207,7 @@ def _draw(preset: Preset, seed: int, scan: Scan) -> list[dict[str, Any]]:
 
 def _apply(image: Tensor, applied: Sequence[dict[str, Any]], scan: Scan) -> Tensor:
     """Neighbours that displace, or that filter lines, act together: their shifts add, their gains"""
-    with torch.autocast(image.device.type, enabled=False):
+    with _reproducibly(image.device):
         for step, group in groupby(applied, key=lambda entry: ARTIFACTS[entry["artifact"]].step):
             if step == "displace":
                 image = _displaced(image, group, scan)
@@ -216,6 +217,23 @@ def _apply(image: Tensor, applied: Sequence[dict[str, Any]], scan: Scan) -> Tens
                 for entry in group:
                     image = ARTIFACTS[entry["artifact"]].apply(image, entry["drawn"], scan)
     return image
+
+
+@contextmanager
+def _reproducibly(device: torch.device) -> Iterator[None]:
+    """No autocast, and one thread on a CPU: vectorised loops and matrix products round by how they are split.
+
+    Workers of a data loader have one thread anyway; the functions of `dmri_monai.physics` use all there are.
+    """
+    threads = torch.get_num_threads()
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        if device.type == "cpu":
+            torch.set_num_threads(threads)
 
 
 def _displaced(image: Tensor, group: Iterable[dict[str, Any]], scan: Scan) -> Tensor:

@@ -18,6 +18,7 @@ from dmri_monai.physics import (
     shuffle_slices,
     turn_signal,
 )
+from dmri_monai.physics.blocks import combine
 from dmri_monai.qspace.basis import sh_basis, sh_fit_matrix, supported_order
 from dmri_monai.transforms.artifacts.model import (
     Artifact,
@@ -218,4 +219,4 @@ def _tensor(image: Tensor, scan: Scan) -> Tensor:
     )
     solve = torch.as_tensor(np.linalg.pinv(design)[1:] / 1000).to(image)
     floor = max(1e-3 * scan.reference, 1e-6)
-    return (solve @ image.clamp(min=floor).log_().flatten(1)).view(6, *scan.shape)
+    return combine(solve, image.clamp(min=floor).log_())

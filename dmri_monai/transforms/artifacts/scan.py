@@ -195,5 +195,10 @@ def _reference(image: Tensor, bvals: np.ndarray) -> float:
     """Mean unweighted signal where it is above its own overall mean: brain and skull, not air."""
     unweighted = torch.from_numpy(bvals <= B0_THRESHOLD).to(image.device)
     mean = image[unweighted].mean(0) if unweighted.any() else image.mean(0)
-    inside = mean > mean.mean()
-    return float((mean * inside).sum() / inside.sum().clamp(min=1))
+    inside = mean > _total(mean) / mean.numel()
+    return float(_total(mean * inside) / inside.sum().clamp(min=1))
+
+
+def _total(volume: Tensor) -> Tensor:
+    """Sum of (X, Y, Z) plane by plane: its rounding then does not depend on the number of threads."""
+    return volume.flatten(1).sum(1).sum()
