@@ -126,7 +126,7 @@ def once(function: Callable[[], object], device: torch.device) -> tuple[float, f
 
 
 def counterparts(image: Tensor) -> list[tuple[str, Callable[[], object], Callable[[], object]]]:
-    """(name, ours, MONAI's) at equal effect: same noise level, same truncation radius, one spike per"""
+    """(name, ours, MONAI's) at equal effect: same noise level, same truncation radius, spikes everywhere."""
     n = SHAPE[0]
     field = polynomial_field([0.0] + [0.1] * 19, SHAPE[1:], 3, image)
     alpha = 0.5

@@ -1,4 +1,4 @@
-"""Artifacts of k-space sampling: ghosts, Gibbs ringing, spikes, partial Fourier, T2* blur, aliasing,"""
+"""Artifacts of k-space sampling: ghosts, Gibbs ringing, spikes, partial Fourier, T2* blur, aliasing, zipper."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ def spike(
 def _plane_waves(
     slices: Tensor, frequency: Tensor, amplitude: Tensor, phase: Tensor, event: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Real and imaginary part of `slices` (U, A, B) plus the wave of every event on its slice `event`"""
+    """Real and imaginary part of `slices` (U, A, B) plus the wave of every event on its slice `event` (M,)."""
     rows, columns = (
         2 * torch.pi * f[:, None] * torch.arange(n, device=slices.device, dtype=slices.dtype) / n
         for f, n in zip(frequency.T, slices.shape[-2:], strict=True)

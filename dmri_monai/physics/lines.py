@@ -71,7 +71,7 @@ def t2star_gain(n: int, total_readout_time_s: float, t2star_s: float) -> Tensor:
 
 
 def line_operator(gain: Tensor) -> Tensor:
-    """(n, n) matrix that multiplies the spectrum of a line by `gain` (n,); real where the gain is"""
+    """(n, n) matrix that multiplies the spectrum of a line by `gain` (n,); real where the gain is Hermitian."""
     n = len(gain)
     ordered = torch.fft.ifftshift(gain.to(torch.complex128))
     kernel = torch.fft.ifft(ordered)

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import json
-import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dmri_monai.physics import displace
 from dmri_monai.physics.checks import check_magnitude, check_shape
-from dmri_monai.physics.lines import filter_lines
 from dmri_monai.transforms.artifacts.presets import ARTIFACTS, Preset, load_preset
 from dmri_monai.transforms.artifacts.scan import SCAN_META, Reorientation, Scan, describe
+from dmri_monai.transforms.artifacts.steps import apply, draw
 
-__all__ = ["Record", "corrupt", "ground_truth", "random_state", "replay", "zero_invalid"]
+__all__ = ["Record", "corrupt", "ground_truth", "replay", "zero_invalid"]
 
 Record = dict[str, Any]
 RECORD_VERSION = 1
@@ -93,7 +89,7 @@ def replay(
     shape = [len(image), *prepared.scan.shape]
     if shape != record["shape"]:
         raise ValueError(f"image is {shape} on the canonical grid, the record's was {record['shape']}")
-    return prepared.restored(image, _apply(prepared.image, record["applied"], prepared.scan))
+    return prepared.restored(image, apply(prepared.image, record["applied"], prepared.scan))
 
 
 def ground_truth(record: Record | str, affine: Tensor) -> dict[str, Tensor]:
@@ -120,11 +116,6 @@ def zero_invalid(image: Tensor) -> tuple[Tensor, int]:
     bad = ~((image >= 0) & image.isfinite())
     count = int(bad.sum())
     return (image.masked_fill(bad, 0) if count else image), count
-
-
-def random_state(seed: int, name: str) -> np.random.RandomState:
-    """Stream of the artifact `name` in one item: artifacts do not move each other's draws."""
-    return np.random.RandomState(np.random.MT19937(np.random.SeedSequence([seed, zlib.crc32(name.encode())])))
 
 
 @dataclass(frozen=True)
@@ -181,7 +172,7 @@ def _prepare(given: _Input) -> _Prepared:
 def _corrupt_scan(given: _Input, preset: Preset, seed: int) -> tuple[Tensor, Record]:
     prepared = _prepare(given)
     scan = prepared.scan
-    applied = _draw(preset, seed, scan)
+    applied = draw(preset, seed, scan)
     record: Record = {
         "version": RECORD_VERSION,
         "preset": preset.name,
@@ -192,66 +183,7 @@ def _corrupt_scan(given: _Input, preset: Preset, seed: int) -> tuple[Tensor, Rec
         "acquisition": dict(given.meta),
         "applied": applied,
     }
-    return prepared.restored(given.image, _apply(prepared.image, applied, scan)), record
-
-
-def _draw(preset: Preset, seed: int, scan: Scan) -> list[dict[str, Any]]:
-    """What each artifact drew, in physical order."""
-    applied = []
-    for artifact in preset.artifacts:
-        R = random_state(seed, artifact.name)
-        if R.uniform() < artifact.prob:
-            applied.append({"artifact": artifact.name, "drawn": artifact.draw(R, scan)})
-    return applied
-
-
-def _apply(image: Tensor, applied: Sequence[dict[str, Any]], scan: Scan) -> Tensor:
-    """Neighbours that displace, or that filter lines, act together: their shifts add, their gains"""
-    with _reproducibly(image.device):
-        for step, group in groupby(applied, key=lambda entry: ARTIFACTS[entry["artifact"]].step):
-            if step == "displace":
-                image = _displaced(image, group, scan)
-            elif step == "filter":
-                image = _filtered(image, group, scan)
-            else:
-                for entry in group:
-                    image = ARTIFACTS[entry["artifact"]].apply(image, entry["drawn"], scan)
-    return image
-
-
-@contextmanager
-def _reproducibly(device: torch.device) -> Iterator[None]:
-    """No autocast, and one thread on a CPU: vectorised loops and matrix products round by how they are split.
-
-    Workers of a data loader have one thread anyway; the functions of `dmri_monai.physics` use all there are.
-    """
-    threads = torch.get_num_threads()
-    if device.type == "cpu":
-        torch.set_num_threads(1)
-    try:
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        if device.type == "cpu":
-            torch.set_num_threads(threads)
-
-
-def _displaced(image: Tensor, group: Iterable[dict[str, Any]], scan: Scan) -> Tensor:
-    shift, modes, axis = None, None, 0
-    for entry in group:
-        axis = entry["drawn"]["axis"]
-        common, weights = ARTIFACTS[entry["artifact"]].displacement(entry["drawn"], scan, image)
-        shift = common if shift is None else shift if common is None else shift + common
-        modes = weights if modes is None else modes if weights is None else modes + weights
-    return displace(image, axis=axis, shift=shift, modes=modes)
-
-
-def _filtered(image: Tensor, group: Iterable[dict[str, Any]], scan: Scan) -> Tensor:
-    gains: dict[int, Tensor] = {}
-    for entry in group:
-        for axis, gain in ARTIFACTS[entry["artifact"]].gains(entry["drawn"], scan).items():
-            gains[axis] = gains[axis] * gain if axis in gains else gain
-    return filter_lines(image, gains)
+    return prepared.restored(given.image, apply(prepared.image, applied, scan)), record
 
 
 def _rows(valid: Tensor | None) -> list[int] | None:

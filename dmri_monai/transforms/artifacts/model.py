@@ -1,4 +1,4 @@
-"""What a random artifact is: a frozen set of parameter ranges that draws numbers and applies drawn"""
+"""What a random artifact is: a frozen set of parameter ranges that draws numbers and applies drawn numbers."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Artifact:
                 object.__setattr__(self, field.name, value)
 
     def draw(self, R: np.random.RandomState, scan: Scan) -> Drawn:
-        """Numbers that fix this artifact for `scan`: all that is needed but image, gradient table and"""
+        """Numbers that fix this artifact for `scan`: all that is needed but image, gradient table and affine."""
         raise NotImplementedError
 
     @staticmethod
@@ -58,7 +58,7 @@ class Artifact:
 
     @staticmethod
     def displacement(drawn: Drawn, scan: Scan, image: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """(X, Y, Z) common shift and (N, M) monomial weights in voxels along phase encoding; see"""
+        """(X, Y, Z) common shift and (N, M) monomial weights in voxels along phase encoding; see `displace`."""
         raise NotImplementedError
 
     @staticmethod
@@ -142,14 +142,3 @@ def polarity(R: np.random.RandomState, scan: Scan) -> int:
 def generator(seed: int, image: Tensor) -> torch.Generator:
     """Torch generator on the device of `image`."""
     return torch.Generator(image.device).manual_seed(seed)
-
-
-def table(scan: Scan, image: Tensor) -> tuple[Tensor, Tensor]:
-    """b-values (N,) and canonical b-vectors (N, 3) on the device of `image`, float64 on the CPU, float32
-    elsewhere.
-    """
-    dtype = torch.float64 if image.device.type == "cpu" else torch.float32
-    return (
-        torch.as_tensor(scan.bvals, dtype=dtype, device=image.device),
-        torch.as_tensor(scan.bvecs_voxel, dtype=dtype, device=image.device),
-    )

@@ -85,7 +85,7 @@ class Scan:
     shape: (X, Y, Z).  bvals (N,) in s/mm2; bvecs_voxel (N, 3) in the canonical voxel frame, zero for b0.
     affine: (4, 4) canonical, mm.  phase_axis, slice_axis: canonical axes; phase_sign: polarity along
     phase_axis, None where the header does not tell.  reference: signal of an unweighted foreground voxel
-    (image units).
+    (image units).  field_hz: (X, Y, Z) measured field map, if there is one.
     """
 
     shape: tuple[int, int, int]
