@@ -170,6 +170,7 @@ def test_masked_samples_do_not_count_in_norms(norm):
 
 
 def moments_of_rank(rank: int, x: torch.Tensor, path: str) -> None:
+    torch.set_num_threads(1)  # a forked process has no OpenMP threads to wait for
     os.environ.update(MASTER_ADDR="127.0.0.1", GLOO_SOCKET_IFNAME="lo")
     distributed.init_process_group("gloo", init_method=f"file://{path}.store", rank=rank, world_size=2)
     norm = EquivariantBatchNorm("1x0e+1x1o").double()
