@@ -68,6 +68,7 @@ class PretrainBatch:
             preset=self.preset,
             seed=[int(seed) for seed in batch["item_seed"]],
             valid=batch["valid"],
+            meta=[_scan_meta(batch["image"].meta, i) for i in range(len(image))],
         )
         return self._harmonics(corrupted, batch), target
 
@@ -81,6 +82,12 @@ class PretrainBatch:
             mask=batch["valid"],
             fit=self.fit,
         )
+
+
+def _scan_meta(meta: Mapping[str, Any], index: int) -> dict[str, Any]:
+    """Of collated `meta`, what the corruption uses of one scan; slice times do not survive a crop."""
+    names = ("phase_encoding_world", "slice_world", "total_readout_time_s", "multiband_factor")
+    return {name: meta[name][index] for name in names if name in meta}
 
 
 def pretrain(trainer: Engine, pretext: Pretext, checkpoint: Checkpoint) -> None:
