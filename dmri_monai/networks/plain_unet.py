@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from e3nn.o3 import Irreps
 from torch import Tensor, nn
 
 __all__ = ["PlainUNet"]
@@ -17,22 +16,6 @@ def _check_size(image: Tensor, in_channels: int) -> None:
     for n in size[2:]:
         if n % 8 != 0:
             raise ValueError(f"PlainUNet: spatial size {size[2:]} is not a multiple of 8")
-
-
-def _blocks(irreps: str, in_channels: int) -> list[tuple[int, int]]:
-    """(start, stop) channels of every l > 0 block of `irreps`, whose dimension must be `in_channels`."""
-    parsed = Irreps(irreps)
-    if parsed.dim != in_channels:
-        raise ValueError(
-            f"PlainUNet: irreps {irreps} have {parsed.dim} channels, in_channels is {in_channels}"
-        )
-    blocks, start = [], 0
-    for multiplicity, irrep in parsed:
-        for _ in range(multiplicity):
-            if irrep.l > 0:
-                blocks.append((start, start + irrep.dim))
-            start += irrep.dim
-    return blocks
 
 
 def _conv(in_channels: int, out_channels: int) -> nn.Sequential:
@@ -59,28 +42,16 @@ class PlainUNet(nn.Module):
     forward: (B, in_channels, X, Y, Z) -> (B, out_channels, X, Y, Z), or the (B, filters, X, Y, Z) features when
     `out_channels` is None. X, Y and Z must be multiples of 8; other sizes raise ValueError.
 
-    irreps: of the input, such as "2x0e+1x2e+1x4e" for harmonic channels; the length of every l > 0 block is then
-    appended to the input. Anisotropy is such a length, a quadratic form that convolutions are slow to learn.
-
     The body's parameter names are those of the published code, so its state dicts load.
     Reference: Weninger et al. 2022, "Diffusion MRI Specific Pretraining by
     Self-supervision on an Auxiliary Dataset", BVM 2022
     """
 
-    blocks: list[tuple[int, int]]  # declared for TorchScript, which cannot tell the type of an empty list
-
-    def __init__(
-        self,
-        in_channels: int = 64,
-        out_channels: int | None = None,
-        filters: int = 16,
-        irreps: str | None = None,
-    ) -> None:
+    def __init__(self, in_channels: int = 64, out_channels: int | None = None, filters: int = 16) -> None:
         super().__init__()
         self.in_channels = in_channels
-        self.blocks = [] if irreps is None else _blocks(irreps, in_channels)
         f = filters
-        self.down_1 = _double_conv(in_channels + len(self.blocks), f)
+        self.down_1 = _double_conv(in_channels, f)
         self.down_2 = _double_conv(f, 2 * f)
         self.down_3 = _double_conv(2 * f, 4 * f)
         self.pool = nn.MaxPool3d(2)
@@ -95,10 +66,7 @@ class PlainUNet(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         _check_size(image, self.in_channels)
-        parts = [image]
-        for start, stop in self.blocks:
-            parts.append(torch.linalg.vector_norm(image[:, start:stop], dim=1, keepdim=True))
-        down_1 = self.down_1(torch.cat(parts, dim=1))
+        down_1 = self.down_1(image)
         down_2 = self.down_2(self.pool(down_1))
         down_3 = self.down_3(self.pool(down_2))
         x = self.trans_1(self.bridge(self.pool(down_3)))
