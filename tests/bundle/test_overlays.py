@@ -1,0 +1,38 @@
+"""The files a user merges over the bundle's configs."""
+
+import json
+from pathlib import Path
+
+import pytest
+from monai.bundle import ConfigParser
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+EQUIVARIANT = str(CONFIGS / "equivariant.json")
+
+
+def test_equivariant_network_pretrains_fine_tunes_and_infers(prepare, dataset_dir, tmp_path):
+    common = {"dataset_dir": dataset_dir, "max_epochs": 1}
+    first = {"output_dir": str(tmp_path / "pretraining"), "irreps_out": "@irreps_in"}
+    prepare("pretrain", EQUIVARIANT, **common, **first).run()
+    second = {
+        "output_dir": str(tmp_path / "training"),
+        "pretrained": str(tmp_path / "pretraining" / "model.pt"),
+    }
+    prepare("train", EQUIVARIANT, **common, **second).run()
+    own = {"dataset_dir": dataset_dir, "checkpoint": str(tmp_path / "training" / "model.pt")}
+    prepare("inference", EQUIVARIANT, output_dir=str(tmp_path / "inference"), **own).run()
+    assert len(list((tmp_path / "inference").glob("*_dseg.nii.gz"))) == 5
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "args").glob("*.json")), ids=lambda p: p.stem)
+def test_files_named_by_an_args_file_exist_and_know_its_keys(path):
+    args = json.loads(path.read_text())
+    files = [CONFIGS.parent / name for name in args.pop("config_file")]
+    known = ConfigParser.load_config_files([str(f) for f in files])
+    assert set(args) <= set(known)
+
+
+@pytest.mark.parametrize("name", ["phantom", "bids"])
+def test_overlay_only_sets_keys_of_the_training_config(bundle, name):
+    overlay = json.loads((CONFIGS / f"{name}.json").read_text())
+    assert set(overlay) <= set(json.loads((bundle / "configs" / "train.json").read_text()))
