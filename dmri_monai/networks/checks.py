@@ -54,6 +54,8 @@ def with_meta_of(image: Tensor, output: Tensor) -> Tensor:
     """`output` as a MetaTensor with the meta data of `image` if that is one: what MONAI's own networks return."""
     if not hasattr(image, "meta"):
         return output
-    result: Tensor = type(image)(output, meta=image.meta, applied_operations=image.applied_operations)  # type: ignore
+    # the constructor cannot take the meta data of a batch of several scans
+    result: Tensor = type(image)(output)
+    result.copy_meta_from(image, copy_attr=False)  # type: ignore[attr-defined]
     result.is_batch = image.is_batch  # type: ignore[attr-defined]
     return result
