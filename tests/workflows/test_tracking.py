@@ -138,7 +138,8 @@ def server(tmp_path_factory):
     uri = f"http://127.0.0.1:{port}"
     deadline = time.monotonic() + 180
     while not answers(uri + "/health"):
-        assert process.poll() is None and time.monotonic() < deadline, (home / "log").read_text()
+        assert process.poll() is None, (home / "log").read_text()
+        assert time.monotonic() < deadline, (home / "log").read_text()
         time.sleep(0.5)
     yield uri
     os.killpg(process.pid, signal.SIGTERM)
