@@ -203,6 +203,9 @@ def labels(
     scans: Annotated[list[Path], typer.Argument(help="DWI files (.nii, .nii.gz) with their sidecars.")],
     out: Annotated[Path, typer.Option(help="Folder of the derivatives to write.")],
     mask: Annotated[Path | None, typer.Option(help="Brain mask, of a single scan.")] = None,
+    method: Annotated[
+        Literal["csd", "msmt"], typer.Option(help="msmt: all shells, with grey matter and fluid.")
+    ] = "csd",
 ) -> None:
     """Compute training labels from scans: number and directions of fibre peaks, FA."""
     if mask and len(scans) > 1:
@@ -212,7 +215,7 @@ def labels(
     from dmri_monai.labels import write_labels
 
     for scan in tqdm(scans, desc="labels", unit="scan", disable=len(scans) == 1):
-        for path in write_labels(scan, out, mask_path=mask).values():
+        for path in write_labels(scan, out, mask_path=mask, method=method).values():
             typer.echo(path)
 
 

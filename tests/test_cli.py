@@ -140,6 +140,12 @@ def test_labels_are_written_as_derivatives(scan, tmp_path):
     assert all(p.is_file() for p in written)
 
 
+def test_labels_of_all_tissues_need_several_shells(scan, tmp_path):
+    result = run("labels", scan, "--out", tmp_path / "out", "--method", "msmt")
+    assert result.exit_code == 2
+    assert "needs two, use method 'csd'" in result.output
+
+
 def test_artifacts_lists_the_presets():
     result = run("artifacts", "--list")
     assert result.exit_code == 0, result.output

@@ -14,7 +14,8 @@ PACKAGE = "dmri_monai"
 ROOT = Path(__file__).resolve().parents[1] / PACKAGE
 RANKS = (
     ("gradients", "physics", "equivariant"),
-    ("io", "bids", "qspace", "networks"),
+    ("qspace",),
+    ("io", "bids", "networks"),  # harmonic images are written in the bases of qspace
     ("transforms", "phantom", "maps", "baselines", "losses", "metrics", "testing"),
     ("register", "check", "report", "labels"),
     ("workflows",),  # handlers write the report, so it lies below them

@@ -1,10 +1,11 @@
-"""Read and write diffusion scans: NIfTI with FSL, BIDS, HCP or MRtrix gradient tables.
+"""Read and write diffusion scans: NIfTI with FSL, BIDS, HCP or MRtrix gradient tables, and harmonic images.
 
 Only ValueError, TypeError and OSError leave these functions, and each names the file.
 """
 
 from dmri_monai.io.dwi import read_dwi, write_dwi
+from dmri_monai.io.harmonics import read_harmonics, write_harmonics
 from dmri_monai.io.nifti import read_nifti
 from dmri_monai.io.writing import write_nifti
 
-__all__ = ["read_dwi", "read_nifti", "write_dwi", "write_nifti"]
+__all__ = ["read_dwi", "read_harmonics", "read_nifti", "write_dwi", "write_harmonics", "write_nifti"]
