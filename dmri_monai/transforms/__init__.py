@@ -14,7 +14,7 @@ from dmri_monai.transforms.elastic import RandElasticDWId
 from dmri_monai.transforms.frames import ToVoxelFramed, check_voxel_frame, voxel_rotation
 from dmri_monai.transforms.guards import check_gradient_safe
 from dmri_monai.transforms.harmonics import NormalizeByB0d, SphericalHarmonicsd
-from dmri_monai.transforms.load import LoadDWId
+from dmri_monai.transforms.load import LoadDWId, LoadHarmonicsd
 from dmri_monai.transforms.maps import BrainMaskd, ResampleDirectionsd, RotationInvariantsd, TensorMetricsd
 from dmri_monai.transforms.rotation import RandRotateMMd
 from dmri_monai.transforms.selection import RandDropShelld, RandSubsampleDirectionsd, SelectShellsd
@@ -25,6 +25,7 @@ __all__ = [
     "DirectionsToWorldFramed",
     "DyadsToPeaksd",
     "LoadDWId",
+    "LoadHarmonicsd",
     "NormalizeByB0d",
     "PeaksToDyadsd",
     "RandDWIArtifactsd",

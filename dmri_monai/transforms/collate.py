@@ -32,7 +32,10 @@ def collate_dwi(batch: Sequence[Any], image_keys: Sequence[str] = ("image",)) ->
     for item in items:
         for key, value in item.items():
             check_voxel_frame(value, str(key))
-    if items and "bvals" in items[0]:
+    without = [i for i, item in enumerate(items) if "bvals" not in item]
+    if without and len(without) < len(items):
+        raise ValueError(f"item {without[0]} of the batch has no bvals, others have")
+    if items and not without:
         longest = max(len(item["bvals"]) for item in items)
         items = [_padded(item, longest, image_keys) for item in items]
     collated: dict[Hashable, Any] = list_data_collate(_with_common_meta(items))

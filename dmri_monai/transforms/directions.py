@@ -6,6 +6,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
+from e3nn import o3
 from monai.config import KeysCollection
 from monai.data.meta_tensor import MetaTensor
 from monai.transforms import MapTransform
@@ -15,7 +16,7 @@ from dmri_monai.qspace.directions import dyads_to_peaks, peaks_to_dyads
 from dmri_monai.qspace.rotation import rotate_irreps
 from dmri_monai.qspace.tensor import rotate_tensor
 from dmri_monai.transforms.frames import fix_voxel_frame, voxel_rotation
-from dmri_monai.transforms.rows import like
+from dmri_monai.transforms.rows import like, plain, with_meta
 
 __all__ = [
     "DirectionsToVoxelFramed",
@@ -26,6 +27,8 @@ __all__ = [
     "turn_directions",
 ]
 
+WIDTH = {"peaks": 3, "tensors": 6, "dyads": 6}
+
 
 def turn_directions(field: Tensor, kind: str, rotation: Tensor) -> Tensor:
     """Turn a field of directions (C, X, Y, Z) by `rotation` (3, 3).
@@ -33,8 +36,9 @@ def turn_directions(field: Tensor, kind: str, rotation: Tensor) -> Tensor:
     kind: "peaks" (3n: x y z each; NaN stays), "tensors" or "dyads" (6n: xx yy zz xy xz yz each), or e3nn
     irreps such as "1x0e+1x2e+1x4e" for harmonics.  Raises ValueError where the channels do not fit.
     """
-    width = {"peaks": 3, "tensors": 6, "dyads": 6}.get(kind)
+    width = WIDTH.get(kind)
     if width is None:
+        check_kind(kind)
         return rotate_irreps(field.unsqueeze(0), kind, rotation).squeeze(0)
     if len(field) % width:
         raise ValueError(f"{kind} have {len(field)} channels, expected a multiple of {width}")
@@ -44,24 +48,40 @@ def turn_directions(field: Tensor, kind: str, rotation: Tensor) -> Tensor:
     return rotate_tensor(parts, rotation).flatten(0, 1)
 
 
+def check_kind(kind: str) -> str:
+    """`kind` of :func:`turn_directions`, or ValueError."""
+    if kind not in WIDTH:
+        try:
+            o3.Irreps(kind)
+        except ValueError as error:
+            raise ValueError(f"kind must be one of {sorted(WIDTH)} or e3nn irreps, got {kind!r}") from error
+    return kind
+
+
 class DirectionsToVoxelFramed(MapTransform):
     """Turn direction labels from the world frame into the voxel frame of their current affine: a network's
     target.
 
     kind: as in :func:`turn_directions`.  The frame is recorded and checked like that of the image.  Spatial
     transforms come before; nothing else about them needs care, since vectors in the world frame do not change
-    when the grid does (but resample peaks by nearest neighbour, or as dyads).  Raises as
-    :func:`voxel_rotation`.
+    when the grid does (but resample peaks by nearest neighbour, or as dyads).  allow_lambda: a Lambda in the
+    trace keeps the voxels in place.  Raises as :func:`voxel_rotation`.
     """
 
-    def __init__(self, keys: KeysCollection, kind: str = "peaks", allow_missing_keys: bool = False) -> None:
+    def __init__(
+        self,
+        keys: KeysCollection,
+        kind: str = "peaks",
+        allow_lambda: bool = False,
+        allow_missing_keys: bool = False,
+    ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.kind = kind
+        self.kind, self.allow_lambda = check_kind(kind), allow_lambda
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
         for key in self.key_iterator(item):
-            rotation = voxel_rotation(item[key], "DirectionsToVoxelFramed")
+            rotation = voxel_rotation(item[key], "DirectionsToVoxelFramed", self.allow_lambda)
             if item[key].meta.get("direction_frame") == "voxel":
                 raise ValueError(f"{key!r} is in the voxel frame already")
             item[key] = like(item[key], turn_directions(item[key].as_tensor(), self.kind, rotation.T))
@@ -87,7 +107,7 @@ class DirectionsToWorldFramed(MapTransform):
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.kind, self.ref_key = kind, ref_key
+        self.kind, self.ref_key = check_kind(kind), ref_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
@@ -112,7 +132,7 @@ class PeaksToDyadsd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
         for key in self.key_iterator(item):
-            item[key] = like(item[key], peaks_to_dyads(item[key].as_tensor()))
+            item[key] = with_meta(item[key], peaks_to_dyads(plain(item[key])))
         return item
 
 
@@ -128,7 +148,7 @@ class DyadsToPeaksd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
         for key in self.key_iterator(item):
-            item[key] = like(item[key], dyads_to_peaks(item[key].as_tensor(), self.min_length))
+            item[key] = with_meta(item[key], dyads_to_peaks(plain(item[key]), self.min_length))
         return item
 
 

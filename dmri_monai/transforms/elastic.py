@@ -17,7 +17,7 @@ from dmri_monai.qspace.harmonics import b0_reference, mean_b0
 from dmri_monai.qspace.reorientation import principal_rotation, push_forward, reorient_signal
 from dmri_monai.qspace.tensor import fit_tensor, tensor_metrics
 from dmri_monai.transforms.frames import voxel_rotation
-from dmri_monai.transforms.rows import item_table, like
+from dmri_monai.transforms.rows import check_same_grid, item_table, like, plain, with_meta
 from dmri_monai.transforms.warp import SAFE_FRACTION, Warp, bspline_warp, control_shape, resample
 
 __all__ = ["RandElasticDWId"]
@@ -32,7 +32,8 @@ class RandElasticDWId(RandomizableTransform, MapTransform):
     of the principal direction (V1 of the warped scan's tensor; finite strain alone where FA < 0.2), through
     harmonics up to `l_max`; see :mod:`dmri_monai.qspace.reorientation`.
     label_keys: class maps, taken from the nearest voxel.  peaks_keys: peaks (3n, X, Y, Z) in the world frame,
-    nearest voxel, turned to J v with their length kept.  All share the grid of the image.
+    nearest voxel, turned to J v with their length kept.  All share the grid of the image: ValueError where one
+    does not, is missing, or holds peaks in the voxel frame.  The warp leaves no trace: `Invertd` does not undo it.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class RandElasticDWId(RandomizableTransform, MapTransform):
         if not keys:
             return item
         rotation = voxel_rotation(item[keys[0]], "RandElasticDWId", allow_lambda=True)
+        self._check(item, keys)
         size = tuple(item[keys[0]].shape[1:])
         stretch = rotation.T @ item[keys[0]].affine[:3, :3].cpu().double()
         self.randomize(control_shape(size, stretch.norm(dim=0), self.control_mm))
@@ -78,30 +80,31 @@ class RandElasticDWId(RandomizableTransform, MapTransform):
         return item
 
     def _apply(self, item: dict[Hashable, Any], keys: list[Hashable], warp: Warp, rotation: Tensor) -> None:
-        for key in (*keys, *self.label_keys, *self.peaks_keys):
-            if tuple(item[key].shape[1:]) != tuple(warp.source.shape[:3]):
-                raise ValueError(
-                    f"RandElasticDWId: {key!r} has grid {tuple(item[key].shape[1:])}, the image "
-                    f"{tuple(warp.source.shape[:3])}"
-                )
         for key in keys:
             bvals, bvecs = item_table(item, key, "RandElasticDWId")
             table = (bvals, bvecs.double().cpu() @ rotation)
             item[key] = like(item[key], _warped_scan(item[key], table, warp, self.l_max))
-        for key in self.label_keys:
-            labels = _plain(item[key])
+        for key in self._present(item, self.label_keys):
+            labels = plain(item[key])
             moved = resample(labels.double(), warp.source, "nearest", "zeros").to(labels.dtype)
-            item[key] = _with_meta(item[key], moved)
-        for key in self.peaks_keys:
-            item[key] = _with_meta(item[key], _warped_peaks(_plain(item[key]), warp, rotation))
+            item[key] = with_meta(item[key], moved)
+        for key in self._present(item, self.peaks_keys):
+            item[key] = with_meta(item[key], _warped_peaks(plain(item[key]), warp, rotation))
 
+    def _check(self, item: dict[Hashable, Any], keys: list[Hashable]) -> None:
+        """Everything that moves lies on the grid of the first image, and peaks are in the world frame."""
+        image = item[keys[0]]
+        for key in (*keys, *self._present(item, (*self.label_keys, *self.peaks_keys))):
+            check_same_grid(image, torch.as_tensor(item[key]), key, "RandElasticDWId")
+        for key in self._present(item, self.peaks_keys):
+            if getattr(item[key], "meta", {}).get("direction_frame") == "voxel":
+                raise ValueError(f"RandElasticDWId: {key!r} is in the voxel frame, expected the world frame")
 
-def _plain(value: Any) -> Tensor:
-    return torch.as_tensor(value).as_subclass(Tensor)
-
-
-def _with_meta(original: Any, data: Tensor) -> Tensor:
-    return like(original, data) if isinstance(original, MetaTensor) else data
+    def _present(self, item: dict[Hashable, Any], keys: Sequence[str]) -> list[str]:
+        missing = [key for key in keys if key not in item]
+        if missing and not self.allow_missing_keys:
+            raise ValueError(f"RandElasticDWId: the item has no {missing[0]!r}")
+        return [key for key in keys if key in item]
 
 
 def _warped_scan(image: MetaTensor, table: tuple[Tensor, Tensor], warp: Warp, l_max: int) -> Tensor:

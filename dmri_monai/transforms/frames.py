@@ -103,7 +103,7 @@ class ToVoxelFramed(MapTransform):
 
     v_voxel = Q^T v_world.  The frame is recorded in the image and checked later (:func:`check_voxel_frame`).
     Applying it twice is harmless.  allow_lambda: a Lambda in the trace keeps the voxels in place.  Raises as
-    :func:`voxel_rotation`.
+    :func:`voxel_rotation`; ValueError without b-vectors, or where the grids of several `keys` are turned differently.
     """
 
     def __init__(
@@ -113,14 +113,19 @@ class ToVoxelFramed(MapTransform):
         self.allow_lambda = allow_lambda
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        item = dict(data)
+        item, first = dict(data), None
         for key in self.key_iterator(item):
             image = item[key]
+            if "bvecs" not in item:
+                raise ValueError("ToVoxelFramed: the item has no bvecs; load the scan with LoadDWId")
             if isinstance(image, MetaTensor):
                 image = item[key] = like(image, image)  # the caller's meta data stay as they are
                 if "irreps" not in image.meta:  # the vectors are made anew: an older record of them is void
                     image.meta.pop("voxel_frame", None)
             rotation = voxel_rotation(image, "ToVoxelFramed", self.allow_lambda)
+            first = rotation if first is None else first
+            if _angle_degrees(first, rotation) > TOLERANCE_DEGREES:
+                raise ValueError(f"ToVoxelFramed: the grid of {key!r} is turned against that of another key")
             bvecs = torch.as_tensor(item["bvecs"])
             item["bvecs_voxel"] = (bvecs.double().cpu() @ rotation).to(bvecs)
             fix_voxel_frame(image, rotation)

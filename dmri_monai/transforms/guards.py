@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from monai.transforms import Compose
+from monai.transforms import Compose, LazyTransform, MapTransform
+from monai.utils import ensure_tuple_rep
 
 __all__ = ["check_gradient_safe"]
 
@@ -72,10 +73,12 @@ def check_gradient_safe(
     allow-list decides: MONAI's transforms that track their affine or leave voxels in place, everything in `dmri_monai`,
     and the classes (or class names) in `allow`, of which you know the same.  Also refused: a transform that
     turns the grid after directions were fixed to the voxel frame.  Dictionary transforms on other keys are
-    passed over.
+    passed over.  Whatever the key, a lazy Compose must say in its `overrides` where to take the nearest voxel:
+    MONAI's lazy resampling does not look at a transform's own mode, and would interpolate labels and peaks.
     """
     names = {a if isinstance(a, str) else a.__name__ for a in allow}
     fixed_by: str | None = None
+    _check_lazy_modes(pipeline, "pipeline")
     for path, transform in _leaves(pipeline, "pipeline"):
         name = type(transform).__name__
         base = _base_name(name)
@@ -89,7 +92,8 @@ def check_gradient_safe(
             raise ValueError(
                 f"{path}: {name} turns the grid after {fixed_by} fixed directions to it; move it before"
             )
-        if not (base in ALLOWED or _is_ours(transform) or name in names or base in names):
+        known = base in ALLOWED and type(transform).__module__.split(".")[0] == "monai"
+        if not (known or _is_ours(transform) or name in names or base in names):
             advice = ADVICE.get(
                 base, "if it keeps the affine in step with the voxels, name its class in `allow`"
             )
@@ -104,6 +108,34 @@ def _leaves(node: Any, path: str) -> Iterator[tuple[str, Any]]:
             yield from _leaves(child, f"{path}[{i}]")
     elif node is not None:
         yield path, node
+
+
+def _check_lazy_modes(node: Any, path: str) -> None:
+    """ValueError where a lazy Compose would interpolate a key for which a transform in it asks mode="nearest"."""
+    if isinstance(node, Compose):
+        overridden = {key for key, options in (node.overrides or {}).items() if "mode" in options}
+        for inner, transform in _leaves(node, path):
+            lost = _nearest_keys(transform, node.lazy) - overridden
+            if lost:
+                key = min(map(str, lost))
+                raise ValueError(
+                    f"{inner}: {type(transform).__name__} asks the nearest voxel of {key!r}, which a lazy Compose "
+                    f'ignores; give it overrides={{"{key}": {{"mode": "nearest"}}}}'
+                )
+        node = node.transforms
+    if isinstance(node, list | tuple):
+        for i, child in enumerate(node):
+            _check_lazy_modes(child, f"{path}[{i}]")
+
+
+def _nearest_keys(transform: Any, lazy: bool | None) -> set[Any]:
+    """Keys a lazy dictionary transform resamples with mode="nearest"; `lazy`: of its Compose, None for its own."""
+    if not (isinstance(transform, LazyTransform) and isinstance(transform, MapTransform)):
+        return set()
+    if not (transform.lazy if lazy is None else lazy):
+        return set()
+    modes = ensure_tuple_rep(getattr(transform, "mode", None), len(transform.keys))
+    return {key for key, mode in zip(transform.keys, modes, strict=True) if str(mode) in ("nearest", "0")}
 
 
 def _base_name(name: str) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor
 from dmri_monai.gradients import B0_THRESHOLD
 from dmri_monai.qspace.harmonics import ShellFit, b0_reference, harmonic_irreps, mean_b0, signal_to_harmonics
 from dmri_monai.transforms.frames import fix_voxel_frame, voxel_rotation
-from dmri_monai.transforms.rows import item_table, like, select_rows
+from dmri_monai.transforms.rows import item_mask, item_table, like, plain, select_rows
 
 __all__ = ["NormalizeByB0d", "SphericalHarmonicsd"]
 
@@ -65,16 +65,17 @@ class NormalizeByB0d(MapTransform):
         bvals, _ = item_table(item, key, "NormalizeByB0d")
         refuse_normalized(item[key], "NormalizeByB0d")
         image = item[key].as_tensor().float()
-        brain = None if self.mask_key is None else torch.as_tensor(item[self.mask_key])
+        brain = item_mask(item, self.mask_key, key, "NormalizeByB0d")
         b0 = mean_b0(image, bvals, self.b0_threshold)
         reference = b0_reference(b0, brain)
         inverse = torch.where(b0 > 1e-4 * reference, 1.0 / b0, torch.zeros_like(b0))
-        out = image * (inverse if brain is None else inverse * (brain.as_subclass(Tensor)[0] > 0))
+        inverse = inverse if brain is None else inverse * brain[0]
+        out = image * inverse
         if self.clip is not None:
             out = out.clamp_(0.0, self.clip)
         if self.b0 == "collapse":
             kept = int(torch.nonzero(bvals <= self.b0_threshold)[0])
-            out[kept] = b0 / reference * (inverse > 0 if brain is None else brain.as_subclass(Tensor)[0] > 0)
+            out[kept] = b0 / reference * (inverse > 0)
         result = like(item[key], out)
         result.meta["signal"] = "S/S0"
         return result
@@ -131,14 +132,15 @@ class SphericalHarmonicsd(MapTransform):
         bvals, bvecs = item_table(item, key, "SphericalHarmonicsd")
         rotation = voxel_rotation(image, "SphericalHarmonicsd", self.allow_lambda)
         refuse_normalized(image, "SphericalHarmonicsd")
+        brain = item_mask(item, self.mask_key, key, "SphericalHarmonicsd")
         channels = signal_to_harmonics(
             image.as_tensor().unsqueeze(0),
             bvals.unsqueeze(0),
             (bvecs.double().cpu() @ rotation).unsqueeze(0),
             shells=self.shells,
             l_max=self.l_max,
-            brain=self._batched(item, self.mask_key),
-            weights=self._batched(item, self.weights_key),
+            brain=None if brain is None else brain.unsqueeze(0),
+            weights=self._weights(item, len(bvals)),
             fit=self.fit,
         )
         result = like(image, channels[0])
@@ -146,6 +148,11 @@ class SphericalHarmonicsd(MapTransform):
         fix_voxel_frame(result, rotation)
         return result
 
-    @staticmethod
-    def _batched(item: dict[Hashable, Any], key: str | None) -> Tensor | None:
-        return None if key is None else torch.as_tensor(item[key]).as_subclass(Tensor).unsqueeze(0)
+    def _weights(self, item: dict[Hashable, Any], n: int) -> Tensor | None:
+        """(1, N) weights of the measurements."""
+        if self.weights_key is None:
+            return None
+        if self.weights_key not in item or len(item[self.weights_key]) != n:
+            found = "no" if self.weights_key not in item else len(item[self.weights_key])
+            raise ValueError(f"SphericalHarmonicsd: {found} weights {self.weights_key!r} for {n} b-values")
+        return plain(item[self.weights_key]).unsqueeze(0)

@@ -1,4 +1,4 @@
-"""Load a diffusion scan with its gradient table."""
+"""Load a diffusion scan with its gradient table, or an image of harmonic coefficients."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Any, Literal
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
 
-from dmri_monai.gradients import B0_THRESHOLD
-from dmri_monai.io import read_dwi
+from dmri_monai.gradients import B0_THRESHOLD, GradientTable
+from dmri_monai.io import read_dwi, read_harmonics
+from dmri_monai.qspace.conventions import Basis
 
-__all__ = ["LoadDWId"]
+__all__ = ["LoadDWId", "LoadHarmonicsd"]
 
 
 class LoadDWId(MapTransform):
@@ -20,7 +21,8 @@ class LoadDWId(MapTransform):
     Adds `bvals` (N,) in s/mm² and `bvecs` (N, 3), unit world vectors, zero for b0, both float32.  Where the
     scan's sidecar says so, the meta data hold `phase_encoding_world` and `slice_world` (3,).  Masks and
     labels are loaded with MONAI's `LoadImaged` (`ensure_channel_first=True`), whose affine is the same RAS+
-    one. Raises ValueError, TypeError or OSError naming the file, as :func:`dmri_monai.io.read_dwi`.
+    one.  Several keys share one table.  Raises ValueError, TypeError or OSError naming the file, as
+    :func:`dmri_monai.io.read_dwi`, and where the tables of the keys differ.
     """
 
     def __init__(
@@ -36,10 +38,47 @@ class LoadDWId(MapTransform):
         self.b0_threshold = b0_threshold
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        item = dict(data)
+        item, first = dict(data), None
         for key in self.key_iterator(item):
-            image, table = read_dwi(item[key], bvecs=self.bvecs, b0_threshold=self.b0_threshold)
-            item[key] = image
+            path = item[key]
+            item[key], table = read_dwi(path, bvecs=self.bvecs, b0_threshold=self.b0_threshold)
+            first = first or (path, table)
+            if not _same_table(first[1], table):
+                raise ValueError(f"LoadDWId: the gradient table of {path} differs from that of {first[0]}")
             item["bvals"] = table.bvals.float()
             item["bvecs"] = table.bvecs.float()
+        return item
+
+
+def _same_table(a: GradientTable, b: GradientTable) -> bool:
+    """Whether two tables agree to the rounding of text files."""
+    if len(a) != len(b):
+        return False
+    return bool(((a.bvals - b.bvals).abs() <= 1).all() and ((a.bvecs - b.bvecs).abs() <= 1e-3).all())
+
+
+class LoadHarmonicsd(MapTransform):
+    """Replace the path in `keys` by its harmonic coefficients: MetaTensor (C, X, Y, Z) in e3nn's convention.
+
+    They are in the world frame, where spatial transforms leave them right; turn them into the voxel frame last,
+    beside the image: `DirectionsToVoxelFramed(keys, kind="1x0e+1x2e+1x4e")`.  basis, legacy: of the file, by
+    default those of MRtrix3.  Raises as :func:`dmri_monai.io.read_harmonics`.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        *,
+        basis: Basis = "tournier07",
+        legacy: bool = False,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.basis: Basis = basis
+        self.legacy = legacy
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        item = dict(data)
+        for key in self.key_iterator(item):
+            item[key] = read_harmonics(item[key], basis=self.basis, legacy=self.legacy)
         return item

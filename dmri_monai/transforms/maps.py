@@ -20,7 +20,7 @@ from dmri_monai.qspace.harmonics import Measurements, mean_b0, shell_matrix
 from dmri_monai.qspace.invariants import power_spectrum
 from dmri_monai.qspace.tensor import fit_tensor, rotate_tensor, tensor_metrics
 from dmri_monai.transforms.frames import fix_voxel_frame, voxel_rotation
-from dmri_monai.transforms.rows import item_table, like
+from dmri_monai.transforms.rows import check_same_grid, item_mask, item_table, like
 
 __all__ = ["BrainMaskd", "ResampleDirectionsd", "RotationInvariantsd", "TensorMetricsd"]
 
@@ -49,14 +49,15 @@ class ResampleDirectionsd(MapTransform):
         **fit: Any,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        scheme = spread_directions(n_directions) if directions is None else torch.tensor(directions).double()
-        self.scheme = scheme / scheme.norm(dim=1, keepdim=True)
+        self.scheme = spread_directions(n_directions) if directions is None else _unit(directions)
         self.shells, self.l_max, self.b0, self.fit = [float(b) for b in shells], l_max, b0, ShellFit(**fit)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        item = dict(data)
-        tables = []
+        item, tables = dict(data), []
+        first: Any = None
         for key in self.key_iterator(item):
+            first = item[key] if first is None else first
+            check_same_grid(first, item[key], key, "ResampleDirectionsd")
             bvals, bvecs = item_table(item, key, "ResampleDirectionsd")
             rotation = voxel_rotation(item[key], "ResampleDirectionsd")
             item[key] = self._resampled(item[key], bvals, bvecs.double().cpu() @ rotation)
@@ -91,6 +92,14 @@ class ResampleDirectionsd(MapTransform):
         return torch.cat([world.new_zeros(int(self.b0 == "first"), 3), world]).to(bvecs)
 
 
+def _unit(directions: Sequence[Sequence[float]]) -> Tensor:
+    """(M, 3) float64 unit vectors, or ValueError."""
+    scheme = torch.as_tensor(directions, dtype=torch.float64)
+    if scheme.ndim != 2 or scheme.shape[1:] != (3,) or not (scheme.norm(dim=1) > 0).all():
+        raise ValueError(f"directions must be (M, 3) vectors longer than 0, got shape {tuple(scheme.shape)}")
+    return scheme / scheme.norm(dim=1, keepdim=True)
+
+
 class RotationInvariantsd(MapTransform):
     """Replace harmonic channels by the power of every irrep: 0e as it is, l = 2, 4, ... as sum_m c_lm².
 
@@ -101,7 +110,7 @@ class RotationInvariantsd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
         for key in self.key_iterator(item):
-            irreps = item[key].meta.get("irreps")
+            irreps = getattr(item[key], "meta", {}).get("irreps")
             if irreps is None:
                 raise ValueError(
                     f"RotationInvariantsd: {key!r} holds no harmonics; apply SphericalHarmonicsd before"
@@ -153,7 +162,7 @@ class TensorMetricsd(MapTransform):
     def _maps(self, item: dict[Hashable, Any], key: Hashable) -> dict[str, Tensor]:
         bvals, bvecs = item_table(item, key, "TensorMetricsd")
         rotation = voxel_rotation(item[key], "TensorMetricsd", allow_lambda=True)
-        brain = None if self.mask_key is None else torch.as_tensor(item[self.mask_key]).as_subclass(Tensor)
+        brain = item_mask(item, self.mask_key, key, "TensorMetricsd")
         tensor = fit_tensor(
             item[key].as_tensor().unsqueeze(0),
             bvals.unsqueeze(0),

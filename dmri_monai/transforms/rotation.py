@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from monai.config import KeysCollection
+from monai.data.meta_tensor import MetaTensor
 from monai.transforms import (
     InvertibleTransform,
     LazyTransform,
@@ -49,21 +50,29 @@ def rotated_affine(affine: Tensor, spatial_size: Sequence[int], rotation: Tensor
     With A = Q P (polar factor and symmetric stretch) the turned grid is Q R P: same spacing, same angles between the
     axes, and its voxel frame is exactly Q R, whatever the anisotropy or shear of A.
     """
+    return _motion(affine, spatial_size, rotation) @ affine.detach().cpu().double()
+
+
+def _motion(affine: Tensor, spatial_size: Sequence[int], rotation: Tensor) -> Tensor:
+    """(4, 4) rigid motion of the world that turns the grid of `affine` as :func:`rotated_affine` says."""
     affine = affine.detach().cpu().double()
-    linear, centre = affine[:3, :3], (torch.tensor(list(spatial_size), dtype=torch.float64) - 1) / 2
-    q = grid_rotation(affine)
-    turned = affine.clone()
-    turned[:3, :3] = q @ rotation @ q.T @ linear
-    turned[:3, 3] = affine[:3, 3] + (linear - turned[:3, :3]) @ centre
-    return turned
+    q, centre = grid_rotation(affine), (torch.tensor(list(spatial_size), dtype=torch.float64) - 1) / 2
+    centre_mm = affine[:3, :3] @ centre + affine[:3, 3]
+    motion = torch.eye(4, dtype=torch.float64)
+    motion[:3, :3] = q @ rotation @ q.T
+    motion[:3, 3] = centre_mm - motion[:3, :3] @ centre_mm
+    return motion
 
 
 class RandRotateMMd(RandomizableTransform, MapTransform, InvertibleTransform, LazyTransform):
     """Rotate the grid about its centre, by a rotation uniform on SO(3) up to `max_degrees`, in millimetres.
 
     Right on anisotropic and oblique grids, where rotations of voxel indices shear.  Size and spacing stay;
-    the affine follows, so b-vectors and labels need nothing else.  Lazy and invertible as MONAI's own; any
-    device. mode, padding_mode: one for all keys or one a key, as in `monai.transforms.SpatialResample`.
+    the affine follows, so b-vectors and labels need nothing else.  Every key makes the same motion in the world,
+    about the centre of the first, so that grids of other axes, sizes or spacing stay in register.  Lazy and
+    invertible as MONAI's own; any device.  mode, padding_mode: one for all keys or one a key, as in
+    `monai.transforms.SpatialResample`; a lazy Compose ignores them and takes its `overrides`, as with all of MONAI's.
+    Raises TypeError for a plain tensor, which has no affine.
     """
 
     def __init__(
@@ -97,11 +106,15 @@ class RandRotateMMd(RandomizableTransform, MapTransform, InvertibleTransform, La
         item = dict(data)
         self.randomize()
         lazy_ = self.lazy if lazy is None else lazy
+        motion: Tensor | None = None
         for key, mode, padding_mode in self.key_iterator(item, self.mode, self.padding_mode):
             image = item[key]
+            if not isinstance(image, MetaTensor):
+                raise TypeError(f"RandRotateMMd: {key!r} is a {type(image).__name__}, expected a MetaTensor")
             if self._do_transform:
-                size = image.peek_pending_shape()
-                target = rotated_affine(image.peek_pending_affine(), size, self.rotation)
+                size, affine = image.peek_pending_shape(), image.peek_pending_affine().cpu().double()
+                motion = _motion(affine, size, self.rotation) if motion is None else motion
+                target = motion @ affine
                 image = self.resampler(image, target, size, mode, padding_mode, lazy=lazy_)
             self.push_transform(image, replace=True, lazy=lazy_)
             item[key] = image

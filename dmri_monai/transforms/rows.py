@@ -1,4 +1,4 @@
-"""The gradient table of an item: read it, and select its measurements everywhere at once."""
+"""What an item holds beside its image: gradient table and mask, read with their checks, and rows to select."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from monai.data.meta_tensor import MetaTensor
 from torch import Tensor
 
-__all__ = ["item_table", "like", "select_rows"]
+__all__ = ["check_same_grid", "item_mask", "item_table", "like", "plain", "select_rows", "with_meta"]
 
 TABLE_KEYS = ("bvals", "bvecs", "bvecs_voxel", "weights", "valid")
 
@@ -30,6 +30,59 @@ def item_table(item: dict[Hashable, Any], key: Hashable, caller: str) -> tuple[T
             f"shape {tuple(bvecs.shape)}, expected (N, X, Y, Z), (N,) and (N, 3)"
         )
     return bvals, bvecs
+
+
+def item_mask(item: dict[Hashable, Any], mask_key: str | None, key: Hashable, caller: str) -> Tensor | None:
+    """(1, X, Y, Z) bool mask `item[mask_key]` on the grid of `item[key]`, its device; None without a key.
+
+    Raises ValueError for a mask that is missing, has operations pending, or lies on another grid.
+    """
+    if mask_key is None:
+        return None
+    if mask_key not in item:
+        raise ValueError(f"{caller}: the item has no mask {mask_key!r}")
+    image, mask = item[key], torch.as_tensor(item[mask_key])
+    if tuple(mask.shape) != (1, *image.shape[1:]):
+        raise ValueError(
+            f"{caller}: mask {mask_key!r} has shape {tuple(mask.shape)}, expected {(1, *image.shape[1:])}"
+        )
+    check_same_grid(image, mask, mask_key, caller)
+    return (plain(mask) > 0).to(image.device)
+
+
+def check_same_grid(image: Tensor, other: Tensor, name: Hashable, caller: str) -> None:
+    """ValueError where `other` is not voxel by voxel beside `image`: pending operations, shape, or half a voxel off.
+
+    The affines are compared at the corners, and only where both have one.
+    """
+    if isinstance(other, MetaTensor) and other.pending_operations:
+        n = len(other.pending_operations)
+        raise ValueError(
+            f"{caller}: {name!r} has {n} pending lazy operations; apply them first (ApplyPendingd)"
+        )
+    if other.shape[1:] != image.shape[1:]:
+        raise ValueError(
+            f"{caller}: {name!r} has grid {tuple(other.shape[1:])}, the image {tuple(image.shape[1:])}"
+        )
+    if isinstance(image, MetaTensor) and isinstance(other, MetaTensor):
+        corners = torch.cartesian_prod(*(torch.tensor([0.0, n - 1.0]).double() for n in image.shape[1:]))
+        ours, theirs = (torch.as_tensor(x.affine).detach().cpu().double() for x in (image, other))
+        moved = corners @ (ours - theirs)[:3, :3].T + (ours - theirs)[:3, 3]
+        if float(moved.norm(dim=1).max()) > 0.5 * float(ours[:3, :3].norm(dim=0).min()):
+            raise ValueError(
+                f"{caller}: {name!r} lies up to {float(moved.norm(dim=1).max()):.1f} mm beside the image; "
+                "resample it to the image's grid"
+            )
+
+
+def plain(value: Any) -> Tensor:
+    """`value` as a tensor without meta data."""
+    return torch.as_tensor(value).as_subclass(Tensor)
+
+
+def with_meta(original: Any, data: Tensor) -> Tensor:
+    """`data` with the meta data of `original` where it has any."""
+    return like(original, data) if isinstance(original, MetaTensor) else data
 
 
 def like(image: MetaTensor, data: Tensor) -> MetaTensor:

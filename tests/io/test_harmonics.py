@@ -1,4 +1,4 @@
-"""Harmonic images against MRtrix3's definition of its basis, DIPY's converter, and MRtrix3's tensors of a real scan."""
+"""Harmonic images against MRtrix3's definition of its basis and its numbers on a real scan, and DIPY's converter."""
 
 from __future__ import annotations
 
@@ -12,14 +12,23 @@ from monai.data.meta_tensor import MetaTensor
 from scipy.special import lpmv
 
 from dmri_monai.gradients import grid_rotation
-from dmri_monai.io import read_harmonics, read_nifti, write_harmonics
-from dmri_monai.qspace.basis import n_coefficients, sh_basis
+from dmri_monai.io import read_dwi, read_harmonics, read_nifti, write_harmonics
+from dmri_monai.qspace.basis import n_coefficients, sh_basis, sh_fit_matrix
 from dmri_monai.transforms import DirectionsToVoxelFramed, LoadHarmonicsd
 from tests.transforms.fields import ORIENTATIONS, SPACINGS, affine_of, directions
 
 SHAPE = (4, 3, 2)
 FOLDER = Path(__file__).resolve().parents[3] / "shared" / "data" / "mrtrix_dwi"
 GRIDS = [(o, s) for o in ORIENTATIONS for s in ("iso", "thick")]
+# voxel (3, 4, 5) of the real scan, by MRtrix3 3.0.3: `amp2sh -lmax 4 -shells 3000`, then `sh2amp` of it
+AMP2SH = (65.32524, 6.10457, -3.67238, -0.33034, 3.70921, -8.87912, 13.53841, -0.5778, 1.7638, -1.52071,
+          -3.6485, 0.58221, 5.17184, -0.42239, 0.88261)  # fmt: skip
+SH2AMP = {
+    (0.6, 0, 0.8): 18.34947,
+    (-0.48, 0.6, 0.64): 21.07484,
+    (0, -0.8, 0.6): 19.25242,
+    (0.36, 0.48, -0.8): 19.46044,
+}
 
 
 def mrtrix_basis(points: np.ndarray, l_max: int) -> np.ndarray:
@@ -65,6 +74,28 @@ def test_an_image_read_is_the_same_function_of_world_directions(tmp_path, orient
     ours = amplitudes(sh_basis(torch.tensor(points), l_max).numpy(), image.as_tensor().double().numpy())
     np.testing.assert_allclose(ours, amplitudes(mrtrix_basis(points, l_max), theirs), atol=1e-5)
     np.testing.assert_allclose(image.affine.numpy(), grid(orientation, spacing), atol=1e-5)
+
+
+def test_amplitudes_are_those_of_mrtrix(tmp_path):
+    values = np.broadcast_to(np.array(AMP2SH).reshape(-1, 1, 1, 1), (15, *SHAPE)).astype(np.float32)
+    image = read_harmonics(stored(tmp_path / "fod.nii", values, grid("oblique", "iso")))
+    points = torch.tensor(list(SH2AMP), dtype=torch.float64)
+    ours = (sh_basis(points, 4) @ image[:, 0, 0, 0].as_tensor().double()).numpy()
+    np.testing.assert_allclose(ours, list(SH2AMP.values()), atol=2e-4)
+    turned = (sh_basis(points[:, [1, 0, 2]], 4) @ image[:, 0, 0, 0].as_tensor().double()).numpy()
+    assert np.abs(turned - list(SH2AMP.values())).max() > 1
+
+
+@pytest.mark.skipif(not FOLDER.exists(), reason=f"the real scan is not there: {FOLDER}")
+def test_coefficients_fitted_to_a_real_scan_are_those_of_mrtrix(tmp_path):
+    """Fitted in the voxel frame of the oblique grid, written, and compared with what `amp2sh` writes."""
+    image, table = read_dwi(FOLDER / "dwi.nii.gz")
+    shell = table.shells()[-1].indices
+    fit = sh_fit_matrix(table.in_voxel_frame(image.affine)[shell], 4, smoothing=0.0)
+    field = torch.einsum("cn,nxyz->cxyz", fit, image.as_tensor()[shell].double())
+    write_harmonics(tmp_path / "sh.nii", MetaTensor(field, affine=image.affine), frame="voxel")
+    written = nibabel.load(tmp_path / "sh.nii").get_fdata()[3, 4, 5]
+    np.testing.assert_allclose(written, AMP2SH, atol=1e-4)
 
 
 @pytest.mark.parametrize(("orientation", "spacing"), GRIDS, ids=["-".join(g) for g in GRIDS])
