@@ -8,6 +8,7 @@ with x mirrored on right-handed grids: what `.bvec` files hold (BIDS specificati
 
 from __future__ import annotations
 
+import hashlib
 import math
 import warnings
 from dataclasses import dataclass
@@ -147,6 +148,12 @@ class GradientTable:
 
     def __hash__(self) -> int:
         return hash((tuple(self.bvals.tolist()), tuple(self.bvecs.flatten().tolist()), self.b0_threshold))
+
+    @property
+    def sha256(self) -> str:
+        """First 16 digits of the SHA-256 of the b-values and then the b-vectors, as float64."""
+        content = self.bvals.cpu().numpy().tobytes() + self.bvecs.cpu().numpy().tobytes()
+        return hashlib.sha256(content).hexdigest()[:16]
 
     @classmethod
     def from_fsl(

@@ -301,3 +301,10 @@ class TestValueSemantics:
         assert table.shells()[0].indices.is_cuda
         assert table.select(cpu.b0_mask) == cpu.select(cpu.b0_mask)
         assert table.q_vectors(torch.eye(4), 1000.0).is_cuda
+
+
+def test_sha256_tells_tables_apart_and_is_the_same_for_equal_ones():
+    bvals, bvecs = torch.tensor([0.0, 1000.0]), torch.tensor([[0.0, 0, 0], [0, 0, 1]])
+    table = GradientTable(bvals, bvecs)
+    assert table.sha256 == GradientTable(bvals.double(), bvecs.double()).sha256
+    assert table.sha256 != GradientTable(bvals, -bvecs).sha256

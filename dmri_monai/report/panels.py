@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -10,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dmri_monai.gradients import GradientTable
 from dmri_monai.maps import brain_mask, direction_maps, mean_b0
 from dmri_monai.report.case import Case, load_case
 from dmri_monai.report.colour import class_colours, direction_colours, hex_colour
@@ -77,7 +75,7 @@ def render_case(case: Case, *, max_slices: int = 24, convention: Convention = "r
     shells = ", ".join(f"{len(s.indices)} at b = {s.bval:.0f} s/mm²" for s in table.shells()) or "none"
     facts = {"Grid": " × ".join(map(str, b0.shape)), "Voxel (mm)": _spacing(affine)}
     facts |= {"b0 volumes": str(int(table.b0_mask.sum())), "Directions": shells}
-    facts["Table SHA-256"] = _digest(table)
+    facts["Table SHA-256"] = table.sha256
     if maps is None:
         facts["Direction-encoded FA"] = "not shown: the table does not determine a tensor"
     legend = tuple((case.class_names.get(k, f"class {k}"), hex_colour(rgb)) for k, rgb in colours.items())
@@ -124,12 +122,6 @@ def _gray(volume: Tensor, mask: Tensor) -> np.ndarray:
     low, high = min(0.0, float(values.min())), float(np.percentile(values, 99))
     scaled = (np.asarray(finite) - low) / max(high - low, 1e-12)
     return (255 * scaled.clip(0, 1)).round().astype(np.uint8)
-
-
-def _digest(table: GradientTable) -> str:
-    """First 16 digits of the SHA-256 of b-values and world b-vectors (float64)."""
-    content = table.bvals.cpu().numpy().tobytes() + table.bvecs.cpu().numpy().tobytes()
-    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def _spacing(affine: Tensor) -> str:
