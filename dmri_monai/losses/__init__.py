@@ -1,18 +1,22 @@
 """Losses that know the structure of dMRI labels and channels.
 
 Tissue (Dice + cross entropy) and lesions (Dice + focal) need nothing of their own: `monai.losses.DiceCELoss` and
-`monai.losses.DiceFocalLoss`.
+`monai.losses.DiceFocalLoss`; `CountedVoxelsLoss` keeps them to the voxels that count.
 """
 
 from dmri_monai.losses.crossings import CrossingsLoss
 from dmri_monai.losses.directions import AxialLoss
 from dmri_monai.losses.reconstruction import HarmonicReconstructionLoss
 from dmri_monai.losses.signal import MaskedReconstructionLoss, SignalReconstructionLoss
+from dmri_monai.losses.voxels import CountedVoxelsLoss, LesionBCELoss, OneHotL1Loss
 
 __all__ = [
     "AxialLoss",
+    "CountedVoxelsLoss",
     "CrossingsLoss",
     "HarmonicReconstructionLoss",
+    "LesionBCELoss",
     "MaskedReconstructionLoss",
+    "OneHotL1Loss",
     "SignalReconstructionLoss",
 ]

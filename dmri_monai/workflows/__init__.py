@@ -2,44 +2,83 @@
 
 from dmri_monai.workflows.checkpoint import Checkpoint, load_pretrained, load_weights
 from dmri_monai.workflows.data import first, harmonic_channels, scans, seed_everything, subjects
-from dmri_monai.workflows.evaluation import compare
+from dmri_monai.workflows.encoding import encode, thin
+from dmri_monai.workflows.ensemble import RotationEnsemble, SplitUncertaintyd, ensemble_of, split_uncertainty
+from dmri_monai.workflows.evaluation import compare, methods
 from dmri_monai.workflows.handlers import EarlyStopping, Progress, ValidationPicture, shared
-from dmri_monai.workflows.inferers import FullVolumeInferer
-from dmri_monai.workflows.outputs import WriteSegmentations
+from dmri_monai.workflows.inferers import FullVolumeInferer, SymmetricWindowInferer, VolumeInferer
+from dmri_monai.workflows.labels import (
+    CheckLabeld,
+    HarmonicsToPeaksd,
+    HeadMaskd,
+    IgnoreOutsided,
+    LesionMapsd,
+)
+from dmri_monai.workflows.models import ARCHITECTURES, Model, build_network, prepare_batch
+from dmri_monai.workflows.optimization import FreezeBody, parameter_groups
+from dmri_monai.workflows.outputs import WriteResults
 from dmri_monai.workflows.precision import CpuAutocast, autocast, cuda_amp
-from dmri_monai.workflows.pretraining import PretrainBatch, loss_of, lower_is_better, pretrain
+from dmri_monai.workflows.pretraining import PretrainBatch, loss_of, lower_is_better, pretext_loss, pretrain
 from dmri_monai.workflows.randomness import EpochSampler, SeededDataset, SeedEpochs, derive_seed
+from dmri_monai.workflows.selection import Selection, select_by
+from dmri_monai.workflows.tasks import TASKS, Task, task
 from dmri_monai.workflows.tracking import LogMetrics, MLflowRun, current_config, default_store
 
 __all__ = [
+    "ARCHITECTURES",
+    "TASKS",
+    "CheckLabeld",
     "Checkpoint",
     "CpuAutocast",
     "EarlyStopping",
     "EpochSampler",
+    "FreezeBody",
     "FullVolumeInferer",
+    "HarmonicsToPeaksd",
+    "HeadMaskd",
+    "IgnoreOutsided",
+    "LesionMapsd",
     "LogMetrics",
     "MLflowRun",
+    "Model",
     "PretrainBatch",
     "Progress",
+    "RotationEnsemble",
     "SeedEpochs",
     "SeededDataset",
+    "Selection",
+    "SplitUncertaintyd",
+    "SymmetricWindowInferer",
+    "Task",
     "ValidationPicture",
-    "WriteSegmentations",
+    "VolumeInferer",
+    "WriteResults",
     "autocast",
+    "build_network",
     "compare",
     "cuda_amp",
     "current_config",
     "default_store",
     "derive_seed",
+    "encode",
+    "ensemble_of",
     "first",
     "harmonic_channels",
     "load_pretrained",
     "load_weights",
     "loss_of",
     "lower_is_better",
+    "methods",
+    "parameter_groups",
+    "prepare_batch",
+    "pretext_loss",
     "pretrain",
     "scans",
     "seed_everything",
+    "select_by",
     "shared",
+    "split_uncertainty",
     "subjects",
+    "task",
+    "thin",
 ]

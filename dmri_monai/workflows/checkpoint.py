@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ from dmri_monai.workflows.flags import flag
 __all__ = ["Checkpoint", "load_pretrained", "load_weights"]
 
 logger = logging.getLogger(__name__)
+# settings of a model that say what its channels mean: weights made under others fit in shape only
+SHAPE_SETTINGS = ("architecture", "size", "options", "l_max", "missing", "order_scale", "n_directions")
 
 # ignite's and MONAI's savers remove the old file before they write the new one: a kill in between loses both
 
@@ -30,8 +34,8 @@ class Checkpoint:
     """Ignite handler of a trainer: `last.pt` after every epoch, `model.pt` whenever validation is at its best.
 
     `last.pt` holds the state of `network`, of everything in `stateful` (optimizer, scheduler, early stopping ...), of
-    the trainer and of the best metric; `model.pt` holds the network alone, the latest where there is no `evaluator`.
-    Attach it last, after validation, schedule and early stopping.
+    the trainer and of the best metric; `model.pt` holds the network alone, the latest where there is no `evaluator`,
+    and `model.json` the `settings` it was made with.  Attach it last, after validation, schedule and early stopping.
 
     resume: continue from `last.pt`; ValueError when there is none.
     overwrite: start anew in a folder that already holds a `last.pt`; ValueError otherwise, because it would be lost.
@@ -45,7 +49,9 @@ class Checkpoint:
         evaluator: Engine | None = None,
         resume: bool = False,
         overwrite: bool = False,
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
+        self.settings = settings
         self.last = Path(output_dir) / "last.pt"
         self.best = Path(output_dir) / "model.pt"
         self.network = network
@@ -79,7 +85,10 @@ class Checkpoint:
         save_atomically(state, self.last)
 
     def save_network(self) -> None:
-        """Write the network alone to `model.pt`."""
+        """Write the network alone to `model.pt`, and its settings beside it."""
+        if self.settings is not None:
+            with replacing(settings_path(self.best)) as (temporary,):
+                temporary.write_text(json.dumps(self.settings, indent=4) + "\n")
         save_atomically(self.network.state_dict(), self.best)
 
     def restore(self, engine: Engine) -> None:
@@ -101,11 +110,18 @@ class Checkpoint:
         logger.info("resumed from %s after epoch %d", self.last, engine.state.epoch)
 
 
-def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
-    """`network` with all the weights of checkpoint `path` (a state dict), which must fit exactly."""
+def load_weights(
+    network: nn.Module, path: str | Path, settings: Mapping[str, Any] | None = None
+) -> nn.Module:
+    """`network` with all the weights of checkpoint `path` (a state dict), which must fit exactly.
+
+    settings: of the network at hand; where the checkpoint has its own beside it (`model.json`), those that give the
+    channels their meaning must agree; other b-values of the shells are only warned of.  ValueError naming both sides.
+    """
     source = _read(path)
+    _check_settings(settings or {}, path, ("task", *SHAPE_SETTINGS))
     target = network.state_dict()
-    _check_fit(target, source, path)
+    _check_fit(network, target, source, path)
     unexpected = sorted(set(source) - set(target))
     if unexpected:
         raise ValueError(
@@ -115,24 +131,41 @@ def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
     return network
 
 
-def load_pretrained(network: nn.Module, path: str | Path | None) -> nn.Module:
+def load_pretrained(
+    network: nn.Module, path: str | Path | None, settings: Mapping[str, Any] | None = None
+) -> nn.Module:
     """`network` with the weights of checkpoint `path` (a state dict) in everything but its `head`.
 
-    Logs what was loaded and what is new. None or "" leaves the network as it is. ValueError when the bodies differ,
-    naming both sides.
+    Logs what was loaded, what is new, and what the checkpoint holds besides. None or "" leaves the network as it is.
+    settings: as of :func:`load_weights`, but the task may differ. ValueError when the bodies differ, naming both
+    sides.
     """
     if not path:
         return network
     source = _read(path)
+    _check_settings(settings or {}, path, SHAPE_SETTINGS)
     target = network.state_dict()
     body = {name: value for name, value in target.items() if not name.startswith("head.")}
-    _check_fit(body, source, path)
+    _check_fit(network, body, source, path)
     network.load_state_dict({name: source[name] for name in body}, strict=False)
-    new = sorted(set(target) - set(body))
     logger.info(
-        "pretrained: loaded %d parameters from %s; new: %s", len(body), path, ", ".join(new) or "none"
+        "pretrained: loaded %d parameters from %s (%s); new: %s; left in the checkpoint: %s",
+        len(body),
+        path,
+        _listed(sorted({name.split(".")[0] for name in body})),
+        _listed(sorted(set(target) - set(body))),
+        _listed(sorted(set(source) - set(body))),
     )
     return network
+
+
+def settings_path(path: str | Path) -> Path:
+    """Where the settings of checkpoint `path` are: `model.json` for `model.pt`."""
+    return Path(path).with_suffix(".json")
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names) or "none"
 
 
 def _read(path: str | Path) -> dict[str, Tensor]:
@@ -142,12 +175,36 @@ def _read(path: str | Path) -> dict[str, Tensor]:
     return content.get("network", content)
 
 
-def _check_fit(target: dict[str, Tensor], source: dict[str, Tensor], path: str | Path) -> None:
+def _check_settings(settings: Mapping[str, Any], path: str | Path, names: tuple[str, ...]) -> None:
+    """ValueError where one of `names` differs between `settings` and those beside the checkpoint, if there are any."""
+    record = settings_path(path)
+    if not record.is_file():
+        return
+    theirs = json.loads(record.read_text())
+    ours = json.loads(json.dumps(dict(settings), default=str))
+    for name in names:
+        if name in ours and name in theirs and ours[name] != theirs[name]:
+            _refuse(path, name, theirs[name], ours[name])
+    shells = [list(side.get("shells") or []) for side in (theirs, ours)]
+    if all(shells) and len(shells[0]) != len(shells[1]):
+        _refuse(path, "shells", *shells)
+    if all(shells) and shells[0] != shells[1]:
+        logger.warning("%s was made with shells %s, the configuration has %s", path, *shells)
+
+
+def _refuse(path: str | Path, name: str, theirs: Any, ours: Any) -> None:
+    raise ValueError(f"{path} was made with {name} = {theirs!r}, the configuration says {ours!r}")
+
+
+def _check_fit(
+    network: nn.Module, target: dict[str, Tensor], source: dict[str, Tensor], path: str | Path
+) -> None:
     misfits = [n for n, value in target.items() if n not in source or source[n].shape != value.shape]
     if misfits:
         name = misfits[0]
         theirs = tuple(source[name].shape) if name in source else "missing"
+        parts = _listed(list(dict.fromkeys(n.split(".")[0] for n in source)))
         raise ValueError(
-            f"{path} does not fit the network in {len(misfits)} of {len(target)} parameters; "
-            f"first {name}: network {tuple(target[name].shape)}, checkpoint {theirs}"
+            f"{path} does not fit the {type(network).__name__} in {len(misfits)} of {len(target)} parameters; "
+            f"first {name}: network {tuple(target[name].shape)}, checkpoint {theirs}; the checkpoint holds {parts}"
         )

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 
 from dmri_monai import bids
 from dmri_monai.io.nifti import nifti_stem
 from dmri_monai.qspace.basis import n_coefficients
+from dmri_monai.workflows.flags import flag
 
 __all__ = ["first", "harmonic_channels", "scans", "seed_everything", "subjects"]
+
+Layout = Literal["bids", "hcp"]
 
 
 def subjects(
@@ -20,14 +23,42 @@ def subjects(
     fractions: Mapping[str, float],
     seed: int = 0,
     labels: Mapping[str, str] | None = None,
+    *,
+    masked: bool = False,
+    layout: Layout = "bids",
+    fold: int | None = None,
+    n_folds: int = 7,
 ) -> dict[str, list[dict[str, Any]]]:
-    """Items of a BIDS folder, split by subject: name of the part -> items with `image` and the paths of `labels`.
+    """Items of a data set, split by subject: name of the part -> items with `image` and the paths of `labels`.
 
     fractions: part -> share of the subjects, e.g. {"train": 0.6, "val": 0.2, "test": 0.2}.
     labels: key of the item -> suffix of the derivative, e.g. {"label": "dseg"}; scans without them are an error.
+    masked: items also get the path of their brain `mask`; scans without one are an error.
+    layout: "bids", or "hcp" (`<subject>/T1w/Diffusion`, without labels).
+    fold: part of a cross-validation of `n_folds` instead of `fractions`; the subjects then stay in sorted order.
     """
-    items = bids.data_list(dataset_dir, labels=dict(labels or {}))
+    items = _items(dataset_dir, layout, dict(labels or {}))
+    if flag("masked", masked):
+        lacking = [item["image"] for item in items if "mask" not in item]
+        if lacking:
+            raise FileNotFoundError(f"no brain mask for {len(lacking)} scans; first {lacking[0]}")
+    else:
+        items = [{key: value for key, value in item.items() if key != "mask"} for item in items]
+    if fold is not None:
+        return bids.split_fold(items, fold, n_folds, seed=None)
     return bids.split(items, fractions, seed=seed)
+
+
+def _items(dataset_dir: str | Path, layout: Layout, labels: dict[str, str]) -> list[dict[str, Any]]:
+    if layout not in get_args(Layout):
+        raise ValueError(f"layout is {layout!r}, expected one of {get_args(Layout)}")
+    if layout == "bids":
+        return bids.data_list(dataset_dir, labels=labels)
+    if labels:
+        raise ValueError(
+            f"layout 'hcp' has no labels, but {sorted(labels.values())} are needed: {dataset_dir}"
+        )
+    return bids.hcp_list(dataset_dir)
 
 
 def scans(path: str | Path, label: str | None = None) -> list[dict[str, Any]]:

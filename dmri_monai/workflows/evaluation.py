@@ -11,33 +11,42 @@ import torch
 from monai.engines import Evaluator
 
 from dmri_monai.io.writing import replacing
+from dmri_monai.workflows.tasks import Task
 from dmri_monai.workflows.tracking import MLflowRun
 
-__all__ = ["compare"]
+__all__ = ["compare", "methods"]
+
+
+def methods(task: Task, network: Evaluator, shuffled: Evaluator, kmeans: Evaluator) -> dict[str, Evaluator]:
+    """What :func:`compare` runs, by name; clustering is a baseline of tissue alone."""
+    found = {"network": network, "network, shuffled b-vectors": shuffled}
+    return {**found, "k-means on b0, FA, MD": kmeans} if task.name == "tissue" else found
 
 
 def compare(
     evaluators: dict[str, Evaluator],
-    class_names: Sequence[str],
+    columns: Sequence[str],
     output_dir: str | Path,
     tracking: MLflowRun | None = None,
     metric: str = "dice",
+    average: bool = True,
 ) -> list[dict[str, str | float]]:
-    """Run every evaluator, print and return a table of its mean `metric` per class; `<metric>.csv` has each subject.
+    """Run every evaluator, print and return a table of its mean `metric` per column; `<metric>.csv` has each subject.
 
     Both tables become artifacts of the run `tracking` keeps.
 
-    `state.metric_details[metric]` of an evaluator: (subjects, classes).
+    `state.metric_details[metric]` of an evaluator: (subjects, columns), such as one a class.  average: a last
+    column holds the mean of the others.
     """
     rows, subjects = [], []
     for name, evaluator in evaluators.items():
         evaluator.run()
         values = torch.as_tensor(evaluator.state.metric_details[metric]).cpu()
         means = values.nanmean(dim=0).tolist()
-        row = dict(zip(class_names, means, strict=True))
-        rows.append({"method": name, **row, "mean": sum(means) / len(means)})
+        row = {"method": name, **dict(zip(columns, means, strict=True))}
+        rows.append({**row, "mean": sum(means) / len(means)} if average else row)
         for i, subject in enumerate(values.tolist()):
-            subjects.append({"method": name, "subject": i, **dict(zip(class_names, subject, strict=True))})
+            subjects.append({"method": name, "subject": i, **dict(zip(columns, subject, strict=True))})
     targets = Path(output_dir) / f"{metric}.csv", Path(output_dir) / f"{metric}_summary.csv"
     with replacing(*targets) as temporary:
         for path, content in zip(temporary, (subjects, rows), strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -79,13 +80,16 @@ def shared(handler: Any) -> Any:
 class ValidationPicture:
     """Ignite handler of an evaluator: the middle axial slice of the last item as input, truth and prediction.
 
-    Items of `engine.state.output`: `image`, `label`, `pred`, each (C, X, Y, Z); class maps are one-hot, anything else
-    is shown by its channel `channel`.
+    Items of `engine.state.output`: `image`, `label`, `pred`, each (C, X, Y, Z); a label that is a mapping is shown by
+    its `harmonics`.  shows: "classes" (one-hot or class numbers), "scores" (their first channel, 0 to 1),
+    "directions" (peaks; red, green and blue for the parts along x, y and z), or None for the first channel as it is.
     """
 
-    def __init__(self, path: str | Path, channel: int = 0) -> None:
+    def __init__(self, path: str | Path, shows: str | None = None) -> None:
+        if shows not in (None, "classes", "scores", "directions"):
+            raise ValueError(f"shows is {shows!r}, expected None, 'classes', 'scores' or 'directions'")
         self.path = Path(path)
-        self.channel = channel
+        self.shows = shows
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
@@ -95,16 +99,22 @@ class ValidationPicture:
 
         item = engine.state.output[-1]
         figure = Figure(figsize=(9, 3.2), layout="constrained")
+        limits = {"vmin": 0, "vmax": 1} if self.shows == "scores" else {}
         for axes, key in zip(figure.subplots(1, 3), ("image", "label", "pred"), strict=True):
-            axes.imshow(
-                self._slice(item[key]).T, origin="lower", cmap="gray" if key == "image" else "viridis"
-            )
+            image = key == "image"
+            picture = _slice(item[key], None if image else self.shows)
+            style = {"cmap": "gray"} if image else {"cmap": "viridis", **limits}
+            axes.imshow(picture.transpose(0, 1), origin="lower", **style)
             axes.set_title({"image": "input", "label": "truth", "pred": "prediction"}[key])
             axes.axis("off")
         with replacing(self.path) as (temporary,):
             figure.savefig(temporary, format="png", dpi=110)
 
-    def _slice(self, volume: torch.Tensor) -> torch.Tensor:
-        middle = torch.as_tensor(volume).as_subclass(torch.Tensor)[..., volume.shape[-1] // 2].float().cpu()
-        one_hot = len(middle) > 1 and bool(((middle == 0) | (middle == 1)).all())
-        return middle.argmax(0) if one_hot else middle[self.channel]
+
+def _slice(volume: Any, shows: str | None) -> torch.Tensor:
+    """(X, Y), or (X, Y, 3) colours, of the middle of a volume (C, X, Y, Z)."""
+    volume = volume["harmonics"] if isinstance(volume, Mapping) else volume
+    middle = torch.as_tensor(volume).as_subclass(torch.Tensor)[..., volume.shape[-1] // 2].float().cpu()
+    if shows == "directions":
+        return middle[:3].movedim(0, -1).abs().nan_to_num(0.0).clamp(max=1)
+    return middle.argmax(0) if shows == "classes" and len(middle) > 1 else middle[0]

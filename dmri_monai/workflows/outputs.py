@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,34 +14,40 @@ from torch import Tensor
 from dmri_monai.io import read_nifti, write_nifti
 from dmri_monai.io.nifti import nifti_stem
 from dmri_monai.io.writing import replacing
+from dmri_monai.metrics import AngularError
 from dmri_monai.report import Case, write_report
+from dmri_monai.workflows.inferers import VolumeInferer
+from dmri_monai.workflows.tasks import Task
 
-__all__ = ["WriteSegmentations"]
+__all__ = ["WriteResults"]
 
 
-class WriteSegmentations:
-    """Ignite handler of an evaluator: writes every predicted label map, then a report over all of them.
+class WriteResults:
+    """Ignite handler of an evaluator: writes every prediction, then a report over all of them.
 
-    Items of `engine.state.output` hold `pred` (1, X, Y, Z), class indices on the grid of the scan file named by
-    `pred.meta["filename_or_obj"]`; the map of `sub-01_dwi.nii.gz` becomes `sub-01_dseg.nii.gz` with the scan's own
-    affine. A `label_path` in the item of the data list is the truth the report compares with.
+    Items of `engine.state.output` hold `pred`, and `uncertainty` (1, X, Y, Z) if an ensemble gave one, on the grid of
+    the scan file named by `pred.meta["filename_or_obj"]`: class numbers (1, X, Y, Z), or peaks (3n, X, Y, Z) in the
+    world frame, MRtrix's convention.  The result of `sub-01_dwi.nii.gz` becomes `sub-01_<label of the task>.nii.gz`
+    with the scan's own affine, its uncertainty `sub-01_<label>uncertainty.nii.gz`. A `label_path` in the item of the
+    data list is the truth the report compares with.  inferer: whose deviation the report names, where there is any.
     """
 
     def __init__(
         self,
+        task: Task,
         output_dir: str | Path,
-        class_names: Sequence[str],
-        data: Sequence[dict[str, Any]],
-        suffix: str = "dseg",
-        title: str = "Tissue segmentation",
-        provenance: dict[str, Any] | None = None,
+        data: Sequence[Mapping[str, Any]],
+        title: str | None = None,
+        inferer: VolumeInferer | None = None,
+        provenance: Mapping[str, Any] | None = None,
     ) -> None:
+        self.task = task
         self.output_dir = Path(output_dir)
-        self.class_names = dict(enumerate(class_names, start=1))
         self.truths = {str(Path(item["image"]).resolve()): item.get("label_path") for item in data}
-        self.suffix = suffix
-        self.title = title
-        self.provenance = provenance or {}
+        self.title = task.title if title is None else title
+        self.inferer = inferer
+        self.provenance = dict(provenance or {})
+        self.class_names = dict(enumerate(task.class_names, start=1))
         self.cases: list[Case] = []
 
     def attach(self, engine: Engine) -> None:
@@ -53,35 +59,54 @@ class WriteSegmentations:
         for item in engine.state.output:
             pred = item["pred"]
             scan = Path(pred.meta["filename_or_obj"])
-            labels = pred.as_subclass(Tensor)[0].round().to(torch.uint8).cpu()
             name = nifti_stem(scan).removesuffix("_dwi")
-            target = self.output_dir / f"{name}_{self.suffix}.nii.gz"
-            write_nifti(target, labels, pred.affine)
-            self.cases.append(self._case(name, scan, labels))
+            found = pred.as_subclass(Tensor).cpu()
+            found = found.float() if self._is_field else found[0].round().to(torch.uint8)
+            write_nifti(self._path(name), found, pred.affine)
+            maps = {}
+            if "uncertainty" in item:
+                maps["Uncertainty"] = item["uncertainty"].as_subclass(Tensor)[0].float().cpu()
+                write_nifti(self._path(name, "uncertainty"), maps["Uncertainty"], pred.affine)
+            self.cases.append(self._case(name, scan, found, maps))
 
     def report(self, engine: Engine) -> None:
-        lines = ["index\tname", "0\tbackground", *(f"{i}\t{name}" for i, name in self.class_names.items())]
-        with replacing(self.output_dir / f"{self.suffix}.tsv") as (temporary,):
-            temporary.write_text("\n".join(lines) + "\n")
+        if self.class_names:
+            rows = ["0\tbackground", *(f"{i}\t{name}" for i, name in self.class_names.items())]
+            with replacing(self.output_dir / f"{self.task.label}.tsv") as (temporary,):
+                temporary.write_text("\n".join(["index\tname", *rows]) + "\n")
         path = write_report(
             self.output_dir / "report.html", self.cases, title=self.title, provenance=self.provenance
         )
         print(f"report: {path}")
 
-    def _case(self, name: str, scan: Path, labels: Tensor) -> Case:
-        truth_path = self.truths.get(str(scan.resolve()))
-        truth = (
-            None
-            if truth_path is None
-            else read_nifti(truth_path)[0].as_subclass(Tensor).round().to(torch.uint8)
-        )
-        metrics = {} if truth is None else self._dice(labels, truth)
-        return Case(name, scan, prediction=labels, truth=truth, class_names=self.class_names, metrics=metrics)
+    @property
+    def _is_field(self) -> bool:
+        return self.task.n_classes is None
 
-    def _dice(self, labels: Tensor, truth: Tensor) -> dict[str, float]:
-        n_classes = len(self.class_names) + 1
+    def _path(self, name: str, kind: str = "") -> Path:
+        return self.output_dir / f"{name}_{self.task.label}{kind}.nii.gz"
+
+    def _case(self, name: str, scan: Path, found: Tensor, maps: dict[str, Tensor]) -> Case:
+        truth_path = self.truths.get(str(scan.resolve()))
+        truth = None if truth_path is None else read_nifti(truth_path).as_subclass(Tensor)
+        metrics = {} if truth is None else self._metrics(found, truth)
+        if self.inferer is not None and self.inferer.deviation:
+            metrics["Deviation of windows"] = self.inferer.deviation
+        if self._is_field:
+            return Case(name, scan, metrics=metrics, maps=maps)
+        labels = None if truth is None else truth[0].round().to(torch.uint8)
+        return Case(name, scan, None, found, labels, self.class_names, metrics, maps)
+
+    def _metrics(self, found: Tensor, truth: Tensor) -> dict[str, float]:
+        if self._is_field:
+            angles = AngularError()(found.unsqueeze(0), truth.unsqueeze(0))[0]
+            return {"Median angle (°)": float(angles[0]), "Share below 10°": float(angles[1])}
         helper = DiceHelper(
-            include_background=False, num_classes=n_classes, reduction="none", get_not_nans=False
+            include_background=False,
+            num_classes=len(self.class_names) + 1,
+            reduction="none",
+            get_not_nans=False,
         )
-        values = helper(labels[None, None].long(), truth[None, None].long())[0]
-        return {f"Dice {name}": float(v) for name, v in zip(self.class_names.values(), values, strict=True)}
+        values = helper(found[None, None].long(), truth[None].round().long())[0]
+        names = self.class_names.values()
+        return {f"Dice {name}": float(v) for name, v in zip(names, values.reshape(-1), strict=True)}

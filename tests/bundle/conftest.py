@@ -7,7 +7,13 @@ from monai.bundle import ConfigWorkflow
 from dmri_monai.phantom import write_dataset
 
 BUNDLE = Path(__file__).parents[2] / "bundle"
-TINY = {"spacing_mm": [6.0, 6.0, 6.0], "filters": 4, "device": "cpu", "bundle_root": str(BUNDLE)}
+TINY = {
+    "spacing_mm": [6.0, 6.0, 6.0],
+    "architecture": "plain",
+    "network_options": {"filters": 4},
+    "device": "cpu",
+    "bundle_root": str(BUNDLE),
+}
 TINY_TRAINING = {"crop_size": [16, 16, 16], "max_epochs": 2, "cache_rate": 1.0}
 
 

@@ -8,18 +8,22 @@ from monai.bundle import ConfigParser
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 EQUIVARIANT = str(CONFIGS / "equivariant.json")
+NO_OPTIONS = {
+    "architecture": "equivariant",
+    "network_options": {},
+}  # an overlay comes before a test's own settings
 
 
 def test_equivariant_network_pretrains_fine_tunes_and_infers(prepare, dataset_dir, tmp_path):
     common = {"dataset_dir": dataset_dir, "max_epochs": 1}
-    first = {"output_dir": str(tmp_path / "pretraining"), "irreps_out": "@irreps_in"}
-    prepare("pretrain", EQUIVARIANT, **common, **first).run()
+    common |= NO_OPTIONS
+    prepare("pretrain", EQUIVARIANT, **common, output_dir=str(tmp_path / "pretraining")).run()
     second = {
         "output_dir": str(tmp_path / "training"),
         "pretrained": str(tmp_path / "pretraining" / "model.pt"),
     }
     prepare("train", EQUIVARIANT, **common, **second).run()
-    own = {"dataset_dir": dataset_dir, "checkpoint": str(tmp_path / "training" / "model.pt")}
+    own = {"dataset_dir": dataset_dir, "checkpoint": str(tmp_path / "training" / "model.pt"), **NO_OPTIONS}
     prepare("inference", EQUIVARIANT, output_dir=str(tmp_path / "inference"), **own).run()
     assert len(list((tmp_path / "inference").glob("*_dseg.nii.gz"))) == 5
 

@@ -14,7 +14,8 @@ ROOT = Path(__file__).parents[2]
 SETTINGS = {
     "spacing_mm": "[6.0,6.0,6.0]",
     "crop_size": "[16,16,16]",
-    "filters": "4",
+    "architecture": "plain",
+    "network_options": "{'filters': 4}",
     "device": "cpu",
     "batch_size": "1",
     "max_epochs": "4",

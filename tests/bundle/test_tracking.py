@@ -33,7 +33,7 @@ def test_configuration_with_overrides_picture_and_model_are_artifacts(run, train
     path = run[1].download_artifacts(run[0].info.run_id, "config.json", str(trained))
     config = json.loads(Path(path).read_text())
     assert config["crop_size"] == [16, 16, 16]
-    assert config["filters"] == 4
+    assert config["network_options"] == {"filters": 4}
 
 
 def test_new_training_is_a_new_run(run, prepare, dataset_dir, trained):

@@ -42,7 +42,7 @@ def test_network_takes_and_gives_what_the_metadata_says(files, bundle):
 
 def test_exported_network_gives_the_same_output(files, bundle, trained, tmp_path, prepare):
     shutil.copy(trained / "model.pt", tmp_path / "model.pt")
-    options = {"filters": 4, "bundle_root": str(bundle)}
+    options = {"architecture": "plain", "network_options": {"filters": 4}, "bundle_root": str(bundle)}
     ckpt_export(
         "network_def",
         filepath=str(tmp_path / "model.ts"),

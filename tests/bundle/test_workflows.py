@@ -38,21 +38,14 @@ def test_named_run_id_is_the_plain_run(bundle, config):
 
 def test_networks_of_all_configs_agree(bundle):
     configs = {n: json.loads((bundle / "configs" / f"{n}.json").read_text()) for n in RUN_IDS}
-    keys = (
-        "network_def",
-        "in_channels",
-        "shells",
-        "shell_tolerance",
-        "l_max",
-        "order_scale",
-        "missing",
-        "class_names",
-    )
-    for name in ("evaluate", "inference"):
-        for key in (*keys, "spacing_mm"):
+    model = configs["train"]["model"]
+    keys = [value.removeprefix("@") for key, value in model.items() if key != "_target_"]
+    for key in ("model", *keys, "spacing_mm"):
+        for name in ("pretrain", "evaluate", "inference"):
             assert configs[name][key] == configs["train"][key], (name, key)
-    body = {k: v for k, v in configs["pretrain"]["network_def"].items() if k != "out_channels"}
-    assert body == {k: v for k, v in configs["train"]["network_def"].items() if k != "out_channels"}
+    for key in ("task", "task_def", "network_def", "settings"):
+        for name in ("evaluate", "inference"):
+            assert configs[name][key] == configs["train"][key], (name, key)
 
 
 def test_fine_tuning_starts_from_the_pretrained_body(prepare, dataset_dir, pretrained, tmp_path):
@@ -70,7 +63,7 @@ def test_training_leaves_best_and_last_checkpoint_and_a_picture(trained):
     assert (trained / "validation.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("pretext", ["artifacts", "autoencoder", "none"])
+@pytest.mark.parametrize("pretext", ["artifacts", "autoencoder", "masked", "none"])
 def test_one_switch_selects_the_pretext(prepare, dataset_dir, tmp_path, pretext):
     workflow = prepare(
         "pretrain", dataset_dir=dataset_dir, output_dir=str(tmp_path), pretext=pretext, max_epochs=1

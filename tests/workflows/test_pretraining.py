@@ -1,12 +1,14 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from monai.data import MetaTensor
 from torch.nn.functional import normalize
 
 from dmri_monai.transforms import ToVoxelFramed, collate_dwi
-from dmri_monai.workflows import PretrainBatch, derive_seed
+from dmri_monai.workflows import Model, PretrainBatch, derive_seed
 
-SHELLS = [1000.0]
+MODEL = Model(architecture="plain", shells=[1000.0])
 
 
 def batch(phase_encoding=None, seeds=(1, 2)):
@@ -27,13 +29,13 @@ def batch(phase_encoding=None, seeds=(1, 2)):
 
 
 def test_input_of_an_autoencoder_is_its_target():
-    image, target = PretrainBatch("autoencoder", SHELLS)(batch())
+    image, target = PretrainBatch("autoencoder", MODEL)(batch())
     assert image.shape == (2, 16, 10, 12, 8)
     torch.testing.assert_close(image, target, rtol=0, atol=0)
 
 
 def test_corruption_is_a_function_of_the_item_seed():
-    prepare = PretrainBatch("artifacts", SHELLS, corruption="normal")
+    prepare = PretrainBatch("artifacts", MODEL, corruption="normal")
     image, target = prepare(batch())
     torch.testing.assert_close(prepare(batch())[0], image, rtol=0, atol=0)
     other, _ = prepare(batch(seeds=(1, 3)))
@@ -42,19 +44,19 @@ def test_corruption_is_a_function_of_the_item_seed():
 
 
 def test_phase_encoding_of_the_scan_decides_where_artifacts_go():
-    prepare = PretrainBatch("artifacts", SHELLS, corruption="strong")
+    prepare = PretrainBatch("artifacts", MODEL, corruption="strong")
     along_y, target = prepare(batch((0.0, 1.0, 0.0)))
     along_x, _ = prepare(batch((1.0, 0.0, 0.0)))
     assert (along_x - along_y).norm() > 1e-2 * target.norm()
 
 
 def test_order_scale_scales_input_and_target():
-    plain = PretrainBatch("autoencoder", SHELLS)(batch())[1]
-    scaled = PretrainBatch("autoencoder", SHELLS, order_scale=[1.0, 3.0, 5.0])(batch())[1]
+    plain = PretrainBatch("autoencoder", MODEL)(batch())[1]
+    scaled = PretrainBatch("autoencoder", replace(MODEL, order_scale=[1.0, 3.0, 5.0]))(batch())[1]
     factors = torch.tensor([1.0] * 2 + [3.0] * 5 + [5.0] * 9).view(1, -1, 1, 1, 1)
     torch.testing.assert_close(scaled, plain * factors)
 
 
 def test_unknown_pretext_names_the_choices():
     with pytest.raises(ValueError, match="pretext is 'denoise', expected one of"):
-        PretrainBatch("denoise", SHELLS)
+        PretrainBatch("denoise", MODEL)

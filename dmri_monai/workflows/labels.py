@@ -1,0 +1,146 @@
+"""Transforms of labels and predictions that the tasks need."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
+from torch import Tensor
+
+from dmri_monai.gradients import B0_THRESHOLD
+from dmri_monai.qspace.axes import harmonics_to_axis
+from dmri_monai.qspace.harmonics import b0_reference, mean_b0
+from dmri_monai.transforms.rows import item_table, like
+
+__all__ = ["CheckLabeld", "HarmonicsToPeaksd", "HeadMaskd", "IgnoreOutsided", "LesionMapsd"]
+
+TOLERANCE_MM = 1e-2
+
+
+class CheckLabeld(MapTransform):
+    """Check that a label lies on the grid of the scan and holds what its task expects; changes nothing.
+
+    n_classes: the label is one volume of whole numbers below it; None: peaks, 3n volumes.
+    Raises ValueError naming the label's file, and what it holds and should hold.
+    """
+
+    def __init__(
+        self, keys: KeysCollection = "label", n_classes: int | None = None, image_key: str = "image"
+    ) -> None:
+        super().__init__(keys)
+        self.n_classes, self.image_key = n_classes, image_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        for key in self.key_iterator(dict(data)):
+            self._check_grid(data[key], data[self.image_key])
+            self._check_values(data[key])
+        return dict(data)
+
+    def _check_grid(self, label: MetaTensor, image: MetaTensor) -> None:
+        if label.shape[1:] != image.shape[1:]:
+            sizes = f"{tuple(label.shape[1:])}, the scan's is {tuple(image.shape[1:])}"
+            raise ValueError(f"label: its grid is {sizes}: {_file(label)}")
+        gap = float((label.affine.double().cpu() - image.affine.double().cpu()).abs().max())
+        if gap > TOLERANCE_MM:
+            raise ValueError(
+                f"label: its affine differs from the scan's by {gap:.3g} mm; resample it to the scan: {_file(label)}"
+            )
+
+    def _check_values(self, label: MetaTensor) -> None:
+        values = label.as_tensor()
+        if self.n_classes is None:
+            if len(values) % 3:
+                raise ValueError(f"label: {len(values)} volumes, expected 3 for each peak: {_file(label)}")
+            return
+        if len(values) != 1:
+            raise ValueError(f"label: {len(values)} volumes, expected 1: {_file(label)}")
+        wrong = values[(values != values.round()) | (values < 0) | (values >= self.n_classes)]
+        if len(wrong):
+            expected = f"expected whole numbers from 0 to {self.n_classes - 1}"
+            raise ValueError(f"label: holds {float(wrong[0]):g}, {expected}: {_file(label)}")
+
+
+class IgnoreOutsided(MapTransform):
+    """Set a label to `value` where `mask` (1, X, Y, Z) is 0, for losses and metrics that pass over that value."""
+
+    def __init__(self, keys: KeysCollection = "label", value: float = -1.0, mask_key: str = "mask") -> None:
+        super().__init__(keys)
+        self.value, self.mask_key = value, mask_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        item = dict(data)
+        if self.mask_key in item:
+            inside = torch.as_tensor(item[self.mask_key]).as_subclass(Tensor) > 0
+            for key in self.key_iterator(item):
+                item[key] = like(item[key], torch.where(inside, item[key].as_tensor(), self.value))
+        return item
+
+
+class HarmonicsToPeaksd(MapTransform):
+    """Axes as l = 2 harmonics (5, X, Y, Z) to peaks (3, X, Y, Z) of length 1 in the same frame.
+
+    NaN where the harmonics are 0, and where `mask_key` (1, X, Y, Z) is 0, if the item has it.
+    """
+
+    def __init__(self, keys: KeysCollection = "pred", mask_key: str = "head") -> None:
+        super().__init__(keys)
+        self.mask_key = mask_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        item = dict(data)
+        for key in self.key_iterator(item):
+            field = torch.as_tensor(item[key])
+            axes = harmonics_to_axis(field.as_subclass(Tensor).float().unsqueeze(0))[0]
+            there = axes.norm(dim=0, keepdim=True) > 0
+            if self.mask_key in item:
+                there = there & (torch.as_tensor(item[self.mask_key]).as_subclass(Tensor).to(axes.device) > 0)
+            peaks = torch.where(there, axes, torch.nan)
+            item[key] = like(field, peaks) if isinstance(field, MetaTensor) else peaks
+        return item
+
+
+class LesionMapsd(MapTransform):
+    """Add `pred_map` and `label_map` (1, X, Y, Z) of 0 and 1 from the scores in `keys` and their label.
+
+    Voxels whose label is negative (outside the mask) are 0 in both.
+    """
+
+    def __init__(
+        self, keys: KeysCollection = "pred", label_key: str = "label", threshold: float = 0.5
+    ) -> None:
+        super().__init__(keys)
+        self.label_key, self.threshold = label_key, threshold
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        item = dict(data)
+        label = torch.as_tensor(item[self.label_key]).as_subclass(Tensor)
+        for key in self.key_iterator(item):
+            scores = torch.as_tensor(item[key]).as_subclass(Tensor)
+            item[f"{key}_map"] = ((scores >= self.threshold) & (label.to(scores.device) >= 0)).float()
+            item[f"{self.label_key}_map"] = (label > 0).float()
+        return item
+
+
+class HeadMaskd(MapTransform):
+    """Add `name` (1, X, Y, Z) uint8: where the mean b0 of a raw scan is above `threshold` times its median."""
+
+    def __init__(self, keys: KeysCollection = "image", name: str = "head", threshold: float = 0.1) -> None:
+        super().__init__(keys)
+        self.name, self.threshold = name, threshold
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        item = dict(data)
+        for key in self.key_iterator(item):
+            bvals, _ = item_table(item, key, "HeadMaskd")
+            b0 = mean_b0(item[key].as_tensor(), bvals, B0_THRESHOLD)
+            head = (b0 > self.threshold * b0_reference(b0)).to(torch.uint8)
+            item[self.name] = like(item[key], head.unsqueeze(0))
+        return item
+
+
+def _file(label: MetaTensor) -> str:
+    return str(label.meta.get("filename_or_obj", "unknown file"))

@@ -1,0 +1,141 @@
+"""What a network sees and how it is built: one description that training, evaluation and inference share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from monai.engines import PrepareBatchExtraInput
+from monai.engines.utils import default_prepare_batch
+from monai.transforms import MapTransform
+from torch import nn
+
+from dmri_monai.equivariant import as_irreps
+from dmri_monai.networks import EquivariantUNet, PlainUNet, PQSegmentationNet
+from dmri_monai.qspace.basis import ShellFit, harmonic_irreps
+from dmri_monai.transforms import NormalizeByB0d, ResampleDirectionsd, SphericalHarmonicsd, ToVoxelFramed
+
+__all__ = ["ARCHITECTURES", "Model", "build_network", "prepare_batch"]
+
+# what the network takes in: harmonic channels, fixed directions, or the samples with their table
+ARCHITECTURES = {
+    "equivariant": "harmonics",
+    "plain": "harmonics",
+    "plain-directions": "directions",
+    "pq": "samples",
+}
+FILTERS = {"tiny": 8, "small": 16, "base": 32}  # of PlainUNet; 16 as published
+PQ_SIZES: dict[str, dict[str, Any]] = {
+    "tiny": {"pq": [[3, 1]], "p": [[6, 2]], "kernel_size": 3},
+    "small": {},  # the defaults: the best model of Müller et al. 2021
+    "base": {"pq": [[7, 4], [7, 4]], "p": [[40, 10], [20, 5], [10, 3]]},
+}
+SAMPLE_KEYS = {"bvals": "bvals", "bvecs_voxel": "bvecs_voxel", "mask": "valid"}
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network by name, and the channels it takes.
+
+    architecture: "equivariant" (EquivariantUNet on harmonic channels), "plain" (PlainUNet on the same channels),
+        "plain-directions" (PlainUNet on S/S0 in `n_directions` resampled directions a shell, as published in 2022),
+        "pq" (PQSegmentationNet on the samples themselves).
+    size: "tiny", "small" or "base"; for "equivariant" also the irreps of every level.
+    options: further arguments of the network's class, e.g. {"filters": 24}.
+    shells (s/mm²), l_max, tolerance, missing, too_few, order_scale: as of `dmri_monai.transforms.SphericalHarmonicsd`.
+    """
+
+    architecture: str = "equivariant"
+    size: str | Sequence[str] = "small"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    shells: Sequence[float] = (1000.0,)
+    l_max: int = 4
+    tolerance: float = 0.2
+    missing: str = "error"
+    too_few: str = "error"
+    order_scale: Sequence[float] | None = None
+    n_directions: int = 64
+
+    def __post_init__(self) -> None:
+        _check_choice("architecture", self.architecture, ARCHITECTURES)
+        if isinstance(self.size, str) or self.architecture != "equivariant":
+            _check_choice("size", self.size, FILTERS)
+        if self.missing == "zero" and self.takes == "directions":
+            raise ValueError(
+                "missing='zero' needs harmonic channels; 'plain-directions' has no presence channel"
+            )
+        self.fit()  # its own errors
+
+    @property
+    def takes(self) -> str:
+        """What the network takes in: "harmonics", "directions" or "samples"."""
+        return ARCHITECTURES[self.architecture]
+
+    @property
+    def irreps(self) -> str:
+        """Irreps of the scan's harmonic channels: input of two architectures, target of all pretext tasks."""
+        return harmonic_irreps(len(self.shells), self.l_max, self.missing == "zero")
+
+    @property
+    def in_channels(self) -> int | None:
+        """Number of input channels; None where every scan brings its own."""
+        if self.takes == "samples":
+            return None
+        harmonics: int = as_irreps(self.irreps).dim
+        return harmonics if self.takes == "harmonics" else self.n_directions * len(self.shells)
+
+    @property
+    def multiple(self) -> int:
+        """The network takes sizes that are multiples of this."""
+        return 8 if self.architecture.startswith("plain") else 1
+
+    @property
+    def keys(self) -> list[str]:
+        """Entries of an item, besides the image, that the network takes."""
+        return ["bvals", "bvecs_voxel"] if self.takes == "samples" else []
+
+    def fit(self) -> ShellFit:
+        """How shells become harmonics."""
+        return ShellFit(
+            tolerance=self.tolerance, missing=self.missing, too_few=self.too_few, order_scale=self.order_scale
+        )
+
+    def encode(self) -> list[MapTransform]:
+        """From a raw scan on its final grid to what the network takes in, in the voxel frame."""
+        shells: dict[str, Any] = {"shells": self.shells, "l_max": self.l_max, "tolerance": self.tolerance}
+        if self.takes == "samples":
+            return [NormalizeByB0d("image", b0="collapse"), ToVoxelFramed("image")]
+        if self.takes == "directions":
+            resample = ResampleDirectionsd("image", self.n_directions, too_few=self.too_few, **shells)
+            return [resample, NormalizeByB0d("image", b0="drop")]
+        shells |= {"missing": self.missing, "too_few": self.too_few, "order_scale": self.order_scale}
+        return [SphericalHarmonicsd("image", **shells)]
+
+    def settings(self, **more: Any) -> dict[str, Any]:
+        """Everything a checkpoint of this model depends on, and `more` such as its task, as plain JSON values."""
+        settings: dict[str, Any] = json.loads(json.dumps({**more, **asdict(self)}, default=str))
+        return settings
+
+
+def build_network(model: Model, irreps_out: str) -> nn.Module:
+    """The network of `model` with output `irreps_out`: "4x0e" for four classes, "1x2e" for an axis."""
+    if model.architecture == "equivariant":
+        return EquivariantUNet(model.irreps, irreps_out, model.size, **model.options)
+    assert isinstance(model.size, str)  # __post_init__ has checked it
+    if model.architecture == "pq":
+        options = {**PQ_SIZES[model.size], **model.options}
+        return PQSegmentationNet(irreps_out, **{"b_max": max(model.shells), **options})
+    options = {"filters": FILTERS[model.size], **model.options}
+    return PlainUNet(model.in_channels, as_irreps(irreps_out).dim, **options)
+
+
+def prepare_batch(model: Model) -> Callable[..., Any]:
+    """`prepare_batch` of MONAI's engines: adds the gradient table where the network takes samples."""
+    return PrepareBatchExtraInput(SAMPLE_KEYS) if model.takes == "samples" else default_prepare_batch
+
+
+def _check_choice(name: str, value: Any, choices: Mapping[str, Any]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}, expected one of {', '.join(choices)}")
