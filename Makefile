@@ -7,7 +7,7 @@ RUN := $(BIN)/python -W ignore -m monai.bundle run
 export OMP_NUM_THREADS ?= 2
 export MPLBACKEND := Agg
 
-.PHONY: install demo test test-all lint bench clean
+.PHONY: install demo test test-all lint docs bench clean
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -28,6 +28,9 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 bench: install
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done

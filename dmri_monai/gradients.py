@@ -68,8 +68,11 @@ def cluster_shells(bvals: Tensor, b0_threshold: float = B0_THRESHOLD) -> tuple[S
     1000..1100 is one shell, 1000 and 1200 are two, and evenly spaced values cannot chain up into one. Order
     and repetition of volumes do not matter.
 
-    >>> [round(shell.bval) for shell in cluster_shells(torch.tensor([0.0, 710, 690, 1010, 990, 2000]))]
-    [700, 1000, 2000]
+    >>> for shell in cluster_shells(torch.tensor([0.0, 710, 690, 1010, 990, 2000])):
+    ...     print(round(shell.bval))
+    700
+    1000
+    2000
     """
     weighted = bvals > b0_threshold
     edges = _shell_edges(torch.unique(bvals[weighted]).tolist())

@@ -19,8 +19,8 @@ RANKS = (
     ("transforms", "phantom", "maps", "baselines", "losses", "metrics", "testing"),
     ("register", "check", "report", "labels"),
     ("workflows",),  # handlers write the report, so it lies below them
-    ("runs", "label"),
-    ("cli", "demo"),
+    ("runs", "prediction"),
+    ("cli",),
     ("__init__",),
 )
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}

@@ -1,0 +1,21 @@
+# dmri_monai on a CPU.  For a GPU, install torch's CUDA build in place of the one pinned in requirements.lock.
+FROM python:3.11-slim
+
+WORKDIR /opt/dmri_monai
+# dependencies first: they change less often than the code
+COPY requirements.lock ./
+RUN pip install --no-cache-dir -r requirements.lock
+
+COPY pyproject.toml README.md LICENSE CHANGELOG.md ./
+COPY dmri_monai ./dmri_monai
+COPY bundle ./bundle
+COPY configs ./configs
+RUN pip install --no-cache-dir --no-deps --no-build-isolation --editable . \
+    && useradd --create-home dmri \
+    && mkdir /data && chown dmri /data
+
+USER dmri
+ENV MPLBACKEND=Agg PYTHONUNBUFFERED=1
+VOLUME /data
+ENTRYPOINT ["dmri-monai"]
+CMD ["--help"]

@@ -1,0 +1,238 @@
+"""From one scan to its prediction in one call: `dmri_monai.predict` and `dmri-monai predict`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.bundle import ConfigWorkflow
+from monai.data import MetaTensor
+from torch import Tensor
+
+import dmri_monai
+from dmri_monai.check import ScanCheck, check_image
+from dmri_monai.gradients import GradientTable
+from dmri_monai.io import read_dwi, read_nifti, write_dwi
+from dmri_monai.io.nifti import nifti_stem
+from dmri_monai.io.writing import replacing
+from dmri_monai.workflows.checkpoint import settings_path
+from dmri_monai.workflows.tasks import task as find_task
+
+__all__ = ["Prediction", "bundle_folder", "out_of_range", "predict"]
+
+PACKAGE = Path(__file__).parent
+# A wheel carries the bundle inside the package; in a checkout it stands beside it.
+FOLDERS = (PACKAGE / "bundle", PACKAGE.parent / "bundle")
+MARGIN = 0.1  # a scan may lie this far outside of the training range before it is worth a warning
+# a checkpoint's name of a setting -> the name of the config's key
+KEYS = {"options": "network_options", "tolerance": "shell_tolerance"}
+SETTINGS = (
+    "task",
+    "architecture",
+    "size",
+    "options",
+    "shells",
+    "l_max",
+    "tolerance",
+    "missing",
+    "too_few",
+    "order_scale",
+    "n_directions",
+)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of one scan.
+
+    image: on the scan's grid: class numbers (1, X, Y, Z), or peaks (3n, X, Y, Z), x y z per peak in RAS+ world.
+    class_names: of the numbers from 1 on; empty for directions.
+    uncertainty: (1, X, Y, Z), or None without an ensemble.
+    warnings: what about the scan makes the prediction doubtful.
+    provenance: hashes of model and gradient table, versions; also in the JSON sidecar.
+    files: what was written, by kind; empty when no output folder was asked for.
+    """
+
+    image: MetaTensor
+    class_names: tuple[str, ...]
+    uncertainty: MetaTensor | None
+    warnings: tuple[str, ...]
+    provenance: Mapping[str, Any]
+    files: Mapping[str, Path] = field(default_factory=dict)
+
+
+def predict(
+    image: str | os.PathLike[str] | Any,
+    bvals: Any = None,
+    bvecs: Any = None,
+    *,
+    affine: Any = None,
+    task: str = "tissue",
+    checkpoint: str | os.PathLike[str] | None = None,
+    output_dir: str | os.PathLike[str] | None = None,
+    device: str | None = None,
+    ensemble: str | None = None,
+) -> Prediction:
+    """Run a trained model on one scan.
+
+    image: a DWI file with its sidecars; or an array (N, X, Y, Z) of raw signal with `bvals` (N,) in s/mm², `bvecs`
+        (N, 3) in the world frame (RAS+) and `affine` (4, 4), which a MetaTensor brings along.
+    task: which released model; with `checkpoint`, what that one was trained for.
+    output_dir: where maps, JSON sidecar and report.html are written; None writes nothing that stays.
+    ensemble: "rotations" or "flips": average over turned copies of the scan, which also gives an uncertainty.
+
+    The scan is checked first (`dmri_monai.check`) and compared with what the model was trained on; what looks wrong
+    is in `warnings`, never an error.  Raises ValueError or OSError for a scan or checkpoint that cannot be used.
+    """
+    find_task(task)
+    weights = _weights(task, checkpoint)
+    settings = json.loads(settings_path(weights).read_text())
+    with tempfile.TemporaryDirectory(prefix="dmri_monai-") as temporary:
+        scan = _scan_file(image, bvals, bvecs, affine, Path(temporary))
+        out = Path(temporary, "out") if output_dir is None else Path(output_dir)
+        warnings, provenance = _examine(scan, weights, settings)
+        options = {"device": device, "ensemble": ensemble}
+        _run(scan, weights, settings, out, warnings, provenance, {k: v for k, v in options.items() if v})
+        files = _files(scan, str(settings["task"]), out)
+        content = {"Task": settings["task"], "Warnings": list(warnings), **provenance}
+        with replacing(files["sidecar"]) as (aside,):
+            aside.write_text(json.dumps(content, indent=4) + "\n")
+        return Prediction(
+            image=read_nifti(files["prediction"]),
+            class_names=find_task(settings["task"]).class_names,
+            uncertainty=read_nifti(files["uncertainty"]) if files["uncertainty"].is_file() else None,
+            warnings=warnings,
+            provenance=provenance,
+            files={} if output_dir is None else {k: p for k, p in files.items() if p.is_file()},
+        )
+
+
+def bundle_folder() -> Path:
+    """The bundle that came with the package; FileNotFoundError when it is missing."""
+    for folder in FOLDERS:
+        if (folder / "configs" / "inference.json").is_file():
+            return folder
+    raise FileNotFoundError(f"no bundle in {' or '.join(map(str, FOLDERS))}")
+
+
+def out_of_range(check: ScanCheck, trained_on: Mapping[str, Any]) -> list[str]:
+    """Where a scan lies outside of the range of the training data, one sentence each.
+
+    trained_on: "directions", "voxel_mm" and "snr" (lowest, highest) and "bvals", the shells.
+    """
+    found = [f"no shell near the model's b = {b:g} s/mm²" for b in trained_on["bvals"] if not _near(check, b)]
+    directions = sum(n for b, n in check.shells if any(abs(b - t) <= 0.2 * t for t in trained_on["bvals"]))
+    values = {"directions": directions, "voxel_mm": check.spacing_mm, "snr": check.snr}
+    names = {"directions": "directions", "voxel_mm": "mm voxel size", "snr": "SNR"}
+    for key, value in values.items():
+        low, high = trained_on[key]
+        several = value if isinstance(value, tuple) else (value,)
+        if any(v is not None and not low * (1 - MARGIN) <= v <= high * (1 + MARGIN) for v in several):
+            shown = " x ".join(f"{v:g}" for v in several)
+            found.append(f"{shown} {names[key]}: the model was trained on {low:g} to {high:g}")
+    return found
+
+
+def _near(check: ScanCheck, bval: float) -> bool:
+    return any(abs(b - bval) <= 0.2 * bval for b, _ in check.shells)
+
+
+def _weights(task: str, checkpoint: str | os.PathLike[str] | None) -> Path:
+    path = bundle_folder() / "models" / f"{task}.pt" if checkpoint is None else Path(checkpoint)
+    if not path.is_file():
+        hint = f"no released weights for task {task!r}; give a checkpoint" if checkpoint is None else ""
+        raise FileNotFoundError(f"{hint or 'there is no checkpoint'}: {path}")
+    if not settings_path(path).is_file():
+        raise FileNotFoundError(f"{path} has no settings beside it: {settings_path(path)}")
+    return path
+
+
+def _scan_file(image: Any, bvals: Any, bvecs: Any, affine: Any, folder: Path) -> Path:
+    """`image` if it is a file, else the array written as one."""
+    if isinstance(image, str | os.PathLike):
+        if bvals is not None or bvecs is not None or affine is not None:
+            raise ValueError(f"{image} brings its own gradient table and affine: give none beside it")
+        return Path(image)
+    if bvals is None or bvecs is None:
+        raise ValueError("an array needs bvals (N,) and bvecs (N, 3) in the world frame")
+    if affine is None and not isinstance(image, MetaTensor):
+        raise ValueError("an array needs an affine (4, 4)")
+    affine = torch.as_tensor(image.affine if affine is None else affine).double()
+    data = torch.as_tensor(image).as_subclass(Tensor).float()
+    table = GradientTable(torch.as_tensor(bvals).double(), torch.as_tensor(bvecs).double())
+    path = folder / "scan.nii.gz"
+    write_dwi(path, MetaTensor(data, affine=affine), table)
+    return path
+
+
+def _examine(scan: Path, weights: Path, settings: dict[str, Any]) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """Warnings about a scan, and what the prediction was made from."""
+    image, table = read_dwi(scan)
+    check = check_image(image.as_tensor(), table, image.affine, slice_world=image.meta.get("slice_world"))
+    warnings = [*check.findings, *out_of_range(check, settings.get("trained_on") or _nominal(settings))]
+    versions = {p: version(p) for p in ("torch", "monai")}
+    provenance = {
+        "Scan": scan.name,
+        "TableSHA256": table.sha256,
+        "Model": weights.name,
+        "ModelSHA256": hashlib.sha256(weights.read_bytes()).hexdigest(),
+        "Versions": {"dmri_monai": dmri_monai.__version__, **versions},
+    }
+    return tuple(warnings), provenance
+
+
+def _nominal(settings: dict[str, Any]) -> dict[str, Any]:
+    """Of a checkpoint that does not say what it was trained on: its shells."""
+    anything = (0.0, float("inf"))
+    return {"bvals": settings["shells"], "directions": anything, "voxel_mm": anything, "snr": anything}
+
+
+def _run(
+    scan: Path,
+    weights: Path,
+    settings: dict[str, Any],
+    out: Path,
+    warnings: tuple[str, ...],
+    provenance: dict[str, Any],
+    options: dict[str, Any],
+) -> None:
+    root = bundle_folder()
+    model = {KEYS.get(name, name): settings[name] for name in SETTINGS if name in settings}
+    if "spacing_mm" in settings:
+        model["spacing_mm"] = settings["spacing_mm"]
+    workflow = ConfigWorkflow(
+        config_file=str(root / "configs" / "inference.json"),
+        meta_file=str(root / "configs" / "metadata.json"),
+        logging_file=False,
+        workflow_type="infer",
+        bundle_root=str(root),
+        dataset_dir=str(scan),
+        checkpoint=str(weights),
+        output_dir=str(out),
+        notes=list(warnings),
+        provenance=provenance,
+        **model,
+        **options,
+    )
+    workflow.initialize()
+    workflow.run()
+    workflow.finalize()
+
+
+def _files(scan: Path, task: str, out: Path) -> dict[str, Path]:
+    """What inference writes for `scan`."""
+    stem = f"{nifti_stem(scan).removesuffix('_dwi')}_{find_task(task).label}"
+    return {
+        "prediction": out / f"{stem}.nii.gz",
+        "uncertainty": out / f"{stem}uncertainty.nii.gz",
+        "sidecar": out / f"{stem}.json",
+        "report": out / "report.html",
+    }
