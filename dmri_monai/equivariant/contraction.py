@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["ConvOptions", "Operator", "dense_conv", "grouped_conv", "responses"]
+__all__ = ["ConvOptions", "Operator", "dense_conv", "filtered_sum", "grouped_conv", "plain_conv", "responses"]
 
 
 class ConvOptions(NamedTuple):
@@ -19,9 +19,20 @@ class ConvOptions(NamedTuple):
     dilation: int
     strategy: str
 
+    def shrink(self, sizes: torch.Size, kernel_size: int) -> float:
+        """Voxels of the output per voxel of the input."""
+        reach = self.dilation * (kernel_size - 1)
+        ratio = 1.0
+        for size in sizes:
+            ratio *= ((size + 2 * self.padding - reach - 1) // self.stride + 1) / max(size, 1)
+        return ratio
+
 
 class Operator(nn.Module):
-    """What a kernel becomes inside a layer. x (N, Q_in, dim_in, X, Y, Z) -> (N, Q_out, dim_out, X', Y', Z')."""
+    """What a kernel becomes inside a layer. x (N, dim_in, Q_in, X, Y, Z) -> (N, dim_out, Q_out, X', Y', Z').
+
+    `prepare` builds everything that depends on weights and tables alone, so that a layer in eval mode can keep it.
+    """
 
     def reaches(self, o: int) -> bool:
         """Whether any input irrep is carried to output entry `o`."""
@@ -31,8 +42,18 @@ class Operator(nn.Module):
         """(..., dim_out, Q_out, dim_in, Q_in, P) whole kernel, at the voxels of the kernel or at any `offsets`."""
         raise NotImplementedError
 
-    def forward(self, x: Tensor, q_out: Tensor | None, q_in: Tensor | None, options: ConvOptions) -> Tensor:
+    def prepare(self, q_out: Tensor | None, q_in: Tensor | None, x: Tensor, options: ConvOptions) -> Any:
+        """What `contract` needs besides the input, in at least float32; of `x` only shape and device count."""
         raise NotImplementedError
+
+    def contract(self, x: Tensor, prepared: Any, options: ConvOptions) -> Tensor:
+        """The output for `x`, from what `prepare` returned for the same tables and an input of the same shape."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, q_out: Tensor | None, q_in: Tensor | None, options: ConvOptions) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            prepared = self.prepare(q_out, q_in, x, options)
+        return self.contract(x, prepared, options)
 
 
 def _cube(weight: Tensor) -> Tensor:
@@ -40,29 +61,40 @@ def _cube(weight: Tensor) -> Tensor:
     return weight.unflatten(-1, (round(int(weight.shape[-1]) ** (1 / 3)),) * 3)
 
 
+def _conv(x: Tensor, weight: Tensor, options: ConvOptions, groups: int = 1) -> Tensor:
+    """conv3d of x (N, C, X, Y, Z) with a weight (D, C / groups, k³), in the precision of `x`."""
+    kernel = _cube(weight).to(x.dtype)
+    return functional.conv3d(x, kernel, None, options.stride, options.padding, options.dilation, groups)
+
+
 def grouped_conv(x: Tensor, weight: Tensor, options: ConvOptions) -> Tensor:
     """Each sample with its own kernel: x (N, Q, C, X, Y, Z), weight ([N,] Q, D, C, P) -> (N, Q, D, X', Y', Z')."""
     groups = weight.shape[:-3].numel()
     flat = x.flatten(1, 2) if weight.ndim == 4 else x.flatten(0, 2).unsqueeze(0)
-    kernel = _cube(weight.flatten(0, -3)).to(x.dtype)
-    y = functional.conv3d(flat, kernel, None, options.stride, options.padding, options.dilation, groups)
+    y = _conv(flat, weight.flatten(0, -3), options, groups)
     return y.reshape(len(x), x.shape[1], weight.shape[-3], *y.shape[2:])
 
 
 def dense_conv(x: Tensor, full: Tensor, options: ConvOptions) -> Tensor:
-    """x (N, Q_in, dim_in, X, Y, Z) through a whole kernel ([N,] dim_out, Q_out, dim_in, Q_in, P)."""
+    """x (N, dim_in, Q_in, X, Y, Z) through ([N,] dim_out, Q_out, dim_in, Q_in, P) -> (N, dim_out, Q_out, ...)."""
     if full.ndim == 6:
         return torch.cat([dense_conv(a.unsqueeze(0), b, options) for a, b in zip(x, full, strict=True)])
-    d_out, n_out, d_in, n_in, taps = full.shape
-    kernel = _cube(full.permute(1, 0, 3, 2, 4).reshape(n_out * d_out, n_in * d_in, taps)).to(x.dtype)
-    y = functional.conv3d(x.flatten(1, 2), kernel, None, options.stride, options.padding, options.dilation)
-    return y.unflatten(1, (n_out, d_out))
+    y = _conv(x.flatten(1, 2), full.flatten(2, 3).flatten(0, 1), options)
+    return y.unflatten(1, full.shape[:2])
+
+
+def plain_conv(x: Tensor, weight: Tensor, options: ConvOptions) -> Tensor:
+    """The sum over samples of x (N, dim_in, Q, ...) through one kernel (dim_out, dim_in, P): (N, dim_out, 1, ...)."""
+    return _conv(x.sum(2), weight, options).unsqueeze(2)
 
 
 def responses(x: Tensor, functions: Tensor, options: ConvOptions) -> Tensor:
     """Every channel filtered by every function: x (N, C, X, Y, Z), functions (B, P) -> (N, C, B, X', Y', Z')."""
-    kernel = _cube(functions.unsqueeze(1)).to(x.dtype)
-    y = functional.conv3d(
-        x.flatten(0, 1).unsqueeze(1), kernel, None, options.stride, options.padding, options.dilation
-    )
+    y = _conv(x.flatten(0, 1).unsqueeze(1), functions.unsqueeze(1), options)
     return y.unflatten(0, x.shape[:2])
+
+
+def filtered_sum(x: Tensor, functions: Tensor, options: ConvOptions) -> Tensor:
+    """Every channel filtered by a function of its own and summed: x (N, C, B, X, Y, Z), (B, P) -> (N, C, ...)."""
+    y = _conv(x.flatten(0, 1), functions.unsqueeze(0), options)
+    return y.squeeze(1).unflatten(0, x.shape[:2])

@@ -34,7 +34,7 @@ class _Pair(NamedTuple):
 
 
 class DifferenceKernel(Operator):
-    """Operator of `PQDiff`. x (N, Q_in, dim_in, X, Y, Z) -> (N, Q_out, dim_out, X', Y', Z').
+    """Operator of `PQDiff`. x (N, dim_in, Q_in, X, Y, Z) -> (N, dim_out, Q_out, X', Y', Z').
 
     `weight` holds, per pair of irreps (out-major), an array (degree, p-radial, q_out-radial, q_in-radial, channel out,
     channel in); `linear` the plain map used where p = dq.
@@ -57,7 +57,7 @@ class DifferenceKernel(Operator):
         self.reset_parameters()
 
     def _init_pairs(self, kernel: PQDiff, irreps_in: Irreps, irreps_out: Irreps) -> None:
-        offsets = kernel_offsets(self.setting.kernel_size)
+        offsets = kernel_offsets(self.setting.kernel_size, self.setting.spacing)
         tensors = {"offsets": offsets}
         self.pairs: list[_Pair] = []
         for mul_out, ir_out in irreps_out:
@@ -157,7 +157,8 @@ class DifferenceKernel(Operator):
         full = full.permute(order)
         return full.reshape(*lead, d_out, n_out, d_in, n_in, taps)
 
-    def forward(self, x: Tensor, q_out: Tensor | None, q_in: Tensor | None, options: ConvOptions) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
-            full = self.dense(q_out, q_in)
-        return dense_conv(x, full, options)
+    def prepare(self, q_out: Tensor | None, q_in: Tensor | None, x: Tensor, options: ConvOptions) -> Tensor:
+        return self.dense(q_out, q_in)
+
+    def contract(self, x: Tensor, prepared: Tensor, options: ConvOptions) -> Tensor:
+        return dense_conv(x, prepared, options)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import reduce
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from dmri_monai.equivariant.basis import PSpaceFunctions, SteerableKernel
-from dmri_monai.equivariant.contraction import ConvOptions, Operator, dense_conv
+from dmri_monai.equivariant.contraction import ConvOptions, Operator, plain_conv
 from dmri_monai.equivariant.difference import DifferenceKernel
 from dmri_monai.equivariant.factorised import FactorisedKernel
 from dmri_monai.equivariant.kernels import Concat, Kernel, PQDiff, PQTensorProduct, PSpace, QSpace, Sum
@@ -32,7 +32,7 @@ class SharedKernel(Operator):
         self.setting = setting
         radial = kernel.p_radial.resolved((setting.kernel_size + 1) // 2)
         functions = PSpaceFunctions(radial, kernel.l_max, setting.parity, kernel.zero_offset, kernel.filters)
-        self.kernel = SteerableKernel(irreps_in, irreps_out, setting.kernel_size, functions)
+        self.kernel = SteerableKernel(irreps_in, irreps_out, setting.kernel_size, functions, setting.spacing)
 
     def reaches(self, o: int) -> bool:
         """Whether any input irrep is carried to output entry `o`."""
@@ -43,11 +43,14 @@ class SharedKernel(Operator):
         kernel = self.kernel() if offsets is None else self.kernel.at(offsets)
         return kernel[:, None, :, None].expand(-1, n_out, -1, n_in, -1)
 
-    def forward(self, x: Tensor, q_out: Tensor | None, q_in: Tensor | None, options: ConvOptions) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
-            kernel = self.kernel()
-        y = dense_conv(x.sum(1, keepdim=True), kernel[:, None, :, None], options)
-        return y if q_out is None else y.expand(-1, q_out.shape[-2], -1, -1, -1, -1)
+    def prepare(
+        self, q_out: Tensor | None, q_in: Tensor | None, x: Tensor, options: ConvOptions
+    ) -> tuple[Tensor, int]:
+        return self.kernel(), 1 if q_out is None else q_out.shape[-2]
+
+    def contract(self, x: Tensor, prepared: tuple[Tensor, int], options: ConvOptions) -> Tensor:
+        kernel, n_out = prepared
+        return plain_conv(x, kernel, options).expand(-1, -1, n_out, -1, -1, -1)
 
 
 class SumOperator(Operator):
@@ -66,8 +69,14 @@ class SumOperator(Operator):
     def dense(self, q_out: Tensor | None, q_in: Tensor | None, offsets: Tensor | None = None) -> Tensor:
         return torch.stack([term.dense(q_out, q_in, offsets) for term in _operators(self.terms)]).sum(0)
 
-    def forward(self, x: Tensor, q_out: Tensor | None, q_in: Tensor | None, options: ConvOptions) -> Tensor:
-        return reduce(torch.add, (term(x, q_out, q_in, options) for term in _operators(self.terms)))
+    def prepare(
+        self, q_out: Tensor | None, q_in: Tensor | None, x: Tensor, options: ConvOptions
+    ) -> list[Any]:
+        return [term.prepare(q_out, q_in, x, options) for term in _operators(self.terms)]
+
+    def contract(self, x: Tensor, prepared: list[Any], options: ConvOptions) -> Tensor:
+        terms = zip(_operators(self.terms), prepared, strict=True)
+        return reduce(torch.add, (term.contract(x, part, options) for term, part in terms))
 
 
 class ConcatOperator(Operator):
@@ -99,10 +108,15 @@ class ConcatOperator(Operator):
             [term.dense(q_out, q_in, offsets) for term in _operators(self.terms)], dim=-5
         ).index_select(-5, self.order)
 
-    def forward(self, x: Tensor, q_out: Tensor | None, q_in: Tensor | None, options: ConvOptions) -> Tensor:
-        return torch.cat(
-            [term(x, q_out, q_in, options) for term in _operators(self.terms)], dim=2
-        ).index_select(2, self.order)
+    def prepare(
+        self, q_out: Tensor | None, q_in: Tensor | None, x: Tensor, options: ConvOptions
+    ) -> list[Any]:
+        return [term.prepare(q_out, q_in, x, options) for term in _operators(self.terms)]
+
+    def contract(self, x: Tensor, prepared: list[Any], options: ConvOptions) -> Tensor:
+        terms = zip(_operators(self.terms), prepared, strict=True)
+        y = torch.cat([term.contract(x, part, options) for term, part in terms], dim=1)
+        return y.index_select(1, self.order)
 
 
 def _operators(modules: nn.ModuleList) -> list[Operator]:

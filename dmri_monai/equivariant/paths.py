@@ -17,25 +17,31 @@ if TYPE_CHECKING:
     from e3nn.o3 import Irrep, Irreps
 
 __all__ = [
+    "LinearShape",
     "PFunctions",
     "PairPaths",
     "Path",
     "QRadials",
     "Setting",
+    "coupling_constants",
     "filter_paths",
+    "harmonic_scale",
     "linear_map",
     "linear_pairs",
+    "p_window",
+    "shape_of",
 ]
 
 
 class Setting(NamedTuple):
-    """What a layer tells its kernels: symmetry group, sign convention, which sides have q-space, kernel size."""
+    """What a layer tells its kernels: symmetry group, sign convention, sides with q-space, kernel size, voxel size."""
 
     parity: bool
     antipodal: bool
     has_q_in: bool
     has_q_out: bool
     kernel_size: int
+    spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
 
 class PFunctions(NamedTuple):

@@ -13,6 +13,7 @@ from dmri_monai.equivariant.contraction import ConvOptions
 from dmri_monai.equivariant.grid import check_centred, one_size, resolve_padding
 from dmri_monai.equivariant.kernels import Kernel, PQTensorProduct
 from dmri_monai.equivariant.operators import build_operator
+from dmri_monai.equivariant.orders import ORDERS
 from dmri_monai.equivariant.paths import Setting
 from dmri_monai.equivariant.qinput import check_weights, checked_q
 from dmri_monai.equivariant.representation import as_irreps, channels_of, check_channels
@@ -58,16 +59,14 @@ class PQConv3d(nn.Module):
         parity: bool = True,
         antipodal: bool = True,
         scaling: Literal["mean", "sqrt"] = "mean",
-        strategy: Literal["auto", "q_first", "p_first", "p_basis", "dense"] = "auto",
+        strategy: Literal["auto", "q_first", "p_first", "p_basis", "p_last", "dense"] = "auto",
         checkpoint: bool = False,
     ) -> None:
         super().__init__()
         if scaling not in ("mean", "sqrt"):
             raise ValueError(f"scaling must be 'mean' or 'sqrt', got {scaling!r}")
-        if strategy not in ("auto", "q_first", "p_first", "p_basis", "dense"):
-            raise ValueError(
-                f"strategy must be 'auto', 'q_first', 'p_first', 'p_basis' or 'dense', got {strategy!r}"
-            )
+        if strategy not in ("auto", *ORDERS):
+            raise ValueError(f"strategy must be one of {['auto', *ORDERS]}, got {strategy!r}")
         self.irreps_in, self.irreps_out = as_irreps(irreps_in), as_irreps(irreps_out)
         self.expected, self.dim_out = channels_of(self.irreps_in), self.irreps_out.dim
         self.kernel_size = one_size(kernel_size, "kernel_size")
@@ -111,8 +110,7 @@ class PQConv3d(nn.Module):
         check_channels(x, self.expected, (6 if self.setting.has_q_in else 5,), "PQConv3d")
         check_centred(x.shape[-3:], self.kernel_size, *self.options[:2], self.options.dilation)
         q_in, q_out, mask_out = self._sides(x, q_in, q_out, mask_in, mask_out)
-        samples = x.transpose(1, 2) if self.setting.has_q_in else x.unsqueeze(1)
-        samples = self._weighted(samples, mask_in, weights_in)
+        samples = self._weighted(x if self.setting.has_q_in else x.unsqueeze(2), mask_in, weights_in)
         if self.checkpoint and torch.is_grad_enabled():
             y = checkpoint(self.operator, samples, q_out, q_in, self.options, use_reentrant=False)
         else:
@@ -123,10 +121,10 @@ class PQConv3d(nn.Module):
         """Bias, output mask, and the layout (N, dim_out, [Q_out,] X, Y, Z)."""
         if self.bias is not None:
             full = self.bias.new_zeros(self.dim_out).index_copy(0, self.bias_index, self.bias)
-            y = y + full.to(y.dtype).view(-1, 1, 1, 1)
+            y = y + full.to(y.dtype).view(-1, 1, 1, 1, 1)
         if mask_out is not None:
-            y = torch.where(mask_out[:, :, None, None, None, None], y, 0.0)
-        return y.transpose(1, 2) if self.setting.has_q_out else y.squeeze(1)
+            y = torch.where(mask_out[:, None, :, None, None, None], y, 0.0)
+        return y if self.setting.has_q_out else y.squeeze(2)
 
     def _sides(
         self,
@@ -155,19 +153,20 @@ class PQConv3d(nn.Module):
         )
 
     def _weighted(self, x: Tensor, mask: Tensor | None, weights: Tensor | None) -> Tensor:
-        """Samples (N, Q_in, dim, X, Y, Z) times their share of the sum over q_in."""
+        """Samples (N, dim, Q_in, X, Y, Z) times their share of the sum over q_in."""
         if mask is not None:
-            x = torch.where(mask[:, :, None, None, None, None], x, 0.0)
+            x = torch.where(mask[:, None, :, None, None, None], x, 0.0)
         if mask is None and weights is None:
-            count = x.shape[1]
+            count = x.shape[2]
             return x / (count if self.scaling == "mean" else count**0.5)
-        share = x.new_ones(x.shape[:2]) if mask is None else mask.to(x.dtype)
+        shape = (x.shape[0], x.shape[2])
+        share = x.new_ones(shape) if mask is None else mask.to(x.dtype)
         if weights is not None:
-            check_weights(weights, x.shape[:2])
+            check_weights(weights, shape)
             share = share * weights.to(share)
         total = share.sum(1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)
         share = share / (total if self.scaling == "mean" else total.sqrt())
-        return x * share[:, :, None, None, None, None]
+        return x * share[:, None, :, None, None, None]
 
     @torch.no_grad()
     def dense_kernel(self, q_out: Tensor | None = None, q_in: Tensor | None = None) -> Tensor:

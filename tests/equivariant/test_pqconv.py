@@ -184,7 +184,7 @@ def test_dense_kernel_is_the_layers_linear_map(name, sides):
 
 
 @pytest.mark.parametrize("sides", SIDES)
-@pytest.mark.parametrize("strategy", ["q_first", "p_first", "p_basis", "dense"])
+@pytest.mark.parametrize("strategy", ["q_first", "p_first", "p_basis", "p_last", "dense"])
 @pytest.mark.parametrize("name", ["TP", "TP basis", "QSpace", "TP MLP"])
 def test_every_order_of_contraction_gives_the_same(name, strategy, sides):
     args = inputs(SIDES[sides], batch=2)
@@ -204,7 +204,7 @@ def test_one_layer_runs_on_any_table_and_order_of_samples(name):
     assert layer(x[:, :, :3], q_in[:3], table(7, 5)).shape[2] == 7
 
 
-@pytest.mark.parametrize("strategy", ["q_first", "p_first", "p_basis", "dense"])
+@pytest.mark.parametrize("strategy", ["q_first", "p_first", "p_basis", "p_last", "dense"])
 @pytest.mark.parametrize("name", ["PSpace", "QSpace", "PQDiff", "TP", "Sum", "Concat"])
 def test_padded_batch_gives_the_unpadded_output(name, strategy):
     layer = layer_of(KERNELS[name], strategy=strategy)
