@@ -3,8 +3,9 @@
 tensor: seconds of `fit_tensor` + `tensor_metrics` and of DIPY's `TensorModel` (WLS, fit and eigenvalues) on the same
 scan in the same process, runs interleaved, and their ratio (target: at least 10).
 chain: seconds per item, loading excluded, of: subsample directions, rotate in mm, flip and crop to 64 x 64 x 48
-(lazy: one resampling, onto the crop alone), harmonics to l_max 4 (target on 2 CPU cores: at most 1.0); `eager` is the
-same without laziness, to show what cropping before resampling saves.  peak_mib: growth of peak memory over the scan
+(lazy: one resampling, onto the crop alone, in single precision: MONAI's lazy resampling would take double), harmonics
+to l_max 4 (target on 2 CPU cores: at most 1.0); `eager` is the same without laziness, to show what cropping before
+resampling saves.  peak_mib: growth of peak memory over the scan
 itself, in a fresh process (CPU) or of allocated memory (GPU).  cpu_s: CPU seconds, which other load hardly changes.
 
 Run: python benchmarks/transforms.py [--repeats 3] [--device cpu] [--threads 2] [--skip-dipy]
@@ -75,6 +76,7 @@ def chain(lazy: bool = True) -> mt.Compose:
             SphericalHarmonicsd(shells=[1000], l_max=4),
         ],
         lazy=lazy,
+        overrides={"image": {"dtype": torch.float32}} if lazy else None,
     )
 
 

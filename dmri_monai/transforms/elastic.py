@@ -34,6 +34,7 @@ class RandElasticDWId(RandomizableTransform, MapTransform):
     label_keys: class maps, taken from the nearest voxel.  peaks_keys: peaks (3n, X, Y, Z) in the world frame,
     nearest voxel, turned to J v with their length kept.  All share the grid of the image: ValueError where one
     does not, is missing, or holds peaks in the voxel frame.  The warp leaves no trace: `Invertd` does not undo it.
+    allow_lambda: a Lambda in the trace keeps the voxels in place.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class RandElasticDWId(RandomizableTransform, MapTransform):
         label_keys: str | Sequence[str] = (),
         peaks_keys: str | Sequence[str] = (),
         l_max: int = 4,
+        allow_lambda: bool = False,
         allow_missing_keys: bool = False,
     ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
@@ -56,6 +58,7 @@ class RandElasticDWId(RandomizableTransform, MapTransform):
             raise ValueError(f"control_mm must be positive, got {control_mm}")
         self.control_mm, self.strength, self.l_max = control_mm, strength, l_max
         self.label_keys, self.peaks_keys = ensure_tuple(label_keys), ensure_tuple(peaks_keys)
+        self.allow_lambda = allow_lambda
         self.control = torch.zeros(3, 0, 0, 0)
 
     def randomize(self, data: tuple[int, ...]) -> None:
@@ -70,7 +73,7 @@ class RandElasticDWId(RandomizableTransform, MapTransform):
         keys = list(self.key_iterator(item))
         if not keys:
             return item
-        rotation = voxel_rotation(item[keys[0]], "RandElasticDWId", allow_lambda=True)
+        rotation = voxel_rotation(item[keys[0]], "RandElasticDWId", self.allow_lambda)
         self._check(item, keys)
         size = tuple(item[keys[0]].shape[1:])
         stretch = rotation.T @ item[keys[0]].affine[:3, :3].cpu().double()

@@ -50,7 +50,7 @@ class NormalizeByB0d(MapTransform):
         for key in keys:
             item[key] = self._normalized(item, key)
         if self.b0 != "keep" and keys:
-            select_rows(item, keys, self._rows(item["bvals"]))
+            select_rows(item, keys, self._rows(torch.as_tensor(item["bvals"])))
             if self.b0 == "collapse":
                 item["bvals"][0] = 0.0
                 item["bvecs"][0] = 0.0

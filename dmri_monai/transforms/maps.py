@@ -45,12 +45,14 @@ class ResampleDirectionsd(MapTransform):
         directions: Sequence[Sequence[float]] | None = None,
         l_max: int = 4,
         b0: Literal["first", "drop"] = "first",
+        allow_lambda: bool = False,
         allow_missing_keys: bool = False,
         **fit: Any,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.scheme = spread_directions(n_directions) if directions is None else _unit(directions)
         self.shells, self.l_max, self.b0, self.fit = [float(b) for b in shells], l_max, b0, ShellFit(**fit)
+        self.allow_lambda = allow_lambda
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item, tables = dict(data), []
@@ -59,7 +61,7 @@ class ResampleDirectionsd(MapTransform):
             first = item[key] if first is None else first
             check_same_grid(first, item[key], key, "ResampleDirectionsd")
             bvals, bvecs = item_table(item, key, "ResampleDirectionsd")
-            rotation = voxel_rotation(item[key], "ResampleDirectionsd")
+            rotation = voxel_rotation(item[key], "ResampleDirectionsd", self.allow_lambda)
             item[key] = self._resampled(item[key], bvals, bvecs.double().cpu() @ rotation)
             fix_voxel_frame(item[key], rotation)
             tables.append((self._bvals(bvals), self._bvecs(bvecs, rotation)))
@@ -128,8 +130,8 @@ class TensorMetricsd(MapTransform):
 
     metrics: of "b0" (the mean), "fa", "md", "ad", "rd" (1, X, Y, Z), "v1" (3, X, Y, Z) and "tensor"
     (6, X, Y, Z: xx yy zz xy xz yz), the last two in the world frame.  mask_key: voxels to fit, the others are 0.
-    prefix: put before the names.  Raises ValueError where the table cannot determine a tensor, or has no b0 when
-    that is asked for; and as :func:`voxel_rotation`.
+    prefix: put before the names.  allow_lambda: a Lambda in the trace keeps the voxels in place.  Raises ValueError
+    where the table cannot determine a tensor, or has no b0 when that is asked for; and as :func:`voxel_rotation`.
     """
 
     NAMES = ("b0", "fa", "md", "ad", "rd", "v1", "tensor")
@@ -141,6 +143,7 @@ class TensorMetricsd(MapTransform):
         *,
         mask_key: str | None = None,
         prefix: str = "",
+        allow_lambda: bool = False,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
@@ -148,6 +151,7 @@ class TensorMetricsd(MapTransform):
         if unknown:
             raise ValueError(f"metrics {unknown} are not among {self.NAMES}")
         self.metrics, self.mask_key, self.prefix = tuple(metrics), mask_key, prefix
+        self.allow_lambda = allow_lambda
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
@@ -161,7 +165,7 @@ class TensorMetricsd(MapTransform):
 
     def _maps(self, item: dict[Hashable, Any], key: Hashable) -> dict[str, Tensor]:
         bvals, bvecs = item_table(item, key, "TensorMetricsd")
-        rotation = voxel_rotation(item[key], "TensorMetricsd", allow_lambda=True)
+        rotation = voxel_rotation(item[key], "TensorMetricsd", self.allow_lambda)
         brain = item_mask(item, self.mask_key, key, "TensorMetricsd")
         tensor = fit_tensor(
             item[key].as_tensor().unsqueeze(0),

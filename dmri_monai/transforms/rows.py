@@ -15,12 +15,19 @@ TABLE_KEYS = ("bvals", "bvecs", "bvecs_voxel", "weights", "valid")
 
 
 def item_table(item: dict[Hashable, Any], key: Hashable, caller: str) -> tuple[Tensor, Tensor]:
-    """b-values (N,) and world b-vectors (N, 3) of an item with N volumes in `item[key]`, or ValueError."""
+    """b-values (N,) and world b-vectors (N, 3) of an item with N volumes in `item[key]`.
+
+    Raises ValueError where they are missing or do not fit, or the image holds harmonics; TypeError for a plain tensor.
+    """
     missing = [name for name in ("bvals", "bvecs") if name not in item]
     if missing:
         raise ValueError(f"{caller}: the item has no {' and no '.join(missing)}; load the scan with LoadDWId")
     bvals, bvecs, image = torch.as_tensor(item["bvals"]), torch.as_tensor(item["bvecs"]), item[key]
-    if isinstance(image, MetaTensor) and "irreps" in image.meta:
+    if not isinstance(image, MetaTensor):
+        raise TypeError(
+            f"{caller}: {key!r} is a {type(image).__name__}, expected a MetaTensor, which carries an affine"
+        )
+    if "irreps" in image.meta:
         raise ValueError(
             f"{caller}: {key!r} holds harmonics ({image.meta['irreps']}), expected the measurements"
         )

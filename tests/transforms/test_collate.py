@@ -87,3 +87,8 @@ def test_it_works_in_a_loader(workers):
         Dataset(data, ToVoxelFramed()), batch_size=2, num_workers=workers, collate_fn=collate_dwi
     )
     assert next(iter(loader))["valid"].sum(1).tolist() == [21, 31]
+
+
+def test_a_batch_of_which_some_have_no_table_is_an_error():
+    with pytest.raises(ValueError, match="item 1 of the batch has no bvals"):
+        collate_dwi([field_item(**SMALL), {"image": torch.zeros(31, 8, 7, 6)}])

@@ -258,3 +258,26 @@ def test_a_subset_covers_the_sphere_better_than_a_random_one():
 def test_principal_direction_of_a_dyad_is_the_direction():
     v = torch.nn.functional.normalize(torch.randn(3, 5, 1, 1, dtype=torch.float64), dim=0)
     assert axial_degrees(last(tensor_metrics(peaks_to_dyads(v)[None]).v1[0]), last(v)).max() < 1e-3
+
+
+def test_plain_tensors_become_dyads_and_back():
+    peaks = torch.randn(6, 3, 3, 3)
+    item = DyadsToPeaksd("peaks")(PeaksToDyadsd("peaks")({"peaks": peaks}))
+    assert type(item["peaks"]) is torch.Tensor
+    for n in (slice(0, 3), slice(3, 6)):
+        assert axial_degrees(last(item["peaks"][n]), last(peaks[n])).max() < 0.1
+
+
+@pytest.mark.parametrize(
+    "transform", [DirectionsToVoxelFramed, DirectionsToWorldFramed], ids=["voxel", "world"]
+)
+def test_an_unknown_kind_is_an_error_at_once(transform):
+    with pytest.raises(ValueError, match=r"kind must be one of .* got 'peak'"):
+        transform("peaks", kind="peak")
+
+
+def test_a_lambda_on_peaks_is_refused_unless_allowed():
+    item = mt.Lambdad("peaks", lambda x: x[:3])(with_peaks())
+    with pytest.raises(ValueError, match="Lambdad? was applied"):
+        DirectionsToVoxelFramed("peaks")(item)
+    DirectionsToVoxelFramed("peaks", allow_lambda=True)(item)

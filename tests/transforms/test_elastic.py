@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import monai.transforms as mt
 import numpy as np
 import pytest
 import torch
@@ -184,3 +185,41 @@ def test_a_shell_with_too_few_directions_is_an_error():
     item["bvals"][:5] = torch.tensor([0.0, 3000, 3000, 3000, 3000])
     with pytest.raises(ValueError, match="shell b = 3000 has 4 directions"):
         RandElasticDWId(prob=1).set_random_state(0)(item)
+
+
+def labelled(**meta) -> dict:
+    item = field_item(shape=(8, 8, 8))
+    item["label"] = MetaTensor(torch.ones(3, 8, 8, 8), affine=item["image"].affine, meta=meta)
+    return item
+
+
+def test_a_label_on_a_mirrored_grid_of_the_same_size_is_an_error():
+    item = labelled()
+    item["label"].affine = field_item("LAS", shape=(8, 8, 8))["image"].affine
+    with pytest.raises(ValueError, match=r"'label' lies up to .* mm beside the image"):
+        RandElasticDWId(prob=1, label_keys="label")(item)
+
+
+def test_a_label_with_pending_operations_is_an_error():
+    item = mt.Flipd("label", 0, lazy=True)(labelled())
+    with pytest.raises(ValueError, match="'label' has 1 pending lazy operations"):
+        RandElasticDWId(prob=1, label_keys="label")(item)
+
+
+def test_peaks_in_the_voxel_frame_are_an_error():
+    with pytest.raises(ValueError, match="'label' is in the voxel frame, expected the world frame"):
+        RandElasticDWId(prob=1, peaks_keys="label")(labelled(direction_frame="voxel"))
+
+
+def test_a_missing_label_is_an_error_unless_allowed():
+    item = field_item(shape=(8, 8, 8))
+    with pytest.raises(ValueError, match="the item has no 'label'"):
+        RandElasticDWId(prob=1, label_keys="label")(item)
+    assert "label" not in RandElasticDWId(prob=1, label_keys="label", allow_missing_keys=True)(item)
+
+
+def test_a_lambda_in_the_trace_is_refused_unless_allowed():
+    item = mt.Lambdad("image", lambda x: x.flip(1))(field_item(shape=(8, 8, 8)))
+    with pytest.raises(ValueError, match="RandElasticDWId: Lambda"):
+        RandElasticDWId(prob=1)(item)
+    RandElasticDWId(prob=1, allow_lambda=True)(item)

@@ -138,3 +138,14 @@ def test_batches_are_checked_item_by_item():
     batch.affine = batch.affine.flip(0)
     with pytest.raises(ValueError, match=r"image \(item 0\)"):
         check_voxel_frame(batch)
+
+
+def test_keys_on_grids_turned_against_each_other_cannot_share_the_vectors():
+    item = field_item("RAS", **SMALL) | {"other": field_item("LAS", **SMALL)["image"]}
+    with pytest.raises(ValueError, match="grid of 'other' is turned against that of another key"):
+        ToVoxelFramed(["image", "other"])(item)
+
+
+def test_an_item_without_vectors_is_an_error():
+    with pytest.raises(ValueError, match="the item has no bvecs"):
+        ToVoxelFramed()({"image": field_item(**SMALL)["image"]})

@@ -120,3 +120,47 @@ def test_an_elastic_transform_of_monai_does_leave_wrong_directions():
         c, s = np.cos(angle), np.sin(angle)
         turned = truth @ np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
         assert axial_degrees(v1, turned).max() > 15
+
+
+BOTH = ["image", "label"]
+NEAREST = {"mode": ["bilinear", "nearest"]}
+
+
+def test_a_lazy_pipeline_of_monai_interpolates_labels_whatever_their_mode():
+    """Why the check exists: 1.6 reads the mode from the overrides of the Compose alone."""
+    item = field_item(shape=(9, 9, 9))
+    item["label"] = type(item["image"])(torch.randint(0, 4, (1, 9, 9, 9)) * 1.0, affine=item["image"].affine)
+    steps = [RandRotateMMd(BOTH, prob=1, **NEAREST), mt.Flipd(BOTH, 0)]
+    assert len(mt.Compose(steps, lazy=True)(item)["label"].unique()) > 100
+    overridden = mt.Compose(steps, lazy=True, overrides={"label": {"mode": "nearest"}})
+    assert set(overridden(item)["label"].unique().tolist()) <= {0.0, 1.0, 2.0, 3.0}
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        RandRotateMMd(BOTH, **NEAREST),
+        mt.RandAffined(BOTH, **NEAREST),
+        mt.Spacingd(BOTH, pixdim=(2, 2, 2), **NEAREST),
+        mt.Resized(BOTH, (8, 8, 8), mode=["trilinear", "nearest"]),
+    ],
+    ids=["rotate", "affine", "spacing", "resize"],
+)
+def test_a_lazy_pipeline_must_override_the_mode_of_labels(step):
+    with pytest.raises(ValueError, match=r"asks the nearest voxel of 'label', .*overrides=\{\"label\""):
+        check_gradient_safe(mt.Compose([LoadDWId(), step], lazy=True))
+    check_gradient_safe(mt.Compose([LoadDWId(), step], lazy=True, overrides={"label": {"mode": "nearest"}}))
+    check_gradient_safe(mt.Compose([LoadDWId(), step]))
+
+
+def test_a_transform_that_is_lazy_by_itself_is_found():
+    step = RandRotateMMd(BOTH, lazy=True, **NEAREST)
+    with pytest.raises(ValueError, match="nearest voxel of 'label'"):
+        check_gradient_safe([LoadDWId(), mt.Compose([step], lazy=None)])
+    check_gradient_safe(mt.Compose([step], lazy=False))
+
+
+def test_a_class_of_ones_own_is_not_taken_for_that_of_monai_by_its_name():
+    own = type("Flipd", (mt.MapTransform,), {"__module__": "somewhere", "__call__": lambda self, data: data})
+    with pytest.raises(ValueError, match="Flipd is not known"):
+        check_gradient_safe(pipeline(own("image")))

@@ -9,10 +9,20 @@ import numpy as np
 import pytest
 import torch
 from e3nn import o3
+from monai.data import PersistentDataset
 
 from dmri_monai.gradients import grid_rotation
 from dmri_monai.qspace.rotation import rotate_irreps
-from dmri_monai.transforms import LoadDWId, NormalizeByB0d, SphericalHarmonicsd
+from dmri_monai.transforms import (
+    BrainMaskd,
+    LoadDWId,
+    NormalizeByB0d,
+    SelectShellsd,
+    SphericalHarmonicsd,
+    TensorMetricsd,
+    ToVoxelFramed,
+    check_voxel_frame,
+)
 from tests.transforms.fields import ORIENTATIONS, field_item
 
 FILES = os.path.join(os.path.dirname(dipy.data.__file__), "files")
@@ -145,3 +155,82 @@ def test_empty_voxels_are_zero_not_nan():
     item = field_item(**SMALL)
     item["image"][:, 0] = 0
     assert NormalizeByB0d()(item)["image"][:, 0].abs().max() == 0
+
+
+MASKED = {
+    "harmonics": SphericalHarmonicsd(shells=[1000], mask_key="mask"),
+    "normalise": NormalizeByB0d(mask_key="mask"),
+    "tensor": TensorMetricsd(mask_key="mask"),
+}
+
+
+@pytest.mark.parametrize("name", MASKED)
+@pytest.mark.parametrize("shape", [(8, 7, 6), (2, 8, 7, 6), (1, 8, 7, 5)], ids=str)
+def test_a_mask_of_another_shape_is_an_error(name, shape):
+    item = field_item(**SMALL) | {"mask": torch.ones(shape)}
+    with pytest.raises(ValueError, match=r"mask 'mask' has shape .*, expected \(1, 8, 7, 6\)"):
+        MASKED[name](item)
+
+
+@pytest.mark.parametrize("name", MASKED)
+def test_a_mask_on_a_mirrored_grid_of_the_same_size_is_an_error(name):
+    mirrored = field_item("LAS", **SMALL)["image"][:1]
+    with pytest.raises(ValueError, match=r"'mask' lies up to .* mm beside the image"):
+        MASKED[name](field_item("RAS", **SMALL) | {"mask": mirrored})
+
+
+@pytest.mark.parametrize("name", MASKED)
+def test_a_missing_mask_is_an_error(name):
+    with pytest.raises(ValueError, match="the item has no mask 'mask'"):
+        MASKED[name](field_item(**SMALL))
+
+
+def test_rounding_of_the_affine_of_a_mask_is_tolerated():
+    item = field_item(**SMALL)
+    item["mask"] = type(item["image"])(
+        torch.ones(1, 8, 7, 6), affine=item["image"].affine.float() * (1 + 1e-4)
+    )
+    MASKED["harmonics"](item)
+
+
+def test_weights_of_another_length_are_an_error():
+    with pytest.raises(ValueError, match="3 weights 'weights' for 31 b-values"):
+        SphericalHarmonicsd(shells=[1000], weights_key="weights")(
+            field_item(**SMALL) | {"weights": torch.ones(3)}
+        )
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [NormalizeByB0d(b0="collapse"), SphericalHarmonicsd(shells=[1000]), SelectShellsd(), BrainMaskd()],
+    ids=lambda t: type(t).__name__,
+)
+def test_tables_may_be_arrays_and_images_may_not(transform):
+    item = field_item(**SMALL)
+    arrays = {name: item[name].numpy() for name in ("bvals", "bvecs")}
+    torch.testing.assert_close(
+        transform(item | arrays)["image"].as_tensor(), transform(item)["image"].as_tensor()
+    )
+    with pytest.raises(TypeError, match="'image' is a Tensor, expected a MetaTensor"):
+        transform(item | {"image": item["image"].as_tensor()})
+
+
+def test_harmonics_survive_a_persistent_cache(tmp_path):
+    pipeline = mt.Compose([SphericalHarmonicsd(shells=[1000]), ToVoxelFramed()])
+    first, again = (
+        PersistentDataset([field_item(**SMALL)], pipeline, cache_dir=tmp_path)[0] for _ in range(2)
+    )
+    torch.testing.assert_close(again["image"].as_tensor(), first["image"].as_tensor(), atol=0, rtol=0)
+    assert again["image"].meta["irreps"] == "2x0e+1x2e+1x4e"
+    with pytest.raises(ValueError, match="mirrored"):
+        check_voxel_frame(mt.Flipd("image", 0)(again)["image"])
+
+
+def test_keys_with_different_tables_are_not_loaded_into_one():
+    paths = {"image": os.path.join(FILES, "small_64D.nii"), "other": os.path.join(FILES, "small_101D.nii.gz")}
+    with pytest.raises(
+        ValueError, match=r"table of .*small_101D.nii.gz differs from that of .*small_64D.nii"
+    ):
+        LoadDWId(["image", "other"])(paths)
+    same = LoadDWId(["image", "other"])({"image": paths["image"], "other": paths["image"]})
+    torch.testing.assert_close(same["other"].as_tensor(), same["image"].as_tensor())

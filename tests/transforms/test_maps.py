@@ -149,3 +149,21 @@ def test_a_mask_given_is_kept():
     item = LoadDWId()({"image": os.path.join(FILES, "small_64D.nii")})
     item["mask"] = torch.ones(1, 10, 10, 10)
     assert BrainMaskd()(item)["mask"] is item["mask"]
+
+
+@pytest.mark.parametrize(
+    "make", [TensorMetricsd, ResampleDirectionsd], ids=["tensor", "resampled directions"]
+)
+def test_a_lambda_in_the_trace_is_refused_unless_allowed(make):
+    item = mt.Lambdad("image", lambda x: x.flip(1))(field_item(shape=(4, 4, 4)))
+    with pytest.raises(ValueError, match="Lambdad? was applied"):
+        make()(item)
+    make(allow_lambda=True)(item)
+
+
+@pytest.mark.parametrize(
+    "own", [[[0.0, 0.0, 0.0]], [[1.0, 0.0]], [1.0, 0.0, 0.0]], ids=["zero", "2-d", "flat"]
+)
+def test_directions_that_are_none_are_an_error(own):
+    with pytest.raises(ValueError, match=r"directions must be \(M, 3\) vectors longer than 0"):
+        ResampleDirectionsd(directions=own)

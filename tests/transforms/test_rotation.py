@@ -149,3 +149,20 @@ def test_harmonics_of_the_rotated_scan_are_the_rotated_harmonics():
     centre = before.as_tensor()[None, :, 7:8, 7:8, 7:8]
     expected = rotate_irreps(centre, before.meta["irreps"], transform.rotation.T)[0]
     torch.testing.assert_close(after.as_tensor()[:, 7:8, 7:8, 7:8], expected, atol=5e-3, rtol=0)
+
+
+def test_keys_on_different_grids_make_the_same_motion_in_the_world():
+    """A label stored with other axes, size and spacing stays in register with the image."""
+    item = field_item("LAS", "aniso", (20, 22, 18))
+    item["label"] = field_item("PLS", "thick", (24, 26, 9))["image"][:1]
+    after = rotate(keys=["image", "label"], max_degrees=90)(item)
+    motions = [after[k].affine @ torch.linalg.inv(item[k].affine) for k in ("image", "label")]
+    torch.testing.assert_close(motions[0], motions[1])
+    linear = motions[0][:3, :3]
+    torch.testing.assert_close(linear @ linear.T, torch.eye(3, dtype=torch.float64))
+    assert (linear - torch.eye(3)).abs().max() > 0.1
+
+
+def test_an_image_without_affine_is_refused():
+    with pytest.raises(TypeError, match="'image' is a Tensor, expected a MetaTensor"):
+        rotate()({"image": torch.zeros(1, 4, 4, 4)})
