@@ -5,18 +5,20 @@ Submodules are imported when they are first used, so that `import dmri_monai` lo
 
 import importlib
 import pkgutil
-from types import ModuleType
+from typing import Any
 
 __version__ = "0.1.0"
 
 _SUBMODULES = frozenset(module.name for module in pkgutil.iter_modules(__path__))
 
 
-def __getattr__(name: str) -> ModuleType:
+def __getattr__(name: str) -> Any:
+    if name == "predict":
+        return importlib.import_module(f"{__name__}.prediction").predict
     if name in _SUBMODULES:
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted(_SUBMODULES | set(globals()))
+    return sorted(_SUBMODULES | {"predict"} | set(globals()))

@@ -219,5 +219,61 @@ def labels(
             typer.echo(path)
 
 
+@app.command()
+@_one_line_errors
+def predict(
+    scan: Annotated[Path, typer.Argument(help="DWI file (.nii, .nii.gz) with its sidecars.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the maps and the report.")],
+    task: Annotated[str, typer.Option(help="Which released model.")] = "tissue",
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="A model of your own, with its model.json beside it.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; by default what there is.")] = None,
+    ensemble: Annotated[
+        str | None, typer.Option(help="rotations or flips: average over turned copies, with uncertainty.")
+    ] = None,
+) -> None:
+    """Run a trained model on one scan: map on the scan's grid, JSON sidecar, report.
+
+    The scan is checked first; what looks wrong is printed, and stands in the report and the sidecar.
+    """
+    from dmri_monai.prediction import predict as run
+
+    options: dict[str, Any] = {"device": device, "ensemble": ensemble}
+    found = run(scan, task=task, checkpoint=checkpoint, output_dir=out, **options)
+    for warning in found.warnings:
+        typer.echo(f"warning: {warning}", err=True)
+    for path in found.files.values():
+        typer.echo(path)
+
+
+@app.command("label-studies")
+@_one_line_errors
+def label_studies(
+    bids_dir: Annotated[Path, typer.Argument(help="BIDS folder.")],
+    out: Annotated[Path, typer.Argument(help="Studies folder for MONAI Label.")],
+    preview: Annotated[Literal["b0", "fa", "none"], typer.Option(help="3-D study for viewers.")] = "b0",
+    labels: Annotated[
+        str | None, typer.Option(help="Ending of derivatives that are final labels: dseg, lesion.")
+    ] = None,
+) -> None:
+    """Lay out the scans of a BIDS folder as MONAI Label wants them, by links."""
+    from dmri_monai.label import write_studies
+
+    typer.echo(f"{len(write_studies(bids_dir, out, preview=preview, labels=labels))} studies in {out}")
+
+
+@app.command("label-bundle")
+@_one_line_errors
+def label_bundle(
+    checkpoint: Annotated[Path, typer.Argument(help="Trained model.pt with its model.json beside it.")],
+    out: Annotated[Path, typer.Argument(help="Folder to make: the model of a MONAI Label server.")],
+) -> None:
+    """Make a self-contained bundle of a trained model for a MONAI Label server."""
+    from dmri_monai.label import write_label_bundle
+
+    typer.echo(write_label_bundle(checkpoint, out))
+
+
 if __name__ == "__main__":
     app()

@@ -26,7 +26,14 @@ from dmri_monai.io.writing import replacing
 from dmri_monai.workflows.checkpoint import settings_path
 from dmri_monai.workflows.tasks import task as find_task
 
-__all__ = ["Prediction", "bundle_folder", "out_of_range", "predict"]
+__all__ = [
+    "Prediction",
+    "bundle_folder",
+    "config_settings",
+    "out_of_range",
+    "predict",
+    "settings_of",
+]
 
 PACKAGE = Path(__file__).parent
 # A wheel carries the bundle inside the package; in a checkout it stands beside it.
@@ -46,6 +53,7 @@ SETTINGS = (
     "too_few",
     "order_scale",
     "n_directions",
+    "spacing_mm",
 )
 
 
@@ -94,7 +102,7 @@ def predict(
     """
     find_task(task)
     weights = _weights(task, checkpoint)
-    settings = json.loads(settings_path(weights).read_text())
+    settings = settings_of(weights)
     with tempfile.TemporaryDirectory(prefix="dmri_monai-") as temporary:
         scan = _scan_file(image, bvals, bvecs, affine, Path(temporary))
         out = Path(temporary, "out") if output_dir is None else Path(output_dir)
@@ -123,6 +131,20 @@ def bundle_folder() -> Path:
     raise FileNotFoundError(f"no bundle in {' or '.join(map(str, FOLDERS))}")
 
 
+def settings_of(checkpoint: Path) -> dict[str, Any]:
+    """The settings that training wrote beside a checkpoint; FileNotFoundError naming both files without them."""
+    for path in (checkpoint, settings_path(checkpoint)):
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} does not exist; a checkpoint needs its settings beside it")
+    settings: dict[str, Any] = json.loads(settings_path(checkpoint).read_text())
+    return settings
+
+
+def config_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What the bundle's configs have to say for a checkpoint with these `settings`: key -> value."""
+    return {KEYS.get(name, name): settings[name] for name in SETTINGS if name in settings}
+
+
 def out_of_range(check: ScanCheck, trained_on: Mapping[str, Any]) -> list[str]:
     """Where a scan lies outside of the range of the training data, one sentence each.
 
@@ -147,11 +169,8 @@ def _near(check: ScanCheck, bval: float) -> bool:
 
 def _weights(task: str, checkpoint: str | os.PathLike[str] | None) -> Path:
     path = bundle_folder() / "models" / f"{task}.pt" if checkpoint is None else Path(checkpoint)
-    if not path.is_file():
-        hint = f"no released weights for task {task!r}; give a checkpoint" if checkpoint is None else ""
-        raise FileNotFoundError(f"{hint or 'there is no checkpoint'}: {path}")
-    if not settings_path(path).is_file():
-        raise FileNotFoundError(f"{path} has no settings beside it: {settings_path(path)}")
+    if checkpoint is None and not path.is_file():
+        raise FileNotFoundError(f"no released weights for task {task!r} ({path}); give a checkpoint")
     return path
 
 
@@ -205,9 +224,6 @@ def _run(
     options: dict[str, Any],
 ) -> None:
     root = bundle_folder()
-    model = {KEYS.get(name, name): settings[name] for name in SETTINGS if name in settings}
-    if "spacing_mm" in settings:
-        model["spacing_mm"] = settings["spacing_mm"]
     workflow = ConfigWorkflow(
         config_file=str(root / "configs" / "inference.json"),
         meta_file=str(root / "configs" / "metadata.json"),
@@ -219,7 +235,7 @@ def _run(
         output_dir=str(out),
         notes=list(warnings),
         provenance=provenance,
-        **model,
+        **config_settings(settings),
         **options,
     )
     workflow.initialize()

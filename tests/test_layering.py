@@ -20,6 +20,7 @@ RANKS = (
     ("register", "check", "report", "labels"),
     ("workflows",),  # handlers write the report, so it lies below them
     ("runs", "prediction"),
+    ("label",),
     ("cli",),
     ("__init__",),
 )

@@ -30,6 +30,7 @@ class WriteResults:
     world frame, MRtrix's convention.  The result of `sub-01_dwi.nii.gz` becomes `sub-01_<label of the task>.nii.gz`
     with the scan's own affine, its uncertainty `sub-01_<label>uncertainty.nii.gz`. A `label_path` in the item of the
     data list is the truth the report compares with.  inferer: whose deviation the report names, where there is any.
+    provenance, notes: what the report says of the model, and what it warns of.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class WriteResults:
         title: str | None = None,
         inferer: VolumeInferer | None = None,
         provenance: Mapping[str, Any] | None = None,
+        notes: Sequence[str] = (),
     ) -> None:
         self.task = task
         self.output_dir = Path(output_dir)
@@ -47,6 +49,7 @@ class WriteResults:
         self.title = task.title if title is None else title
         self.inferer = inferer
         self.provenance = dict(provenance or {})
+        self.notes = [{"warning": note} for note in notes]
         self.class_names = dict(enumerate(task.class_names, start=1))
         self.cases: list[Case] = []
 
@@ -75,7 +78,11 @@ class WriteResults:
             with replacing(self.output_dir / f"{self.task.label}.tsv") as (temporary,):
                 temporary.write_text("\n".join(["index\tname", *rows]) + "\n")
         path = write_report(
-            self.output_dir / "report.html", self.cases, title=self.title, provenance=self.provenance
+            self.output_dir / "report.html",
+            self.cases,
+            title=self.title,
+            tables={"Warnings": self.notes} if self.notes else {},
+            provenance=self.provenance,
         )
         print(f"report: {path}")
 
