@@ -14,7 +14,7 @@ from dmri_monai.workflows.labels import (
     IgnoreOutsided,
     LesionMapsd,
 )
-from dmri_monai.workflows.models import ARCHITECTURES, Model, build_network, prepare_batch
+from dmri_monai.workflows.models import ARCHITECTURES, Model, build_network, place, prepare_batch
 from dmri_monai.workflows.optimization import FreezeBody, parameter_groups
 from dmri_monai.workflows.outputs import WriteResults
 from dmri_monai.workflows.precision import CpuAutocast, autocast, cuda_amp
@@ -70,6 +70,7 @@ __all__ = [
     "lower_is_better",
     "methods",
     "parameter_groups",
+    "place",
     "prepare_batch",
     "pretext_loss",
     "pretrain",

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from typing import Any
 
+import torch
 from monai.engines import PrepareBatchExtraInput
 from monai.engines.utils import default_prepare_batch
 from monai.transforms import MapTransform
@@ -17,7 +19,7 @@ from dmri_monai.networks import EquivariantUNet, PlainUNet, PQSegmentationNet
 from dmri_monai.qspace.basis import ShellFit, harmonic_irreps
 from dmri_monai.transforms import NormalizeByB0d, ResampleDirectionsd, SphericalHarmonicsd, ToVoxelFramed
 
-__all__ = ["ARCHITECTURES", "Model", "build_network", "prepare_batch"]
+__all__ = ["ARCHITECTURES", "Model", "build_network", "place", "prepare_batch"]
 
 # what the network takes in: harmonic channels, fixed directions, or the samples with their table
 ARCHITECTURES = {
@@ -129,6 +131,14 @@ def build_network(model: Model, irreps_out: str) -> nn.Module:
         return PQSegmentationNet(irreps_out, **{"b_max": max(model.shells), **options})
     options = {"filters": FILTERS[model.size], **model.options}
     return PlainUNet(model.in_channels, as_irreps(irreps_out).dim, **options)
+
+
+def place(network: nn.Module, device: torch.device) -> nn.Module:
+    """`network` on `device`, channels last, which convolutions prefer, where all its weights have that format."""
+    tensors = chain(network.parameters(), network.buffers())
+    if any(tensor.ndim == 4 for tensor in tensors):  # of steerable kernels on q-space; torch would refuse
+        return network.to(device)
+    return network.to(device, memory_format=torch.channels_last_3d)
 
 
 def prepare_batch(model: Model) -> Callable[..., Any]:
