@@ -96,5 +96,7 @@ def responses(x: Tensor, functions: Tensor, options: ConvOptions) -> Tensor:
 
 def filtered_sum(x: Tensor, functions: Tensor, options: ConvOptions) -> Tensor:
     """Every channel filtered by a function of its own and summed: x (N, C, B, X, Y, Z), (B, P) -> (N, C, ...)."""
-    y = _conv(x.flatten(0, 1), functions.unsqueeze(0), options)
-    return y.squeeze(1).unflatten(0, x.shape[:2])
+    flat = x.flatten(0, 1).contiguous(
+        memory_format=torch.channels_last_3d
+    )  # with one output, twice as fast on CPU
+    return _conv(flat, functions.unsqueeze(0), options).squeeze(1).unflatten(0, x.shape[:2])

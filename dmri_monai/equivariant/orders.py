@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from dmri_monai.equivariant.channel_order import contract_p_last, mixture_size, mixtures, prepare_p_last
+from dmri_monai.equivariant.channel_order import contract_p_last, mixtures, prepare_p_last
 from dmri_monai.equivariant.contraction import ConvOptions, dense_conv
 from dmri_monai.equivariant.factors import Factors, Layout
 from dmri_monai.equivariant.function_order import (
@@ -102,14 +102,13 @@ def _p_basis(layout: Layout, n_out: int, n_in: int) -> float:
 
 
 def _p_last(layout: Layout, n_out: int, n_in: int, shrink: float) -> float:
-    products = mixtures(layout)
-    channels, filters, mixed = 0, 0, {}
-    for product in products:
+    channels, mixed, filtered = 0, {}, {}
+    for product in mixtures(layout):
         pair = layout.pairs[product.pair]
         rows = pair.mul_out * pair.dim_out * (1 if product.lp is None else layout.functions(product.lp))
-        columns = pair.mul_in * pair.dim_in
-        channels += rows * columns * (product.stop - product.start)
-        mixed.update({(pair.i, degree): columns * mixture_size(layout, degree) for degree in product.degrees})
-        filters += rows / sum((p.lp, layout.pairs[p.pair].o) == (product.lp, pair.o) for p in products)
-    filtering = filters * layout.kernel_size**3 * shrink
+        width = 1 if product.degree is None else layout.n_i * (2 * product.degree + 1)
+        columns = width * pair.mul_in * pair.dim_in
+        mixed[pair.i, product.degree], filtered[pair.o, product.lp] = columns, rows
+        channels += rows * columns
+    filtering = sum(filtered.values()) * layout.kernel_size**3 * shrink
     return n_out * (n_in * sum(mixed.values()) + BATCHED * channels + SYNTHESIS * filtering)
