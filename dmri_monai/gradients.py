@@ -16,13 +16,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["GradientTable", "Shell", "cluster_shells", "grid_rotation", "q_vectors", "unit_vectors"]
+__all__ = [
+    "GradientTable",
+    "Shell",
+    "check_bvals",
+    "cluster_shells",
+    "grid_rotation",
+    "q_vectors",
+    "unit_vectors",
+]
 
 B0_THRESHOLD = 50.0
 NORM_TOLERANCE = 0.05
 NORM_ROUNDING = 1e-3  # closer to 1 than this is the rounding of a text file
 JITTER_ABSOLUTE = 50.0
 JITTER_RELATIVE = 0.05
+MAX_BVAL = 1e6  # s/mm²; ten times what the strongest scanners reach
 
 
 def grid_rotation(affine: Tensor) -> Tensor:
@@ -133,7 +142,7 @@ class GradientTable:
             )
         if not (math.isfinite(self.b0_threshold) and self.b0_threshold >= 0):
             raise ValueError(f"b0_threshold is {self.b0_threshold}, expected a finite number of at least 0")
-        _check_bvals(bvals)
+        check_bvals(bvals)
         # adding zero turns -0.0 into 0.0: files then compare equal
         object.__setattr__(self, "bvals", bvals.clone() + 0.0)
         object.__setattr__(self, "bvecs", unit_vectors(bvals, bvecs, self.b0_threshold) + 0.0)
@@ -208,6 +217,17 @@ class GradientTable:
         return GradientTable(self.bvals[mask], self.bvecs[mask], self.b0_threshold)
 
 
+def check_bvals(bvals: Tensor, *, source: str = "") -> None:
+    """Raise ValueError naming the first of `bvals` (N,) that is no b-value in s/mm², and `source` (a file)."""
+    place = f" in {source}" if source else ""
+    for i in torch.nonzero(~bvals.isfinite()).flatten().tolist():
+        raise ValueError(f"b-value {i} is {bvals[i]}, expected a finite number{place}")
+    for i in torch.nonzero(bvals < 0).flatten().tolist():
+        raise ValueError(f"b-value {i} is {bvals[i]:g}, expected at least 0{place}")
+    for i in torch.nonzero(bvals > MAX_BVAL).flatten().tolist():
+        raise ValueError(f"b-value {i} is {bvals[i]:g}, expected s/mm², at most {MAX_BVAL:g}{place}")
+
+
 def unit_vectors(
     bvals: Tensor, bvecs: Tensor, b0_threshold: float = B0_THRESHOLD, *, source: str = ""
 ) -> Tensor:
@@ -264,10 +284,3 @@ def _world_from_fsl(affine: Tensor) -> Tensor:
     rotation = grid_rotation(affine)
     x_sign = -1.0 if torch.linalg.det(rotation) > 0 else 1.0
     return rotation * rotation.new_tensor([x_sign, 1.0, 1.0])
-
-
-def _check_bvals(bvals: Tensor) -> None:
-    for i in torch.nonzero(~bvals.isfinite()).flatten().tolist():
-        raise ValueError(f"b-value {i} is {bvals[i]}, expected a finite number")
-    for i in torch.nonzero(bvals < 0).flatten().tolist():
-        raise ValueError(f"b-value {i} is {bvals[i]:g}, expected at least 0")

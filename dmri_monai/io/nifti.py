@@ -66,6 +66,8 @@ def open_nifti(path: str | Path) -> NiftiSource:
         raise ValueError(f"image is empty (0 bytes): {path}")
     header, proxy, affine = _load_header(path)
     affine = torch.as_tensor(np.asarray(affine, dtype=np.float64))
+    if not affine.isfinite().all():
+        raise ValueError(f"affine is not finite: {affine.tolist()} in {path}")
     try:
         grid_rotation(affine)
     except ValueError as error:
@@ -130,7 +132,7 @@ def read_volumes(source: NiftiSource, dtype: torch.dtype = torch.float32) -> tor
     if len(source.shape) > 4:
         raise ValueError(f"image has {len(source.shape)} axes {source.shape}, expected 3 or 4: {source.path}")
     x, y, z, n = (*source.shape, 1)[:4]
-    out = torch.empty((n, x, y, z), dtype=dtype)
+    out = _allocate((n, x, y, z), dtype, source.path)
     target = out.numpy()
     raw = np.empty((z, y, x), dtype=source.dtype)  # NIfTI stores x fastest
     with _stream(source.path) as stream:
@@ -141,6 +143,13 @@ def read_volumes(source: NiftiSource, dtype: torch.dtype = torch.float32) -> tor
         while stream.read(1 << 20):  # to the end: gzip checks its sum there
             pass
     return out
+
+
+def _allocate(shape: tuple[int, ...], dtype: torch.dtype, path: Path) -> torch.Tensor:
+    try:
+        return torch.empty(shape, dtype=dtype)
+    except RuntimeError as error:  # what torch raises when the memory is not there
+        raise OSError(f"no memory for {math.prod(shape)} voxels of shape {shape}: {path}") from error
 
 
 def _scaled(raw: np.ndarray, source: NiftiSource) -> np.ndarray:

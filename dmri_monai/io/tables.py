@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dmri_monai.gradients import B0_THRESHOLD, NORM_TOLERANCE
+from dmri_monai.gradients import B0_THRESHOLD, NORM_TOLERANCE, check_bvals
 
 __all__ = ["format_bvals", "format_bvecs", "read_bvals", "read_bvecs", "read_mrtrix"]
 
@@ -31,8 +31,7 @@ def read_bvals(path: Path) -> Tensor:
             f"b-values: {len(rows)} rows of {len(rows[0])} entries, expected one row or column in {path}"
         )
     bvals = torch.tensor([value for row in rows for value in row], dtype=torch.float64)
-    for i in torch.nonzero(bvals < 0).flatten().tolist():
-        raise ValueError(f"b-value {i} is {bvals[i]:g}, expected at least 0 in {path}")
+    check_bvals(bvals, source=str(path))
     return bvals
 
 
@@ -72,10 +71,7 @@ def read_mrtrix(path: Path) -> tuple[Tensor, Tensor]:
     if len(rows[0]) != 4:
         raise ValueError(f"MRtrix table: {len(rows[0])} columns, expected 4 (x y z b) in {path}")
     table = torch.tensor(rows, dtype=torch.float64)
-    for i in torch.nonzero(~table[:, 3].isfinite()).flatten().tolist():
-        raise ValueError(f"b-value {i} is {table[i, 3]}, expected a finite number in {path}")
-    for i in torch.nonzero(table[:, 3] < 0).flatten().tolist():
-        raise ValueError(f"b-value {i} is {table[i, 3]:g}, expected at least 0 in {path}")
+    check_bvals(table[:, 3], source=str(path))
     return table[:, 3].clone(), table[:, :3].contiguous()
 
 

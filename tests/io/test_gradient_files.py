@@ -201,3 +201,14 @@ class TestErrors:
         (tmp_path / "dwi.b").write_text(f"{row}\n{row}\n")
         with pytest.raises(ValueError, match=rf"{match}.*dwi\.b"):
             read_dwi(path)
+
+
+def test_a_bval_far_beyond_any_scanner_is_refused(tmp_path):
+    path = write_scan(tmp_path / "dwi.nii.gz")
+    sidecar = next(tmp_path.glob("*.bval"))
+    words = sidecar.read_text().split()
+    sidecar.write_text(" ".join([*words[:2], "1e9", *words[3:]]))
+    with pytest.raises(
+        ValueError, match=rf"b-value 2 is 1e\+09, expected s/mm², at most 1e\+06 in .*{sidecar.name}"
+    ):
+        read_dwi(path)

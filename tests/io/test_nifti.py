@@ -191,3 +191,23 @@ def test_a_scanner_frame_table_of_an_image_without_orientation_is_an_error(tmp_p
         pytest.raises(ValueError, match=r"dwi\.b is in scanner axes"),
     ):
         read_dwi(path)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf], ids=["nan", "inf"])
+def test_an_origin_that_is_not_finite_is_refused(tmp_path, value):
+    path = write_scan(tmp_path / "dwi.nii.gz")
+    raw = bytearray(gzip.decompress(path.read_bytes()))
+    raw[292:296] = np.float32(value).tobytes()  # srow_x[3]
+    path.write_bytes(gzip.compress(bytes(raw)))
+    with pytest.raises(ValueError, match=f"affine is not finite.*{path.name}"):
+        read_dwi(path)
+
+
+def test_an_image_larger_than_memory_is_an_os_error(tmp_path, monkeypatch):
+    def exhausted(*shape, **options):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")  # as torch puts it
+
+    path = write_scan(tmp_path / "dwi.nii.gz")
+    monkeypatch.setattr(torch, "empty", exhausted)
+    with pytest.raises(OSError, match=r"no memory for 480 voxels of shape \(8, 5, 4, 3\): .*dwi.nii.gz"):
+        read_nifti(path)
