@@ -5,8 +5,9 @@ scan in the same process, runs interleaved, and their ratio (target: at least 10
 chain: seconds per item, loading excluded, of: subsample directions, rotate in mm, flip and crop to 64 x 64 x 48
 (lazy: one resampling, onto the crop alone, in single precision: MONAI's lazy resampling would take double), harmonics
 to l_max 4 (target on 2 CPU cores: at most 1.0); `eager` is the same without laziness, to show what cropping before
-resampling saves.  peak_mib: growth of peak memory over the scan
-itself, in a fresh process (CPU) or of allocated memory (GPU).  cpu_s: CPU seconds, which other load hardly changes.
+resampling saves.  peak_mib: growth of peak memory over the scan itself, in a fresh process (CPU) or of allocated
+memory (GPU).  cpu_s: CPU seconds, which other load changes little.  Where other processes take turns on the cores, two
+threads wait for each other spinning, and lose to one: there, set OMP_WAIT_POLICY=passive.
 
 Run: python benchmarks/transforms.py [--repeats 3] [--device cpu] [--threads 2] [--skip-dipy]
 """

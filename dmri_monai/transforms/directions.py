@@ -15,7 +15,7 @@ from torch import Tensor
 from dmri_monai.qspace.directions import dyads_to_peaks, peaks_to_dyads
 from dmri_monai.qspace.rotation import rotate_irreps
 from dmri_monai.qspace.tensor import rotate_tensor
-from dmri_monai.transforms.frames import fix_voxel_frame, voxel_rotation
+from dmri_monai.transforms.frames import fix_voxel_frame, forget_voxel_frame, voxel_rotation
 from dmri_monai.transforms.rows import like, plain, with_meta
 
 __all__ = [
@@ -120,8 +120,7 @@ class DirectionsToWorldFramed(MapTransform):
             if field.meta.get("direction_frame") == "world":
                 raise ValueError(f"{key!r} is in the world frame already")
             item[key] = like(field, turn_directions(field.as_tensor(), self.kind, rotation))
-            for name in ("voxel_frame", "voxel_frame_step", "irreps"):  # no longer bound to the grid
-                item[key].meta.pop(name, None)
+            forget_voxel_frame(item[key])
             item[key].meta["direction_frame"] = "world"
         return item
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from dmri_monai.gradients import grid_rotation
 from dmri_monai.transforms.rows import like
 
-__all__ = ["ToVoxelFramed", "check_voxel_frame", "fix_voxel_frame", "voxel_rotation"]
+__all__ = ["ToVoxelFramed", "check_voxel_frame", "fix_voxel_frame", "forget_voxel_frame", "voxel_rotation"]
 
 TOLERANCE_DEGREES = 0.1
 # these move voxels, or may, and leave the affine as it is
@@ -56,6 +56,12 @@ def fix_voxel_frame(image: MetaTensor, rotation: Tensor) -> None:
     """Record that something beside or inside `image` is expressed in the voxel frame `rotation` (3, 3)."""
     image.meta["voxel_frame"] = rotation.clone()
     image.meta["voxel_frame_step"] = len(image.applied_operations)
+
+
+def forget_voxel_frame(image: MetaTensor) -> None:
+    """Drop the record of a frame: what `image` holds is no longer bound to its grid, or no harmonics any more."""
+    for name in ("voxel_frame", "voxel_frame_step", "irreps"):
+        image.meta.pop(name, None)
 
 
 def check_voxel_frame(image: Any, name: str = "image") -> None:

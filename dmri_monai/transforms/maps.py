@@ -19,7 +19,7 @@ from dmri_monai.qspace.directions import spread_directions
 from dmri_monai.qspace.harmonics import Measurements, mean_b0, shell_matrix
 from dmri_monai.qspace.invariants import power_spectrum
 from dmri_monai.qspace.tensor import fit_tensor, rotate_tensor, tensor_metrics
-from dmri_monai.transforms.frames import fix_voxel_frame, voxel_rotation
+from dmri_monai.transforms.frames import fix_voxel_frame, forget_voxel_frame, voxel_rotation
 from dmri_monai.transforms.rows import check_same_grid, item_mask, item_table, like
 
 __all__ = ["BrainMaskd", "ResampleDirectionsd", "RotationInvariantsd", "TensorMetricsd"]
@@ -119,9 +119,8 @@ class RotationInvariantsd(MapTransform):
                 )
             power = power_spectrum(item[key].as_tensor().unsqueeze(0), irreps)[0]
             item[key] = like(item[key], power)
+            forget_voxel_frame(item[key])
             item[key].meta["irreps"] = f"{o3.Irreps(irreps).num_irreps}x0e"
-            for name in ("voxel_frame", "voxel_frame_step"):
-                item[key].meta.pop(name, None)
         return item
 
 
@@ -158,8 +157,7 @@ class TensorMetricsd(MapTransform):
         for key in self.key_iterator(item):
             for name, value in self._maps(item, key).items():
                 result = like(item[key], value)
-                for record in ("irreps", "voxel_frame", "voxel_frame_step"):
-                    result.meta.pop(record, None)
+                forget_voxel_frame(result)
                 item[self.prefix + name] = result
         return item
 
