@@ -84,6 +84,9 @@ class DirectionsToVoxelFramed(MapTransform):
             rotation = voxel_rotation(item[key], "DirectionsToVoxelFramed", self.allow_lambda)
             if item[key].meta.get("direction_frame") == "voxel":
                 raise ValueError(f"{key!r} is in the voxel frame already")
+            irreps = item[key].meta.get("irreps")
+            if irreps is not None and self.kind in WIDTH:
+                raise ValueError(f"{key!r} holds harmonics, not {self.kind}: give kind={irreps!r}")
             item[key] = like(item[key], turn_directions(item[key].as_tensor(), self.kind, rotation.T))
             item[key].meta["direction_frame"] = "voxel"
             fix_voxel_frame(item[key], rotation)

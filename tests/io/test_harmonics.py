@@ -147,6 +147,13 @@ def test_the_frame_a_field_says_it_is_in_is_believed(tmp_path):
     assert not (tmp_path / "out.nii").exists()
 
 
+def test_harmonics_are_not_turned_as_peaks(tmp_path):
+    stored(tmp_path / "fod.nii", coefficients(), grid("oblique", "iso"))
+    item = LoadHarmonicsd("fod")({"fod": tmp_path / "fod.nii"})
+    with pytest.raises(ValueError, match=r"'fod' holds harmonics, not peaks: give kind='1x0e\+1x2e\+1x4e'"):
+        DirectionsToVoxelFramed("fod")(item)
+
+
 def test_another_number_of_volumes_is_an_error_naming_the_file(tmp_path):
     stored(tmp_path / "dwi.nii", coefficients()[:14], np.eye(4))
     with pytest.raises(ValueError, match=r"14 is not a number of even harmonics .*dwi.nii"):
