@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dmri_monai.equivariant.basis import PSpaceFunctions, SteerableKernel
+from dmri_monai.equivariant.checks import check_finite
 from dmri_monai.equivariant.grid import check_centred, one_size, resolve_padding
+from dmri_monai.equivariant.kept import may_keep, state_of_weights
 from dmri_monai.equivariant.radial import Gaussian, Radial
 from dmri_monai.equivariant.representation import as_irreps, channels_of, check_channels
 
@@ -166,10 +168,9 @@ class SteerableConv3d(nn.Module):
 
     def _weights(self) -> tuple[Tensor, Tensor | None]:
         """Kernel and bias, kept between calls in eval mode while no gradient is asked for."""
-        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
-            keeps = not self.training and not torch.is_grad_enabled() and self._kept is not None
-            return self._kept[1:] if keeps and self._kept else (self.kernel(), self._full_bias())
-        state = tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in self.parameters())
+        if not may_keep(self):
+            return self.kernel(), self._full_bias()
+        state = state_of_weights(self)
         if self._kept is None or self._kept[0] != state:
             self._kept = (state, self.kernel(), self._full_bias())
         return self._kept[1:]
@@ -178,6 +179,7 @@ class SteerableConv3d(nn.Module):
         check_channels(x, self.expected, (5,), "SteerableConv3d")
         if not self.transposed:
             check_centred(x.shape[2:], self.kernel_size, self.stride, self.padding, self.dilation)
+        check_finite(x, "SteerableConv3d")
         weight, bias = self._weights()
         if self.groups > 1:
             x = x.index_select(1, self.order_in)

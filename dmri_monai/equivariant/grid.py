@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["check_centred", "kernel_offsets", "one_size", "resolve_padding"]
+__all__ = ["check_centred", "checked_spacing", "kernel_offsets", "one_size", "resolve_padding"]
 
 
 def one_size(value: int | Sequence[int], name: str) -> int:
@@ -21,15 +21,22 @@ def one_size(value: int | Sequence[int], name: str) -> int:
     return single
 
 
+def checked_spacing(spacing: Sequence[float]) -> tuple[float, float, float]:
+    """Voxel size as three floats; ValueError unless they are three positive lengths (mm)."""
+    size = torch.as_tensor(spacing, dtype=torch.float64)
+    if size.shape != (3,) or not (size.isfinite() & (size > 0)).all():
+        raise ValueError(f"spacing must be three positive lengths in mm, got {size.tolist()}")
+    x, y, z = size.tolist()
+    return x, y, z
+
+
 def kernel_offsets(kernel_size: int, spacing: Sequence[float] = (1.0, 1.0, 1.0)) -> Tensor:
     """(k³, 3) offsets input - output, C order over (x, y, z), float64, in half kernel widths of the coarsest axis.
 
     spacing: voxel size in mm along x, y, z. The half width is k // 2 voxels (1 for k = 1), so that on isotropic voxels
     the outermost neighbour of an odd kernel lies at length 1.
     """
-    size = torch.as_tensor(spacing, dtype=torch.float64)
-    if size.shape != (3,) or not (size.isfinite() & (size > 0)).all():
-        raise ValueError(f"spacing must be three positive lengths in mm, got {list(spacing)}")
+    size = torch.tensor(checked_spacing(spacing), dtype=torch.float64)
     steps = torch.arange(kernel_size, dtype=torch.float64) - (kernel_size - 1) / 2
     grid = torch.stack(torch.meshgrid(steps, steps, steps, indexing="ij"), dim=-1).reshape(-1, 3)
     return grid * (size / size.max()) / max(kernel_size // 2, 1)

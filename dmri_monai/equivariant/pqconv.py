@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from dmri_monai.equivariant.checks import check_finite
 from dmri_monai.equivariant.contraction import ConvOptions
-from dmri_monai.equivariant.grid import check_centred, one_size, resolve_padding
+from dmri_monai.equivariant.grid import check_centred, checked_spacing, one_size, resolve_padding
+from dmri_monai.equivariant.kept import KeptKernel, may_keep, size_in_bytes, state_of_weights
 from dmri_monai.equivariant.kernels import Kernel, PQTensorProduct
 from dmri_monai.equivariant.operators import build_operator
 from dmri_monai.equivariant.orders import ORDERS
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from e3nn.o3 import Irreps
 
 __all__ = ["PQConv3d"]
+
+LARGEST_KEPT = 2**28  # bytes: dense kernels of long tables take gigabytes, and a network has several layers
 
 
 class PQConv3d(nn.Module):
@@ -36,9 +40,12 @@ class PQConv3d(nn.Module):
 
     kernel: `PSpace`, `QSpace`, `PQDiff`, `PQTensorProduct`, `Sum` or `Concat`.  scaling: the sum over q_in is divided
     by the number of valid samples ('mean') or its root ('sqrt').  antipodal: averages the kernel over the signs of all
-    b-vectors, S(q) = S(-q); False is the published kernel.  parity as in `SteerableConv3d`.
+    b-vectors, S(q) = S(-q); False is the published kernel.  parity, spacing (mm) as in `SteerableConv3d`.
     strategy: order of contraction of kernels that factorise; 'auto' takes the one with the fewest multiplications.
     checkpoint: recompute in the backward pass instead of storing what lies between contractions.
+
+    Sizes and strides as in `SteerableConv3d`.  In eval mode without gradients what depends on weights and tables alone
+    is built once and kept, up to 256 MiB, while both stay the same.
     """
 
     bias_index: Tensor
@@ -56,6 +63,7 @@ class PQConv3d(nn.Module):
         *,
         q_in: bool = True,
         q_out: bool = True,
+        spacing: Sequence[float] = (1.0, 1.0, 1.0),
         parity: bool = True,
         antipodal: bool = True,
         scaling: Literal["mean", "sqrt"] = "mean",
@@ -73,7 +81,7 @@ class PQConv3d(nn.Module):
         step, spread = one_size(stride, "stride"), one_size(dilation, "dilation")
         pad = resolve_padding(padding, self.kernel_size, spread, step, transposed=False)
         self.options = ConvOptions(step, pad, spread, strategy)
-        self.setting = Setting(parity, antipodal, q_in, q_out, self.kernel_size)
+        self.setting = Setting(parity, antipodal, q_in, q_out, self.kernel_size, checked_spacing(spacing))
         self.scaling, self.checkpoint = scaling, checkpoint
         self.operator = build_operator(
             kernel or PQTensorProduct(), self.irreps_in, self.irreps_out, self.setting
@@ -86,6 +94,7 @@ class PQConv3d(nn.Module):
         ]
         self.register_buffer("bias_index", torch.tensor(scalar).nonzero().flatten(), persistent=False)
         self.bias = nn.Parameter(torch.zeros(sum(scalar))) if bias and any(scalar) else None
+        self._kept: KeptKernel | None = None
 
     def _check_reachable(self, kernel: Kernel | None) -> None:
         for o, entry in enumerate(self.irreps_out):
@@ -97,6 +106,17 @@ class PQConv3d(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.irreps_in} -> {self.irreps_out}, kernel_size={self.kernel_size}, {self.setting}"
+
+    def train(self, mode: bool = True) -> PQConv3d:
+        self._kept = None
+        return super().train(mode)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PQConv3d:
+        self._kept = None
+        return super()._apply(fn, recurse)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept": None}
 
     def forward(
         self,
@@ -110,12 +130,24 @@ class PQConv3d(nn.Module):
         check_channels(x, self.expected, (6 if self.setting.has_q_in else 5,), "PQConv3d")
         check_centred(x.shape[-3:], self.kernel_size, *self.options[:2], self.options.dilation)
         q_in, q_out, mask_out = self._sides(x, q_in, q_out, mask_in, mask_out)
+        check_finite(x, "PQConv3d", mask_in)
         samples = self._weighted(x if self.setting.has_q_in else x.unsqueeze(2), mask_in, weights_in)
-        if self.checkpoint and torch.is_grad_enabled():
-            y = checkpoint(self.operator, samples, q_out, q_in, self.options, use_reentrant=False)
-        else:
-            y = self.operator(samples, q_out, q_in, self.options)
-        return self._finish(y, mask_out)
+        return self._finish(self._contracted(samples, q_out, q_in), mask_out)
+
+    def _contracted(self, samples: Tensor, q_out: Tensor | None, q_in: Tensor | None) -> Tensor:
+        """The operator applied to weighted samples, with what was kept from the last call where that fits."""
+        if not may_keep(self):
+            if self.checkpoint and torch.is_grad_enabled():
+                return checkpoint(self.operator, samples, q_out, q_in, self.options, use_reentrant=False)
+            return self.operator(samples, q_out, q_in, self.options)
+        state, kept = state_of_weights(self.operator), self._kept
+        if kept is None or not kept.fits(state, (q_out, q_in), samples):
+            with torch.autocast(samples.device.type, enabled=False):
+                arrays = self.operator.prepare(q_out, q_in, samples, self.options)
+            tables = tuple(None if q is None else q.clone() for q in (q_out, q_in))
+            kept = KeptKernel(state, tables, samples.shape, samples.device, arrays)
+            self._kept = kept if size_in_bytes(arrays) <= LARGEST_KEPT else None
+        return self.operator.contract(samples, kept.arrays, self.options)
 
     def _finish(self, y: Tensor, mask_out: Tensor | None) -> Tensor:
         """Bias, output mask, and the layout (N, dim_out, [Q_out,] X, Y, Z)."""
