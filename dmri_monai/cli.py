@@ -61,18 +61,46 @@ def phantom(
     out: Annotated[Path, typer.Option(help="Folder of the BIDS data set to write.")],
     subjects: Annotated[int, typer.Option(min=1, help="Number of subjects.")] = 8,
     seed: Annotated[int, typer.Option(help="Same seed, same data.")] = 0,
-    shape: Annotated[tuple[int, int, int], typer.Option(help="Voxels along x y z.")] = (48, 56, 48),
-    spacing: Annotated[tuple[float, float, float], typer.Option(help="Voxel size in mm.")] = (2.5, 2.5, 2.5),
-    scheme: Annotated[Scheme, typer.Option(help="Gradient scheme; random draws one per subject.")] = "random",
-    snr: Annotated[
-        tuple[float, float] | None, typer.Option(help="Range of the SNR of the b0 volumes.")
+    anatomy: Annotated[
+        Literal["procedural", "mni152"],
+        typer.Option(help="procedural: a small head; mni152: an adult brain (needs nilearn)."),
+    ] = "procedural",
+    shape: Annotated[
+        tuple[int, int, int] | None,
+        typer.Option(help="Voxels along x y z; else 48 56 48, or 96 96 60 for mni152."),
     ] = None,
+    spacing: Annotated[
+        tuple[float, float, float] | None, typer.Option(help="Voxel size in mm; else 2.5.")
+    ] = None,
+    scheme: Annotated[
+        Scheme | None, typer.Option(help="Gradient scheme; random, the default, draws one per subject.")
+    ] = None,
+    snr: Annotated[
+        tuple[float, float] | None, typer.Option(help="Range of the SNR of the b0 volumes; else 15 30.")
+    ] = None,
+    artifacts: Annotated[
+        str | None, typer.Option(help="Artifact preset (light, normal, strong, all) or a JSON file.")
+    ] = None,
+    randomise: Annotated[
+        bool, typer.Option(help="Domain randomisation: another protocol for every subject.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="Where to compute: cpu or cuda.")] = "cpu",
 ) -> None:
-    """Write a procedural brain phantom with ground truth as a BIDS data set."""
-    from dmri_monai.phantom import write_dataset
+    """Write a brain phantom with ground truth as a BIDS data set."""
+    from dmri_monai.phantom import Acquisition, write_dataset
 
-    chosen: dict[str, Any] = {"scheme": scheme} | ({"snr": snr} if snr else {})
-    path = write_dataset(out, subjects=subjects, seed=seed, shape=shape, spacing_mm=spacing, **chosen)
+    path = write_dataset(
+        out,
+        subjects=subjects,
+        seed=seed,
+        anatomy=anatomy,
+        shape=shape,
+        spacing_mm=spacing,
+        scheme=scheme,
+        snr=snr,
+        acquisition=Acquisition(randomise, artifacts) if randomise or artifacts else None,
+        device=device,
+    )
     typer.echo(f"{subjects} subjects in {path}")
 
 

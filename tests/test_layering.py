@@ -16,7 +16,8 @@ RANKS = (
     ("gradients", "physics", "equivariant"),
     ("qspace",),
     ("io", "bids", "networks"),  # harmonic images are written in the bases of qspace
-    ("transforms", "phantom", "maps", "baselines", "losses", "metrics", "testing"),
+    ("transforms", "maps", "baselines", "losses", "metrics", "testing"),
+    ("phantom",),  # its scans may carry the artifacts of `transforms`
     ("register", "check", "report", "labels"),
     ("workflows",),  # handlers write the report, so it lies below them
     ("runs", "prediction"),

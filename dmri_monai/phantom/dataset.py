@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Unpack, get_args
 
 import torch
 from tqdm.auto import tqdm
@@ -13,9 +15,18 @@ import dmri_monai
 from dmri_monai.gradients import GradientTable
 from dmri_monai.io import write_dwi, write_nifti
 from dmri_monai.io.writing import replacing
-from dmri_monai.phantom.fields import stage_rng
-from dmri_monai.phantom.schemes import Preset
-from dmri_monai.phantom.subject import PEAK_RULE, SNR_RANGE, Subject, make_subject
+from dmri_monai.phantom.acquisition import (
+    SHAPES,
+    SNR_RANGE,
+    SPACING_MM,
+    Acquisition,
+    AnatomyName,
+    SubjectOptions,
+    scanner_protocol,
+)
+from dmri_monai.phantom.mni.atlas import tracts
+from dmri_monai.phantom.mni.truth import MAPS
+from dmri_monai.phantom.subject import PEAK_RULE, Subject, make_subject
 
 __all__ = ["write_dataset", "write_subject"]
 
@@ -29,6 +40,10 @@ DSEG = (
     (2, "Grey Matter", "GM"),
     (3, "Cerebrospinal Fluid", "CSF"),
 )
+TITLES: dict[str, str] = {
+    "procedural": "Procedural diffusion MRI phantom",
+    "mni152": "Diffusion MRI phantom of the MNI152 template",
+}
 TRUTH_SIDECARS: dict[str, dict[str, object]] = {
     "dseg": {"Description": "Tissue of the largest volume fraction; lesions count as white matter"},
     "lesion": {"Description": "White-matter lesions", "Type": "Lesion"},
@@ -48,34 +63,29 @@ def write_dataset(
     *,
     subjects: int,
     seed: int = 0,
-    shape: tuple[int, int, int] = (48, 56, 48),
-    spacing_mm: tuple[float, float, float] = (2.5, 2.5, 2.5),
-    scheme: GradientTable | Preset = "random",
-    snr: float | tuple[float, float] = SNR_RANGE,
-    device: str | torch.device = "cpu",
     progress: bool = True,
+    **options: Unpack[SubjectOptions],
 ) -> Path:
     """Write `subjects` phantom subjects sub-01 ... to the BIDS folder `out` and return it.
 
     Same arguments, same bytes; subject i depends on (`seed`, i) alone, so a data set can be extended later.
     A folder made by the same arguments is completed: subjects that are whole are left as they are.
-    Raises FileExistsError for any other folder that is not empty.  Other arguments: :func:`make_subject`.
+    Raises FileExistsError for any other folder that is not empty.  `options`: those of :func:`make_subject`.
     """
     if subjects < 1:
         raise ValueError(f"subjects: {subjects}, expected at least 1")
     out = Path(out)
-    recipe = _recipe(seed=seed, shape=shape, spacing_mm=spacing_mm, scheme=scheme, snr=snr)
-    _claim(out, recipe)
-    _write_json(out / "dataset_description.json", _description("Procedural diffusion MRI phantom", "raw"))
+    anatomy = _anatomy(options)
+    _claim(out, _recipe(seed, options))
+    _write_json(out / "dataset_description.json", _description(TITLES[anatomy], "raw"))
     _write_json(out / TRUTH / "dataset_description.json", _description("Phantom ground truth", "derivative"))
     _write_table(out / TRUTH / "dseg.tsv", DSEG)
+    if anatomy == "mni152":
+        _write_table(out / TRUTH / "bundles.tsv", [("index", "name"), *enumerate(t.name for t in tracts())])
     for i in tqdm(range(1, subjects + 1), desc="phantom", unit="subject", disable=not progress):
-        if all((out / name).exists() for name in _files(_label(i))):
+        if all((out / name).exists() for name in _files(_label(i), anatomy)):
             continue
-        subject = make_subject(
-            (seed, i), shape=shape, spacing_mm=spacing_mm, scheme=scheme, snr=snr, device=device
-        )
-        write_subject(out, _label(i), subject)
+        write_subject(out, _label(i), make_subject((seed, i), **options))
     _write_participants(out)
     return out
 
@@ -92,9 +102,10 @@ def write_subject(out: str | Path, label: str, subject: Subject) -> None:
         "npeaks": subject.npeaks,
         "peaks": subject.peaks_world,
     }
-    for name, volume in volumes.items():
+    sidecars = TRUTH_SIDECARS | {name: {"Description": text} for name, text in MAPS.items()}
+    for name, volume in (volumes | subject.maps).items():
         write_nifti(truth / f"{label}_{name}.nii.gz", volume, subject.affine)
-        _write_json(truth / f"{label}_{name}.json", TRUTH_SIDECARS[name])
+        _write_json(truth / f"{label}_{name}.json", sidecars[name])
     write_dwi(dwi, subject.image, subject.table)
     _write_json(out / label / "dwi" / f"{label}_dwi.json", _acquisition(subject))
 
@@ -103,25 +114,48 @@ def _label(number: int) -> str:
     return f"sub-{number:02d}"
 
 
-def _files(label: str) -> list[Path]:
+def _anatomy(options: SubjectOptions) -> AnatomyName:
+    name = options.get("anatomy", "procedural")
+    if name not in TITLES:
+        raise ValueError(f"unknown anatomy {name!r}, expected one of {', '.join(get_args(AnatomyName))}")
+    return name
+
+
+def _files(label: str, anatomy: AnatomyName) -> list[Path]:
     """Every file of one subject, relative to the data set."""
     raw = [Path(label) / "dwi" / f"{label}_dwi{suffix}" for suffix in (".nii.gz", ".bval", ".bvec", ".json")]
     truth = TRUTH / label / "dwi"
-    return raw + [
-        truth / f"{label}_{name}{suffix}" for name in TRUTH_SIDECARS for suffix in (".nii.gz", ".json")
-    ]
+    names = [*TRUTH_SIDECARS, *(MAPS if anatomy == "mni152" else ())]
+    return raw + [truth / f"{label}_{name}{suffix}" for name in names for suffix in (".nii.gz", ".json")]
 
 
-def _recipe(**arguments: object) -> dict[str, object]:
-    scheme = arguments["scheme"]
+def _recipe(seed: int, options: SubjectOptions) -> dict[str, object]:
+    """What the files depend on, with the defaults filled in; the device is not part of it."""
+    anatomy, acquisition = _anatomy(options), options.get("acquisition") or Acquisition()
+    wide = acquisition.randomise
+    scheme = options.get("scheme") or (None if wide else "random")
     if isinstance(scheme, GradientTable):
-        arguments["scheme"] = {"bvals": scheme.bvals.tolist(), "bvecs_world": scheme.bvecs.tolist()}
-    recipe: dict[str, object] = json.loads(json.dumps({"version": dmri_monai.__version__, **arguments}))
-    return recipe
+        scheme = {"bvals": scheme.bvals.tolist(), "bvecs_world": scheme.bvecs.tolist()}  # type: ignore[assignment]
+    recipe: dict[str, object] = {
+        "version": dmri_monai.__version__,
+        "seed": seed,
+        "shape": options.get("shape") or (None if wide else SHAPES[anatomy]),
+        "spacing_mm": options.get("spacing_mm") or (None if wide else SPACING_MM),
+        "scheme": scheme,
+        "snr": options.get("snr") or (None if wide else SNR_RANGE),
+    }
+    if anatomy != "procedural":
+        recipe["anatomy"] = anatomy
+    if acquisition != Acquisition():
+        recipe["acquisition"] = asdict(acquisition)
+    if (affine := options.get("affine")) is not None:
+        recipe["affine"] = torch.as_tensor(affine).tolist()
+    plain: dict[str, object] = json.loads(json.dumps(recipe))
+    return plain
 
 
 def _claim(out: Path, recipe: Mapping[str, object]) -> None:
-    """Make `out` ours: it is empty or absent, or holds a data set of the same recipe."""
+    """Make `out` ours: it is empty or absent, or holds a data set of the same recipe, or none of its subjects."""
     if out.exists() and not out.is_dir():
         raise FileExistsError(f"not a folder: {out}")
     if out.exists() and any(out.iterdir()):
@@ -130,7 +164,7 @@ def _claim(out: Path, recipe: Mapping[str, object]) -> None:
             raise FileExistsError(f"folder is not empty and holds no phantom ({RECIPE} is missing): {out}")
         found = json.loads(path.read_text())
         differing = sorted(key for key in recipe | found if recipe.get(key) != found.get(key))
-        if differing:
+        if differing and any(out.glob("sub-*")):  # else a run that failed on its first subject
             key = differing[0]
             raise FileExistsError(
                 f"folder holds a phantom of {key} = {found.get(key)}, asked for {recipe.get(key)}: {out}"
@@ -146,19 +180,17 @@ def _description(name: str, kind: str) -> dict[str, object]:
 
 def _acquisition(subject: Subject) -> dict[str, object]:
     """DWI sidecar: a plausible echo-planar protocol in BIDS terms, and what the phantom drew."""
-    n_slices = subject.image.shape[-1]
-    rng = stage_rng(subject.parameters["Seed"], "protocol")  # type: ignore[arg-type]
     contrast: Mapping[str, float] = subject.parameters["Contrast"]  # type: ignore[assignment]
     repetition = contrast["tr_ms"] / 1000
-    order = [*range(0, n_slices, 2), *range(1, n_slices, 2)]
-    timing = {slice_: round(place * repetition / n_slices, 5) for place, slice_ in enumerate(order)}
+    seed = subject.parameters["Seed"]
+    protocol = scanner_protocol(seed, subject.image.shape[-1], repetition)  # type: ignore[arg-type]
     return {
-        "PhaseEncodingDirection": str(rng.choice(["j", "j-"])),
-        "TotalReadoutTime": round(float(rng.uniform(0.04, 0.08)), 5),
+        "PhaseEncodingDirection": protocol["PhaseEncodingDirection"],
+        "TotalReadoutTime": protocol["TotalReadoutTime"],
         "EchoTime": contrast["te_ms"] / 1000,
         "RepetitionTime": repetition,
-        "SliceEncodingDirection": "k",
-        "SliceTiming": [timing[i] for i in range(n_slices)],
+        "SliceEncodingDirection": protocol["SliceEncodingDirection"],
+        "SliceTiming": protocol["SliceTiming"],
         "Phantom": dict(subject.parameters),
     }
 

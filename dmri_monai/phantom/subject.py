@@ -1,38 +1,48 @@
-"""One phantom subject: anatomy -> microstructure -> signal on one grid, with its ground truth."""
+"""One phantom subject: a head on one grid, scanned, with its ground truth."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
-import numpy as np
 import torch
 from monai.data import MetaTensor
 from torch import Tensor
 
-from dmri_monai.gradients import GradientTable, grid_rotation
-from dmri_monai.phantom.anatomy import TISSUES, Anatomy, voxel_centres
-from dmri_monai.phantom.fields import Seed, rotation, stage_rng
-from dmri_monai.phantom.lesions import Lesions
-from dmri_monai.phantom.microstructure import Contrast, Microstructure, find_peaks
-from dmri_monai.phantom.schemes import Preset, draw_scheme
-from dmri_monai.phantom.signal import receive_bias, simulate
+from dmri_monai.gradients import GradientTable
+from dmri_monai.phantom.acquisition import (
+    SNR_RANGE,
+    Acquisition,
+    AnatomyName,
+    Scanner,
+    SubjectOptions,
+    draw_affine,
+    plan,
+    scanner_protocol,
+)
+from dmri_monai.phantom.anatomy import TISSUES, voxel_centres
+from dmri_monai.phantom.fields import Seed, stage_rng
+from dmri_monai.phantom.heads import Head, build_head
+from dmri_monai.phantom.microstructure import find_peaks
+from dmri_monai.phantom.schemes import Preset
+from dmri_monai.phantom.signal import receive_bias
 from dmri_monai.physics.noise import rician
 
-__all__ = ["PEAK_RULE", "Subject", "draw_affine", "make_subject"]
+__all__ = ["PEAK_RULE", "SNR_RANGE", "Subject", "crossing_share", "draw_affine", "make_subject"]
 
 PEAK_RULE = {"MinimumFraction": 0.1, "MinimumAngleDeg": 25.0}
-SNR_RANGE = (15.0, 30.0)
 
 
 @dataclass(frozen=True)
 class Subject:
     """A simulated scan and its ground truth, all on the grid of `affine` (4, 4), float64.
 
-    image (N, X, Y, Z) float32: raw signal in arbitrary scanner units; clean: the same before noise.
-    table: world frame.  dseg (X, Y, Z) uint8: 0 background, 1 WM, 2 GM, 3 CSF.
+    image (N, X, Y, Z) float32: raw signal in arbitrary scanner units; clean: the same before artifacts and
+    noise.  table: world frame.  dseg (X, Y, Z) uint8: 0 background, 1 WM, 2 GM, 3 CSF.
     lesion, brain_mask (X, Y, Z) uint8.  npeaks (X, Y, Z) uint8, 0-3.
     peaks_world (9, X, Y, Z) float32: x y z per peak in RAS+ world, length = volume fraction, NaN for none.
-    parameters: what was drawn, for the sidecar.
+    parameters: what was drawn, for the sidecar.  maps: further truth of the MNI152 anatomy, (X, Y, Z) or
+    (C, X, Y, Z): compartment fractions, dispersion, bundles.
     """
 
     image: MetaTensor
@@ -45,80 +55,109 @@ class Subject:
     brain_mask: Tensor
     clean: Tensor
     parameters: dict[str, object] = field(default_factory=dict)
-
-
-def draw_affine(
-    rng: np.random.Generator,
-    shape: tuple[int, int, int],
-    spacing_mm: tuple[float, float, float],
-    max_degrees: float = 15.0,
-) -> Tensor:
-    """(4, 4) oblique RAS or LAS affine of a grid centred within 3 mm of the world origin."""
-    flip = np.diag([float(rng.choice([-1, 1])), 1.0, 1.0])
-    linear = rotation(rng, max_degrees) @ flip @ np.diag(spacing_mm)
-    affine = np.eye(4)
-    affine[:3, :3] = linear
-    affine[:3, 3] = rng.uniform(-3, 3, 3) - linear @ (np.array(shape) - 1) / 2
-    return torch.from_numpy(affine)
+    maps: dict[str, Tensor] = field(default_factory=dict)
 
 
 def make_subject(
     seed: Seed,
     *,
-    shape: tuple[int, int, int] = (48, 56, 48),
-    spacing_mm: tuple[float, float, float] = (2.5, 2.5, 2.5),
+    anatomy: AnatomyName = "procedural",
+    shape: tuple[int, int, int] | None = None,
+    spacing_mm: tuple[float, float, float] | None = None,
     scheme: GradientTable | Preset | None = None,
-    snr: float | tuple[float, float] = SNR_RANGE,
+    snr: float | tuple[float, float] | None = None,
     affine: Tensor | None = None,
+    acquisition: Acquisition | None = None,
     device: str | torch.device = "cpu",
 ) -> Subject:
     """Simulate the subject of `seed`; every argument left out is drawn from the seed.
 
-    shape: voxels.  scheme: table in the world frame, or a preset; None is "random".  snr: of the mean
-    white-matter b0, a value or a range.  affine: (4, 4), overrides `spacing_mm`; None is oblique,
-    left- or right-handed.  Head, fibres and contrast depend on the seed alone, not on grid, table or SNR.
+    anatomy: "procedural" (0.7 of an adult's size), or "mni152" (adult; needs nilearn).  shape: voxels, else
+    (48, 56, 48) or, for "mni152", (96, 96, 60).  spacing_mm: else 2.5.  scheme: table in the world frame, or a
+    preset; None is "random".  snr: of the mean white-matter b0, a value or a range, else 15-30.  affine: (4, 4),
+    overrides `spacing_mm`; None is oblique, left- or right-handed.  acquisition: artifacts and domain
+    randomisation.  Head and fibres depend on the seed alone, not on grid, table or SNR.
     """
-    if len(shape) != 3 or min(shape) < 2:
-        raise ValueError(f"shape: {tuple(shape)}, expected three sizes of at least 2")
-    table = (
-        scheme
-        if isinstance(scheme, GradientTable)
-        else draw_scheme(stage_rng(seed, "scheme"), scheme or "random")
-    )
-    if affine is None:
-        affine = draw_affine(stage_rng(seed, "affine"), shape, spacing_mm)
-    affine = torch.as_tensor(affine).double().cpu()
-    grid_rotation(affine)  # refuses singular and non-finite grids
-    anatomy, contrast = Anatomy.draw(seed), Contrast.draw(seed)
-    points = voxel_centres(affine.to(device), shape)
-    fractions = anatomy.voxel_fractions(affine.to(device), shape)
-    micro = Microstructure.build(seed, anatomy, contrast, points_world=points, fractions=fractions)
-    clean, level = _scan(seed, micro, contrast, table, points)
-    snr_value = _draw_snr(seed, snr)
-    noisy = _noisy(seed, clean.reshape(-1, *shape), level / snr_value)
-    truth = _ground_truth(seed, anatomy, micro, fractions, points)
-    volumes = {k: v.reshape(*v.shape[:-1], *shape).contiguous() for k, v in truth.items()}
-    parameters = {"Seed": seed, "SNR": snr_value, "SignalLevel": level, "Contrast": contrast.parameters()}
+    chosen = acquisition or Acquisition()
+    options: SubjectOptions = {
+        "anatomy": anatomy, "shape": shape, "spacing_mm": spacing_mm, "scheme": scheme, "snr": snr,
+        "affine": affine, "acquisition": chosen,
+    }  # fmt: skip
+    scanner = plan(seed, options)
+    grid = scanner.affine.to(device)
+    points = voxel_centres(grid, scanner.shape)
+    head = build_head(anatomy, seed, affine=grid, shape=scanner.shape, points=points, wide=chosen.randomise)
+    clean, level = _scan(seed, head, scanner.table, points)
+    clean = clean.reshape(-1, *scanner.shape)
+    corrupted, record = _corrupted(seed, clean, head, scanner, chosen.artifacts)
+    noisy = _noisy(seed, corrupted, level / scanner.snr)
+    truth = _ground_truth(head, points)
+    volumes = {k: v.reshape(*v.shape[:-1], *scanner.shape).contiguous() for k, v in truth.items()}
+    maps = {k: v.reshape(*v.shape[:-1], *scanner.shape).contiguous() for k, v in head.maps.items()}
+    parameters: dict[str, object] = {
+        "Seed": seed, "SNR": scanner.snr, "SignalLevel": level, "Contrast": head.contrast.parameters(),
+        "PeakRule": PEAK_RULE,
+    }  # fmt: skip
+    if anatomy != "procedural":
+        share = crossing_share(volumes["dseg"], volumes["npeaks"])
+        parameters |= {"AnatomyName": anatomy, "CrossingShare": share} | head.parameters
+    if acquisition is not None:
+        parameters |= {"Acquisition": asdict(chosen)} | ({"Artifacts": record} if record else {})
     return Subject(
-        image=MetaTensor(noisy, affine=affine),
-        clean=clean.reshape(-1, *shape),
-        table=table,
-        affine=affine,
-        parameters=parameters | {"PeakRule": PEAK_RULE},
+        image=MetaTensor(noisy, affine=scanner.affine),
+        clean=clean,
+        table=scanner.table,
+        affine=scanner.affine,
+        parameters=parameters,
+        maps=maps,
         **volumes,
     )
 
 
-def _scan(
-    seed: Seed, micro: Microstructure, contrast: Contrast, table: GradientTable, points: Tensor
-) -> tuple[Tensor, float]:
+def crossing_share(dseg: Tensor, npeaks: Tensor) -> float:
+    """Share of the white-matter voxels that hold at least two peaks; NaN without white matter."""
+    return float((npeaks[dseg == 1] >= 2).float().mean())
+
+
+def _scan(seed: Seed, head: Head, table: GradientTable, points: Tensor) -> tuple[Tensor, float]:
     """Noise-free scan (N, V) in scanner units, and its mean b0 signal in white matter."""
     level = float(stage_rng(seed, "gain").uniform(300, 1500))
-    scale = level / contrast.s0("wm")
-    inside = simulate(micro, contrast, table) * (scale * receive_bias(seed, points[micro.index])).unsqueeze(1)
+    scale = level / head.contrast.s0("wm")
+    index = head.micro.index
     scan = points.new_zeros(len(table), len(points))
-    scan[:, micro.index] = inside.T
+    scan[:, index] = head.signal(table) * (scale * receive_bias(seed, points[index]))
     return scan, level
+
+
+def _corrupted(
+    seed: Seed, clean: Tensor, head: Head, scanner: Scanner, preset: str | None
+) -> tuple[Tensor, dict[str, Any] | None]:
+    """`clean` (N, X, Y, Z) with the artifacts of `preset`, all but its noise, and their record."""
+    if preset is None:
+        return clean, None
+    from dmri_monai.transforms.artifacts.compose import corrupt
+    from dmri_monai.transforms.artifacts.presets import load_preset
+
+    chosen = load_preset(preset)
+    without_noise = replace(chosen, artifacts=tuple(a for a in chosen.artifacts if a.name != "noise"))
+    protocol = scanner_protocol(seed, clean.shape[-1], head.contrast.tr_ms / 1000)
+    phase = scanner.affine[:3, 1] / scanner.affine[:3, 1].norm()
+    sign = -1.0 if protocol["PhaseEncodingDirection"].endswith("-") else 1.0
+    meta = {
+        "phase_encoding_world": sign * phase,
+        "slice_world": scanner.affine[:3, 2] / scanner.affine[:3, 2].norm(),
+        "total_readout_time_s": protocol["TotalReadoutTime"],
+        "slice_timing_s": protocol["SliceTiming"],
+    }
+    return corrupt(
+        clean,
+        scanner.table.bvals.to(clean),
+        scanner.table.in_voxel_frame(scanner.affine).to(clean),
+        affine=scanner.affine,
+        preset=without_noise,
+        seed=int(stage_rng(seed, "artifacts").integers(2**31)),
+        meta=meta,
+    )
 
 
 def _noisy(seed: Seed, clean: Tensor, sigma: float) -> Tensor:
@@ -126,29 +165,20 @@ def _noisy(seed: Seed, clean: Tensor, sigma: float) -> Tensor:
     return rician(clean, sigma=sigma, generator=generator)
 
 
-def _draw_snr(seed: Seed, snr: float | tuple[float, float]) -> float:
-    low, high = snr if isinstance(snr, tuple) else (snr, snr)
-    if not 0 < low <= high:
-        raise ValueError(f"snr: {snr}, expected a positive number or an ascending range")
-    return float(stage_rng(seed, "snr").uniform(low, high))
-
-
-def _ground_truth(
-    seed: Seed, anatomy: Anatomy, micro: Microstructure, fractions: Tensor, points: Tensor
-) -> dict[str, Tensor]:
+def _ground_truth(head: Head, points: Tensor) -> dict[str, Tensor]:
     """Labels over the flattened grid (..., V)."""
-    inside = dict(zip(TISSUES, fractions, strict=True))
+    inside = dict(zip(TISSUES, head.fractions, strict=True))
     outside = inside["bone"] + inside["scalp"] + inside["air"]
     dseg = torch.stack([outside, inside["wm"], inside["gm"], inside["csf"]]).argmax(dim=0)
-    lesion = (Lesions.draw(seed, anatomy).at(points) >= 0.5) & (dseg == 1)
+    lesion = (head.lesion >= 0.5) & (dseg == 1)
     count, found = find_peaks(
-        micro, min_fraction=PEAK_RULE["MinimumFraction"], min_angle_deg=PEAK_RULE["MinimumAngleDeg"]
+        head.micro, min_fraction=PEAK_RULE["MinimumFraction"], min_angle_deg=PEAK_RULE["MinimumAngleDeg"]
     )
     npeaks = torch.zeros_like(dseg)
-    npeaks[micro.index] = count
+    npeaks[head.micro.index] = count
     peaks = torch.full((9, len(points)), torch.nan, device=points.device)
     present = found.norm(dim=2, keepdim=True) > 0
-    peaks[:, micro.index] = found.where(present, torch.nan).flatten(1).T
+    peaks[:, head.micro.index] = found.where(present, torch.nan).flatten(1).T
     return {
         "dseg": dseg.byte(),
         "lesion": lesion.byte(),

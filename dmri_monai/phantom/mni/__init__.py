@@ -9,8 +9,10 @@ from dmri_monai.phantom.mni.lesions import MsLesions
 from dmri_monai.phantom.mni.microstructure import build_microstructure, draw_contrast
 from dmri_monai.phantom.mni.signal import simulate_by_harmonics
 from dmri_monai.phantom.mni.template import load_template
+from dmri_monai.phantom.mni.truth import MAPS, truth_maps
 
 __all__ = [
+    "MAPS",
     "MniAnatomy",
     "MsLesions",
     "Tract",
@@ -19,4 +21,5 @@ __all__ = [
     "load_template",
     "simulate_by_harmonics",
     "tracts",
+    "truth_maps",
 ]

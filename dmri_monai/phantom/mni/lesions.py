@@ -63,9 +63,7 @@ class MsLesions:
         return torch.cat([self._at(p, width_mm) for p in points_world.split(CHUNK)])
 
     def _at(self, p: Tensor, width_mm: float) -> Tensor:
-        centres, axes, radii, long = (
-            t.to(p) for t in (self.centres, self.axes, self.radii, self.elongation)
-        )
+        centres, axes, radii, long = (t.to(p) for t in (self.centres, self.axes, self.radii, self.elongation))
         squared = torch.cdist(p, centres, compute_mode="donot_use_mm_for_euclid_dist").square()
         along = (p @ axes.T - (centres * axes).sum(dim=1)).square()
         scaled = (along / long.square() + (squared - along).clamp(min=0)) * long.pow(2 / 3)

@@ -1,14 +1,14 @@
 """Compartments of the MNI152 phantom, with parameters from the literature.
 
-White matter: intra-axonal sticks of 1.7 um2/ms and a tortuous zeppelin around them (NODDI, Zhang et al. 2012,
-doi:10.1016/j.neuroimage.2012.03.072); mean diffusivity 0.62-0.79 in white, 0.78-1.09 in cortical and 0.64-0.83
-in deep grey matter (Helenius et al. 2002, AJNR 23:194), about 3.0 in fluid at 37 degrees C.  T1 and T2 at 3 T: Wansapura et
-al. 1999, doi:10.1002/(SICI)1522-2586(199904)9:4<531::AID-JMRI4>3.0.CO;2-L.
+White matter: intra-axonal sticks of 1.7 um2/ms and a tortuous zeppelin around them (Zhang et al. 2012,
+doi:10.1016/j.neuroimage.2012.03.072).  Mean diffusivity: 0.62-0.79 um2/ms in white matter, 0.78-1.09 in
+cortical and 0.64-0.83 in deep grey matter (Helenius et al. 2002, AJNR 23:194), 3.0 in fluid at 37 degrees.
+T1 and T2 at 3 T: about 830 and 80 ms in white, 1330 and 110 ms in grey matter (Wansapura et al. 1999,
+doi:10.1002/(SICI)1522-2586(199904)9:4<531::AID-JMRI4>3.0.CO;2-L).
 """
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,8 +32,8 @@ def draw_contrast(seed: Seed, *, wide: bool = False) -> Contrast:
     rng = stage_rng(seed, "mni-contrast")
     parallel, intra = rng.uniform(1.65, 1.85), rng.uniform(0.52, 0.62)
     t2_wm, field = rng.uniform(72, 84), rng.uniform(0.75, 1.15) if wide else 1.0
-    te, tr = (rng.uniform(55, 115), rng.uniform(2400, 11000)) if wide else (rng.uniform(75, 95),) * 2
-    tr = tr if wide else rng.uniform(6000, 9000)
+    te = rng.uniform(55, 115) if wide else rng.uniform(75, 95)
+    tr = rng.uniform(2400, 11000) if wide else rng.uniform(6000, 9000)
     t2 = {"wm": t2_wm, "gm": t2_wm * rng.uniform(1.15, 1.4), "csf": 1200.0, "scalp": 45.0}
     t2["lesion"] = t2_wm * rng.uniform(1.3, 2.0)
     t1 = {"wm": 832.0, "gm": 1331.0, "csf": 4000.0, "scalp": 350.0, "lesion": 1250.0}

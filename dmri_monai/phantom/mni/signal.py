@@ -107,10 +107,9 @@ def _grey(micro: Microstructure, contrast: Contrast, b: Tensor, g: Tensor, index
 def _white(micro: Microstructure, kernels: tuple[Tensor, Tensor], degree: int, index: Tensor) -> Tensor:
     """(N, W): every population as dispersed sticks inside axons and dispersed zeppelins outside."""
     volumes = micro.fibre_volumes[index]
-    odf = 0.0
-    for f in range(volumes.shape[1]):
-        present = volumes[:, f : f + 1]
-        odf = odf + present * even_harmonics(micro.fibre_directions[index, f], degree)
+    fibres = range(volumes.shape[1])
+    parts = [volumes[:, f, None] * even_harmonics(micro.fibre_directions[index, f], degree) for f in fibres]
+    odf = torch.stack(parts).sum(dim=0)
     degrees = torch.arange(0, degree + 1, 2).to(volumes)
     decay = torch.exp(-degrees * (degrees + 1) / 2 * micro.dispersion[index].unsqueeze(1))
     odf = odf * decay.repeat_interleave((2 * degrees + 1).long(), dim=1)

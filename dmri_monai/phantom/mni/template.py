@@ -20,7 +20,7 @@ from dmri_monai.phantom.mni.harmonic import potential
 __all__ = ["RESOLUTION_MM", "Template", "Volume", "load_template"]
 
 RESOLUTION_MM = 1.0  # of the tissue maps; distances and fibre fans are kept at twice this
-PAD = 24  # voxels around the template, for skull and scalp
+PAD = 20  # voxels around the template, for skull and scalp
 HEMISPHERE_BOX = ((-45.0, 45.0), (-80.0, 48.0), (-32.0, 36.0))  # of ventricles and deep grey matter
 DEEP_GREY = (  # centre (right side) and semi-axes, mm: grey matter inside them is deep
     ((11.0, -18.0, 7.0), (12.0, 16.0, 11.0)),  # thalamus
@@ -75,7 +75,7 @@ class Template:
         return Template(*(v.to(where) for v in (self.tissue, self.shape, self.fan, self.radial)))
 
 
-def _load_maps() -> tuple[np.ndarray, ...]:
+def _load_maps() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """(T1, grey matter, white matter) at 1 mm and their common affine, from nilearn's wheel."""
     try:
         from nilearn import datasets
@@ -89,31 +89,29 @@ def _load_maps() -> tuple[np.ndarray, ...]:
         datasets.load_mni152_wm_template,
     )
     images = [load(resolution=int(RESOLUTION_MM)) for load in loaders]
-    return *(np.asarray(i.dataobj, dtype=np.float32) for i in images), images[0].affine
+    t1, gm, wm = (np.asarray(image.dataobj, dtype=np.float32) for image in images)
+    return t1, gm, wm, images[0].affine
 
 
 @cache
 def load_template() -> Template:
     """The template, derived once per process (a few seconds).  ValueError without nilearn."""
     t1, gm, wm, affine = _load_maps()
-    fine = [torch.nn.functional.pad(torch.from_numpy(np.ascontiguousarray(v)), [PAD] * 6) for v in (t1, gm, wm)]
-    fine = [torch.nn.functional.pad(v, [n % 2 for n in reversed(v.shape) for n in (0, n)]) for v in fine]
     origin = torch.from_numpy(affine[:3, 3]).float() - PAD * RESOLUTION_MM
-    brain = (fine[0] > 0).float()
-    step = 2 * RESOLUTION_MM
-    coarse = torch.stack([*fine, brain])
-    coarse = torch.nn.functional.avg_pool3d(coarse.unsqueeze(0), 2)[0].numpy()
-    origin2 = origin + 0.5 * RESOLUTION_MM
+    fine = torch.stack([_padded(v) for v in (t1, gm, wm, t1 > 0)])
+    coarse = torch.nn.functional.avg_pool3d(fine.unsqueeze(0), 2)[0].numpy()
+    step, origin2 = 2 * RESOLUTION_MM, origin + 0.5 * RESOLUTION_MM
     grid = [origin2[i].item() + step * np.arange(n) for i, n in enumerate(coarse.shape[1:])]
     regions = _regions(coarse, grid)
     white, grey = _mended(fine[2], fine[1], regions)
-    shape, fan, radial = _derive(coarse, regions, step)
-    return Template(
-        tissue=Volume(torch.stack([white, grey]), origin, RESOLUTION_MM),
-        shape=Volume(torch.from_numpy(shape), origin2, step),
-        fan=Volume(torch.from_numpy(fan), origin2, step),
-        radial=Volume(torch.from_numpy(radial), origin2, step),
-    )
+    derived = [Volume(torch.from_numpy(v), origin2, step) for v in _derive(coarse, regions, step)]
+    return Template(Volume(torch.stack([white, grey]), origin, RESOLUTION_MM), *derived)
+
+
+def _padded(values: np.ndarray) -> Tensor:
+    """float32 with `PAD` zeros on every side, and one more where the size is odd."""
+    widths = [(PAD, PAD + n % 2) for n in values.shape]
+    return torch.from_numpy(np.pad(values, widths).astype(np.float32))
 
 
 def _box(grid: list[np.ndarray], box: tuple[tuple[float, float], ...]) -> np.ndarray:

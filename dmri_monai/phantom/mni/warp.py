@@ -36,7 +36,7 @@ class Diffeomorphism:
         linear = np.diag(1 / size) @ rotation(rng, max_degrees=8.0)
         centre = rng.uniform(-3, 3, 3) - np.linalg.solve(linear, np.array(CENTRE_MM))
         stages = tuple(_stage(rng, wavelengths) for wavelengths in STAGES_MM)
-        return cls(*(torch.tensor(a, dtype=torch.float32) for a in (linear, centre)), stages)
+        return cls(torch.from_numpy(linear).float(), torch.from_numpy(centre).float(), stages)
 
     def to_template(self, points_world: Tensor) -> Tensor:
         """(P, 3) world mm -> (P, 3) template mm."""
