@@ -92,7 +92,8 @@ class SymmetricWindowInferer(Inferer):
 def symmetric_windows(n: int, window: int, overlap: float = 0.5, multiple: int = 1) -> tuple[int, int]:
     """Size and step of windows that cover `n` voxels: their starts 0, step, 2 step, ... end exactly at n - size.
 
-    The size is the largest of at most `window`, preferring multiples; windows overlap by at least about `overlap`.
+    Of the sizes up to `window` (preferably multiples) the one that needs the fewest windows, then the largest;
+    windows overlap by at least about `overlap`.
 
     >>> symmetric_windows(60, 32), symmetric_windows(50, 64)
     ((32, 14), (50, 50))
@@ -101,11 +102,12 @@ def symmetric_windows(n: int, window: int, overlap: float = 0.5, multiple: int =
         return n, n
     fits = []
     for size in range(window, window // 2, -1):
-        count = ceil((n - size) / max(1, size * (1 - overlap)))
-        if (n - size) % count == 0:
-            fits.append((size, (n - size) // count))
-    rounded = [fit for fit in fits if fit[0] % multiple == 0]
-    return (rounded or fits)[0]
+        fewest = ceil((n - size) / max(1, size * (1 - overlap)))
+        steps = next(count for count in range(fewest, n - size + 1) if (n - size) % count == 0)
+        fits.append((steps, size, (n - size) // steps))
+    rounded = [fit for fit in fits if fit[1] % multiple == 0] or fits
+    _, size, step = min(rounded, key=lambda fit: (fit[0], -fit[1]))
+    return size, step
 
 
 class VolumeInferer(Inferer):

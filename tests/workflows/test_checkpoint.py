@@ -1,9 +1,11 @@
+import json
+
 import pytest
 import torch
 from ignite.engine import Engine
 from torch import nn
 
-from dmri_monai.networks import PlainUNet
+from dmri_monai.networks import EquivariantUNet, PlainUNet
 from dmri_monai.workflows import Checkpoint, load_pretrained, load_weights
 
 
@@ -134,3 +136,79 @@ def test_load_weights_needs_the_head_too(pretrained):
         ValueError, match=r"head.weight: network \(4, 2, 1, 1, 1\), checkpoint \(2, 2, 1, 1, 1\)"
     ):
         load_weights(PlainUNet(in_channels=2, filters=2, out_channels=4), pretrained[1])
+
+
+SETTINGS = {
+    "task": "tissue",
+    "architecture": "plain",
+    "l_max": 4,
+    "shells": [1000.0],
+    "order_scale": [1.0, 15.0],
+}
+
+
+@pytest.fixture
+def described(pretrained):
+    """Checkpoint with the settings it was made with beside it."""
+    body, path = pretrained
+    path.with_suffix(".json").write_text(json.dumps(SETTINGS))
+    return body, path
+
+
+@pytest.mark.parametrize(
+    ("name", "ours", "message"),
+    [
+        ("l_max", 2, "made with l_max = 4, the configuration says 2"),
+        (
+            "order_scale",
+            [1.0, 1.0],
+            r"made with order_scale = \[1.0, 15.0\], the configuration says \[1.0, 1.0\]",
+        ),
+        ("architecture", "pq", "made with architecture = 'plain', the configuration says 'pq'"),
+        (
+            "shells",
+            [1000.0, 2000.0],
+            r"made with shells = \[1000.0\], the configuration says \[1000.0, 2000.0\]",
+        ),
+    ],
+    ids=["order", "scale", "architecture", "shells"],
+)
+@pytest.mark.parametrize("load", [load_weights, load_pretrained])
+def test_checkpoint_made_under_other_settings_is_refused_with_both(described, load, name, ours, message):
+    body, path = described
+    with pytest.raises(ValueError, match=message):
+        load(body, path, {**SETTINGS, name: ours})
+
+
+def test_checkpoint_of_another_task_is_a_start_but_not_a_model(described):
+    body, path = described
+    load_pretrained(body, path, {**SETTINGS, "task": "lesion"})
+    with pytest.raises(ValueError, match="made with task = 'tissue', the configuration says 'lesion'"):
+        load_weights(body, path, {**SETTINGS, "task": "lesion"})
+
+
+def test_other_b_values_are_warned_of(described, caplog):
+    body, path = described
+    load_weights(body, path, {**SETTINGS, "shells": [1200.0]})
+    assert "made with shells [1000.0], the configuration has [1200.0]" in caplog.text
+
+
+def test_settings_are_written_beside_the_model(tmp_path):
+    make(tmp_path, settings=SETTINGS)[0].run(DATA, max_epochs=1)
+    assert json.loads((tmp_path / "model.json").read_text()) == SETTINGS
+
+
+def test_checkpoint_of_another_network_names_both(pretrained):
+    network = EquivariantUNet("2x0e", "1x0e", "tiny")
+    expected = (
+        "does not fit the EquivariantUNet in .* checkpoint missing; the checkpoint holds down_1, down_2"
+    )
+    with pytest.raises(ValueError, match=expected):
+        load_pretrained(network, pretrained[1])
+
+
+def test_what_was_loaded_and_what_was_not_is_listed(pretrained, caplog):
+    caplog.set_level("INFO")
+    load_pretrained(PlainUNet(in_channels=2, filters=2, out_channels=4), pretrained[1])
+    assert "(bridge, down_1, down_2" in caplog.text
+    assert "new: head.bias, head.weight; left in the checkpoint: head.bias, head.weight" in caplog.text

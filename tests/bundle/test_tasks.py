@@ -1,0 +1,186 @@
+"""Every task, pretext and architecture by config keys alone, at tiny size."""
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+
+from dmri_monai.workflows import ARCHITECTURES, TASKS
+
+PRETEXTS = ("artifacts", "autoencoder", "masked", "none")
+# the diagonal runs every time, the rest in the full suite
+FAST = set(zip(TASKS, PRETEXTS, strict=True))
+COMBINATIONS = [
+    pytest.param(t, p, marks=() if (t, p) in FAST else pytest.mark.slow, id=f"{t}-{p}")
+    for t in TASKS
+    for p in PRETEXTS
+]
+STEP = {"max_epochs": 1, "train_subjects": 1, "batch_size": 1, "crop_size": [16, 16, 16]}
+WRITES = {"tissue": "dseg", "lesion": "lesion", "crossings": "npeaks", "orientation": "peaks"}
+
+
+@pytest.fixture(scope="module")
+def bodies(prepare, dataset_dir, tmp_path_factory):
+    """Function: pretext -> checkpoint of one step of pretraining."""
+    made = {}
+
+    def body(pretext):
+        if pretext not in made:
+            out = tmp_path_factory.mktemp(pretext)
+            prepare("pretrain", dataset_dir=dataset_dir, output_dir=str(out), pretext=pretext, **STEP).run()
+            made[pretext] = str(out / "model.pt")
+        return made[pretext]
+
+    return body
+
+
+def validated(workflow):
+    return workflow.parser.get_parsed_content("validate#evaluator").state.metrics
+
+
+@pytest.mark.parametrize(("task", "pretext"), COMBINATIONS)
+def test_task_trains_from_pretext_by_config_keys_alone(prepare, dataset_dir, bodies, tmp_path, task, pretext):
+    out = {"dataset_dir": dataset_dir, "output_dir": str(tmp_path)}
+    workflow = prepare("train", task=task, pretrained=bodies(pretext), **out, **STEP)
+    start = {k: v.clone() for k, v in workflow.parser.get_parsed_content("network").state_dict().items()}
+    torch.testing.assert_close(
+        start["down_2.0.0.weight"], torch.load(bodies(pretext))["down_2.0.0.weight"], rtol=0, atol=0
+    )
+    workflow.run()
+    (value,) = validated(workflow).values()
+    assert np.isfinite(value)
+    moved = torch.load(tmp_path / "model.pt", weights_only=True)
+    assert any((moved[k] != v).any() for k, v in start.items())
+    assert (tmp_path / "validation.png").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", [a for a in ARCHITECTURES if a != "plain"])
+@pytest.mark.parametrize("task", TASKS)
+def test_every_architecture_trains_evaluates_and_infers(prepare, dataset_dir, tmp_path, task, architecture):
+    model = {"architecture": architecture, "size": "tiny", "network_options": {}, "dataset_dir": dataset_dir}
+    pretrained = str(tmp_path / "pretraining" / "model.pt")
+    prepare("pretrain", output_dir=str(tmp_path / "pretraining"), pretext="masked", **model, **STEP).run()
+    prepare("train", output_dir=str(tmp_path / "t"), task=task, pretrained=pretrained, **model, **STEP).run()
+    own = {"task": task, "checkpoint": str(tmp_path / "t" / "model.pt"), **model}
+    prepare("evaluate", output_dir=str(tmp_path / "e"), **own).run()
+    prepare("inference", output_dir=str(tmp_path / "i"), **own).run()
+    assert (tmp_path / "e" / f"{TASKS[task].key}_summary.csv").is_file()
+    assert len(list((tmp_path / "i").glob(f"*_{WRITES[task]}.nii.gz"))) == 5
+
+
+@pytest.fixture(scope="module")
+def oriented(prepare, dataset_dir, tmp_path_factory):
+    """Checkpoint of a tiny equivariant network for directions."""
+    out = tmp_path_factory.mktemp("orientation")
+    prepare(
+        "train", dataset_dir=dataset_dir, output_dir=str(out), task="orientation", **EQUIVARIANT, **STEP
+    ).run()
+    return str(out / "model.pt")
+
+
+EQUIVARIANT = {"architecture": "equivariant", "size": "tiny", "network_options": {}}
+
+
+def infer_peaks(prepare, scan, checkpoint, out, **more):
+    settings = {"task": "orientation", "spacing_mm": [-1, -1, -1], **EQUIVARIANT, **more}
+    prepare("inference", dataset_dir=str(scan), checkpoint=checkpoint, output_dir=str(out), **settings).run()
+    (path,) = out.glob("*_peaks.nii.gz")
+    return nibabel.load(path)
+
+
+def test_peaks_of_a_scan_stored_otherwise_are_the_same_in_the_world(prepare, dataset_dir, oriented, tmp_path):
+    """Arrays turned and mirrored with their affine, the table in its own file: the same scan to any reader."""
+    source = f"{dataset_dir}/sub-01/dwi/sub-01_dwi"
+    scan = nibabel.load(f"{source}.nii.gz")
+    codes = nibabel.orientations.axcodes2ornt("PIL")
+    stored = scan.as_reoriented(
+        nibabel.orientations.ornt_transform(nibabel.io_orientation(scan.affine), codes)
+    )
+    first, second = tmp_path / "first", tmp_path / "second"
+    second.mkdir()
+    nibabel.save(stored, second / "sub-01_dwi.nii.gz")
+    write_table(source, scan.affine, stored.affine, second / "sub-01_dwi")
+    peaks = infer_peaks(prepare, f"{source}.nii.gz", oriented, first)
+    turned = infer_peaks(prepare, second / "sub-01_dwi.nii.gz", oriented, second / "out")
+    np.testing.assert_allclose(turned.affine, stored.affine, atol=1e-4)
+    back = turned.as_reoriented(
+        nibabel.orientations.ornt_transform(codes, nibabel.io_orientation(scan.affine))
+    )
+    cosine = np.abs((peaks.get_fdata() * back.get_fdata()).sum(-1))
+    assert np.isfinite(cosine).sum() > 1000
+    assert np.nanpercentile(cosine, 1) > 0.999
+
+
+def write_table(source, affine, stored_affine, target):
+    """FSL table of the same world directions for the array axes of `stored_affine`."""
+    from dmri_monai.gradients import GradientTable
+
+    bvals, bvecs = (np.loadtxt(f"{source}.{kind}") for kind in ("bval", "bvec"))
+    table = GradientTable.from_fsl(torch.tensor(bvals), torch.tensor(bvecs.T), torch.tensor(affine))
+    np.savetxt(f"{target}.bval", bvals[None])
+    np.savetxt(f"{target}.bvec", table.to_fsl(torch.tensor(stored_affine)).numpy().T)
+
+
+def test_ensemble_and_windows_are_written_and_reported(prepare, dataset_dir, trained, tmp_path):
+    own = {
+        "dataset_dir": f"{dataset_dir}/sub-01/dwi/sub-01_dwi.nii.gz",
+        "checkpoint": str(trained / "model.pt"),
+    }
+    prepare("inference", output_dir=str(tmp_path), ensemble="flips", window=[16, 16, 16], **own).run()
+    spread = nibabel.load(tmp_path / "sub-01_dseguncertainty.nii.gz")
+    scan = nibabel.load(own["dataset_dir"])
+    np.testing.assert_array_equal(spread.affine, scan.affine)
+    assert spread.shape == scan.shape[:3]
+    assert 0 < spread.get_fdata().max() <= 1
+    report = (tmp_path / "report.html").read_text()
+    assert "Uncertainty" in report
+    assert "Deviation of windows" in report
+
+
+def test_accumulated_gradients_are_those_of_the_larger_batch(prepare, dataset_dir, tmp_path):
+    common = {"dataset_dir": dataset_dir, "max_epochs": 1, "task": "crossings", "train_subjects": 2}
+    common["optimizer"] = {"_target_": "torch.optim.SGD", "params": "$@network.parameters()", "lr": 0.5}
+    ends = []
+    for name, batch, steps in (("batch", 2, 1), ("steps", 1, 2), ("single", 1, 1)):
+        out = tmp_path / name
+        settings = {**common, "batch_size": batch, "accumulation_steps": steps}
+        prepare("train", output_dir=str(out), **settings).run()
+        ends.append(torch.load(out / "model.pt", weights_only=True))
+    torch.testing.assert_close(ends[1], ends[0], rtol=1e-4, atol=1e-5)
+    assert (ends[2]["head.weight"] - ends[0]["head.weight"]).abs().max() > 1e-3
+
+
+def test_one_training_may_use_bf16_frozen_epochs_rates_and_thin_tables_together(
+    prepare, dataset_dir, tmp_path
+):
+    settings = {"amp": True, "frozen_epochs": 1, "learning_rates": {"head.": 0.01}, "missing": "zero"}
+    settings |= {"subsample_directions": [16, 24], "drop_shells": 0.5, "too_few": "zero", "selection": "loss"}
+    workflow = prepare("train", dataset_dir=dataset_dir, output_dir=str(tmp_path), **settings, **STEP)
+    network = workflow.parser.get_parsed_content("network")
+    body = network.bridge[0][0].weight.detach().clone()
+    workflow.run()
+    torch.testing.assert_close(network.bridge[0][0].weight.detach(), body, rtol=0, atol=0)
+    assert np.isfinite(validated(workflow)["val_loss"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"task": "tisue"}, "task is 'tisue', expected one of tissue, lesion, crossings, orientation"),
+        ({"architecture": "unet"}, "architecture is 'unet', expected one of equivariant, plain"),
+        ({"masked": "yes"}, "masked is 'yes', expected true or false"),
+        ({"fold": 9}, "fold is 9, expected 0 to"),
+    ],
+    ids=["task", "architecture", "masked", "fold"],
+)
+def test_wrong_word_in_a_config_is_named(prepare, dataset_dir, tmp_path, settings, message):
+    settings = {"n_folds": 5, **settings}
+    with pytest.raises(Exception) as error:  # noqa: PT011  MONAI wraps what its expressions raise
+        prepare("train", dataset_dir=dataset_dir, output_dir=str(tmp_path), **settings).run()
+    assert message in chain(error.value)
+
+
+def chain(error):
+    """Messages of an exception and all its causes."""
+    return f"{error} {chain(error.__cause__ or error.__context__)}" if error else ""
