@@ -57,8 +57,8 @@ class Coherence:
 
     @property
     def description(self) -> str:
-        """What is wrong, in words; empty for the identity."""
-        return describe(torch.tensor(self.change))
+        """What is wrong, in words; empty where nothing is, whatever the rival with the best index was."""
+        return describe(torch.tensor(self.change)) if self.verdict == "wrong" else ""
 
 
 def coherence_index(v1: Tensor, fa: Tensor, offsets_mm: Tensor, changes: Tensor = AXIS_CHANGES) -> Tensor:

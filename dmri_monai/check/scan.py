@@ -57,13 +57,13 @@ class ScanCheck:
 
     def lines(self) -> list[str]:
         """The result as text, one fact a line, the findings last."""
-        shells = ", ".join(f"{n} at b = {b:g}" for b, n in self.shells) or "none"
+        shells = ", ".join(f"{n} at b = {b:g} s/mm2" for b, n in self.shells) or "none"
         coherence = "not tested" if self.coherence is None else VERDICTS[self.coherence.verdict]
         return [
             f"volumes      {self.shape[0]} of {' x '.join(map(str, self.shape[1:]))} voxels",
             f"voxel size   {' x '.join(f'{v:g}' for v in self.spacing_mm)} mm, {self.handedness}-handed grid",
             f"b0 volumes   {self.n_b0}",
-            f"directions   {shells} s/mm2",
+            f"directions   {shells}",
             f"SNR (b0)     {'not known: needs two b0 volumes' if self.snr is None else f'{self.snr:g}'}",
             f"b-vectors    {coherence}",
             f"dropouts     {len(self.dropouts)}",

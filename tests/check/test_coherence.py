@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from dmri_monai.check import AXIS_CHANGES, check_image, coherence_index, describe
+from dmri_monai.check.coherence import Coherence
 from dmri_monai.gradients import GradientTable
 from tests.check.fibres import positions, ring_scan, signal, table
 from tests.conftest import STANDARD_AFFINES
@@ -74,6 +75,13 @@ def test_a_scan_without_fibres_is_inconclusive():
     gradients = table()
     image = signal(np.zeros_like(points), np.zeros(points.shape[:-1], bool), gradients)
     assert check_image(image, gradients, OBLIQUE).coherence.verdict == "inconclusive"
+
+
+@pytest.mark.parametrize("verdict", ["wrong", "inconclusive", "consistent"])
+def test_an_axis_change_is_described_only_where_the_table_is_wrong(verdict):
+    rival = ((-1, 0, 0), (0, 1, 0), (0, 0, 1))
+    expected = "flipped in x" if verdict == "wrong" else ""
+    assert Coherence(verdict, 0.84, 0.87, rival, 4.2).description == expected
 
 
 def test_index_of_three_voxels_in_a_row_is_the_sum_over_their_two_pairs():
