@@ -127,6 +127,26 @@ def test_a_mask_of_another_shape_is_an_error(tmp_path):
         write_labels(path, tmp_path / "out", mask_path=tmp_path / "mask.nii.gz")
 
 
+def test_a_mask_on_a_mirrored_grid_is_an_error(tmp_path):
+    from dmri_monai.io import write_nifti
+
+    path, mirrored = (
+        write_scan(tmp_path),
+        affine_of("oblique", (2.0, 2.0, 2.5), SHAPE) @ np.diag([-1, 1, 1, 1]),
+    )
+    write_nifti(tmp_path / "mask.nii.gz", MASK.numpy().astype(np.uint8), mirrored)
+    with pytest.raises(ValueError, match=r"mask.nii.gz' lies up to .* mm beside the image"):
+        write_labels(path, tmp_path / "out", mask_path=tmp_path / "mask.nii.gz")
+
+
+@pytest.mark.parametrize("method", ["csd", "msmt"])
+def test_measurements_that_are_not_finite_are_an_error(method):
+    image = scan(table())
+    image[3, 1, 2, 3] = np.nan
+    with pytest.raises(ValueError, match="1 measurements in the brain mask are NaN or infinite"):
+        fibre_labels(image, table(), mask=MASK, method=method)
+
+
 def test_the_rule_decides_what_counts():
     strict = fibre_labels(scan(table()), table(), mask=MASK, rule=PeakRule(absolute=10.0))
     assert strict.npeaks.max() == 0

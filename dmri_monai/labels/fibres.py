@@ -61,6 +61,8 @@ def fibre_labels(
         raise ValueError(f"mask has shape {tuple(inside.shape)}, the scan {tuple(image.shape[1:])}")
     if not inside.any():
         raise ValueError("the brain mask is empty")
+    if bad := int((~image.detach().cpu().as_subclass(Tensor)[:, inside].isfinite()).sum()):
+        raise ValueError(f"{bad} measurements in the brain mask are NaN or infinite")
     metrics = _tensor_maps(image, table, inside)
     fa, md = (value[0, 0] * inside for value in (metrics.fa, metrics.md))
     signal = image.detach().cpu().as_subclass(Tensor).movedim(0, -1).double().numpy()

@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+from monai.data.meta_tensor import MetaTensor
 from torch import Tensor
 
 import dmri_monai
 from dmri_monai.io import read_dwi, read_nifti, write_nifti
 from dmri_monai.labels.deconvolution import PeakRule
 from dmri_monai.labels.fibres import Labels, Method, fibre_labels
+from dmri_monai.transforms.rows import check_same_grid
 
 __all__ = ["write_labels"]
 
@@ -34,7 +36,7 @@ def write_labels(
     """
     scan_path, out_dir, rule = Path(scan_path), Path(out_dir), rule or PeakRule()
     image, table = read_dwi(scan_path)
-    mask = _read_mask(mask_path, tuple(image.shape[1:])) if mask_path else None
+    mask = _read_mask(mask_path, image) if mask_path else None
     try:
         labels = fibre_labels(image.as_tensor(), table, mask=mask, rule=rule, method=method)
     except ValueError as error:
@@ -65,11 +67,13 @@ def _described(labels: Labels) -> dict[str, tuple[Tensor, dict[str, str]]]:
     }
 
 
-def _read_mask(path: str | Path, shape: tuple[int, ...]) -> Tensor:
-    mask: Tensor = read_nifti(path).as_tensor()[0] > 0
-    if tuple(mask.shape) != shape:
-        raise ValueError(f"mask has shape {tuple(mask.shape)}, the scan {shape}: {path}")
-    return mask
+def _read_mask(path: str | Path, image: MetaTensor) -> Tensor:
+    mask, shape = read_nifti(path), tuple(image.shape[1:])
+    if tuple(mask.shape[1:]) != shape:
+        raise ValueError(f"mask has shape {tuple(mask.shape[1:])}, the scan {shape}: {path}")
+    check_same_grid(image, mask, str(path), "labels")
+    inside: Tensor = mask.as_tensor()[0] > 0
+    return inside
 
 
 def _destination(scan_path: Path, out_dir: Path) -> tuple[Path, str]:

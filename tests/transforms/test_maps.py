@@ -9,8 +9,10 @@ import pytest
 import torch
 from dipy.core.gradients import gradient_table
 from dipy.sims.voxel import multi_tensor
+from monai.data.meta_tensor import MetaTensor
 
-from dmri_monai.gradients import grid_rotation
+from dmri_monai.gradients import GradientTable, grid_rotation
+from dmri_monai.phantom import make_subject
 from dmri_monai.transforms import (
     BrainMaskd,
     LoadDWId,
@@ -59,6 +61,31 @@ def test_thirty_directions_become_sixty_four_with_two_percent_error(orientation)
     expected = crossing(out["bvecs"][1:].double().numpy())
     error = (out["image"].as_tensor() - expected).norm(dim=0) / expected.norm(dim=0)
     assert error.max() <= 0.02
+
+
+def phantom(bvecs: torch.Tensor) -> dict:
+    """Noise-free phantom at b = 1000 along world vectors (N, 3), its first volume b0, as an item with its brain."""
+    bvals, vectors = torch.tensor([0.0] + [1000.0] * len(bvecs)), torch.cat([torch.zeros(1, 3), bvecs])
+    subject = make_subject(
+        7, shape=(24, 28, 24), spacing_mm=(5.0, 5.0, 5.0), scheme=GradientTable(bvals, vectors)
+    )
+    image = MetaTensor(subject.clean, affine=subject.affine)
+    return {
+        "image": image,
+        "bvals": bvals,
+        "bvecs": vectors.float(),
+        "brain": subject.brain_mask.squeeze() > 0,
+    }
+
+
+def test_thirty_directions_of_the_phantom_become_sixty_four_with_two_percent_error():
+    item = phantom(torch.tensor(directions(30)))
+    out = ResampleDirectionsd(n_directions=64)(item)
+    expected = phantom(out["bvecs"][1:].double())["image"].as_tensor()[1:, item["brain"]]
+    ours = out["image"].as_tensor()[1:, item["brain"]]
+    assert ((ours - expected).norm(dim=0) / expected.norm(dim=0)).max() <= 0.02
+    shuffled = ours.roll(1, dims=0)  # the control: the same signal along other directions
+    assert ((shuffled - expected).norm(dim=0) / expected.norm(dim=0)).max() > 0.1
 
 
 def test_the_scheme_is_fixed_in_the_voxel_frame():
