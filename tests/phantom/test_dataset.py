@@ -55,6 +55,13 @@ def test_folder_of_another_phantom_is_refused(folder):
         write_dataset(folder, subjects=1, seed=4, **TINY)
 
 
+def test_folder_of_a_run_that_failed_at_once_can_be_used_again(tmp_path):
+    small = {"subjects": 1, "shape": (12, 14, 12), "spacing_mm": (10, 10, 10), "progress": False}
+    with pytest.raises(ValueError, match="snr"):
+        write_dataset(tmp_path / "data", snr=(0.0, 0.0), **small)
+    assert (write_dataset(tmp_path / "data", snr=20.0, **small) / "sub-01").is_dir()
+
+
 def test_folder_with_other_content_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="not empty"):
