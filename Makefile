@@ -7,7 +7,10 @@ RUN := $(BIN)/python -W ignore -m monai.bundle run
 export OMP_NUM_THREADS ?= 2
 export MPLBACKEND := Agg
 
-.PHONY: install demo test test-all lint docs bench clean
+LABEL_VENV := .venv-label
+LABEL_STAMP := $(LABEL_VENV)/.installed
+
+.PHONY: install demo test test-all lint docs bench label-env label-demo clean
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -21,7 +24,7 @@ $(STAMP): requirements.lock pyproject.toml
 test: install
 	$(BIN)/python -m pytest -m "not slow and not gpu"
 
-test-all: install
+test-all: install label-env
 	$(BIN)/python -m pytest
 
 lint: install
@@ -45,5 +48,26 @@ demo: install
 	$(RUN) evaluating --args_file configs/args/evaluate.json
 	@echo "report: demo/runs/inference/report.html   runs: demo/runs/mlruns.db"
 
+# MONAI Label has an environment of its own
+label-env: $(LABEL_STAMP)
+
+$(LABEL_STAMP): requirements-label.lock pyproject.toml
+	test -x $(LABEL_VENV)/bin/python || $(PYTHON) -m venv $(LABEL_VENV)
+	$(LABEL_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-label.lock
+	$(LABEL_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+# serves the demo's data and model on 127.0.0.1 until Ctrl-C
+label-demo: install label-env
+	test -f demo/runs/training/model.pt || $(MAKE) demo
+	rm -rf demo/label
+	$(BIN)/dmri-monai label-studies demo/data demo/label/studies
+	cd demo/label && MONAI_ZOO_SOURCE=local PYTHONPATH=../../tests/label_server \
+		../../$(LABEL_VENV)/bin/python -m monailabel.main apps --download --name monaibundle --output apps
+	$(BIN)/dmri-monai label-bundle demo/runs/training/model.pt demo/label/apps/monaibundle/model/dmri_tissue
+	cd demo/label && MONAI_ZOO_SOURCE=local MONAI_LABEL_DATASTORE_FILE_EXT='["*.nii.gz"]' \
+		PYTHONPATH=../../tests/label_server ../../$(LABEL_VENV)/bin/python -m monailabel.main start_server \
+		--app apps/monaibundle --studies studies --host 127.0.0.1 --port 8000 --conf models dmri_tissue
+
 clean:
-	rm -rf $(VENV) demo build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LABEL_VENV) demo build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis
