@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from dmri_monai.equivariant.conv import SteerableConv3d
 from dmri_monai.equivariant.gate import Gate, NormActivation
-from dmri_monai.equivariant.norm import EquivariantBatchNorm, EquivariantInstanceNorm
+from dmri_monai.equivariant.norm import EquivariantBatchNorm, EquivariantInstanceNorm, normalised_gate
 from dmri_monai.equivariant.representation import Block, as_irreps, blocks_of, channels_of, check_channels
 
 if TYPE_CHECKING:
@@ -143,6 +143,16 @@ class SteerableBlock(nn.Sequential):
             return
         self._add_adn(adn_ordering, activation, norm, dropout, emitted)
 
+    def forward(self, x: Tensor) -> Tensor:
+        layers = list(self)
+        while layers:
+            layer = layers.pop(0)
+            if layers and _fuse(layer, layers[0]):
+                x = normalised_gate(cast("EquivariantInstanceNorm", layer), cast("Gate", layers.pop(0)), x)
+            else:
+                x = layer(x)
+        return x
+
     def _add_adn(
         self, ordering: str, activation, norm: Choice | None, dropout: float | None, emitted: Irreps
     ) -> None:
@@ -157,6 +167,12 @@ class SteerableBlock(nn.Sequential):
             elif letter == "A" and activation is not None:
                 self.add_module("act", activation)
                 irreps = self.irreps_out
+
+
+def _fuse(first: nn.Module, second: nn.Module) -> bool:
+    """Whether the two are a norm and its gate, and nobody listens to what passes between them."""
+    heard = any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in (first, second))
+    return isinstance(first, tuple(NORMS.values())) and isinstance(second, Gate) and not heard
 
 
 def _make(

@@ -73,6 +73,8 @@ class Gate(nn.Module):
         self.odd, self.gates = odd, gate_count(self.irreps_out, odd)
         self.irreps_in = as_irreps(self.irreps_out + type(self.irreps_out)(f"{self.gates}x0e"))
         self.blocks, self.expected = blocks_of(self.irreps_out), channels_of(self.irreps_in)
+        self.sizes = [*(block.multiplicity * block.dim for block in self.blocks), self.gates]
+        self.gated = [block.multiplicity * _is_gated(block, odd) for block in self.blocks]
         self.activation, self.gate = activation_function(activation), activation_function(gate)
 
     def extra_repr(self) -> str:
@@ -80,19 +82,34 @@ class Gate(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         check_channels(x, self.expected, range(2, 7), "Gate")
-        sizes = [block.multiplicity * block.dim for block in self.blocks]
-        *features, gates = x.split([*sizes, self.gates], dim=1)
-        factors = self.gate(gates)
-        start, out = 0, []
-        for block, feature in zip(self.blocks, features, strict=True):
-            if _is_gated(block, self.odd):
-                out.append(_scale(feature, factors[:, start : start + block.multiplicity], block.dim))
-                start += block.multiplicity
-            elif not block.even:
-                out.append(NAMED[self.odd](feature))
-            else:
-                out.append(self.activation(feature))
+        *features, gates = x.split(self.sizes, dim=1)
+        factors = self.gate(gates).split(self.gated, dim=1)
+        out = [
+            self._activated(feature, block) if factor.shape[1] == 0 else _scale(feature, factor, block.dim)
+            for feature, factor, block in zip(features, factors, self.blocks, strict=True)
+        ]
         return torch.cat(out, dim=1)
+
+    def scaled(self, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        """The gate of a x + b without an array of it; a, b (N or 1, irreps_in.dim, 1, ...), b of scalars only.
+
+        Components of one channel share their factor, so that it multiplies the gate instead of the field.
+        """
+        *features, gates = x.split(self.sizes, dim=1)
+        *scales, gate_scale = a.split(self.sizes, dim=1)
+        *shifts, gate_shift = b.split(self.sizes, dim=1)
+        factors = self.gate(torch.addcmul(gate_shift, gates, gate_scale)).split(self.gated, dim=1)
+        parts = zip(features, factors, scales, shifts, self.blocks, strict=True)
+        out = [
+            self._activated(torch.addcmul(shift, feature, scale), block)
+            if factor.shape[1] == 0
+            else _scale(feature, factor * scale[:, :: block.dim], block.dim)
+            for feature, factor, scale, shift, block in parts
+        ]
+        return torch.cat(out, dim=1)
+
+    def _activated(self, feature: Tensor, block: Block) -> Tensor:
+        return self.activation(feature) if block.even else NAMED[self.odd](feature)
 
 
 def _scale(feature: Tensor, factor: Tensor, dim: int) -> Tensor:

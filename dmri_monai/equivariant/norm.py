@@ -1,7 +1,7 @@
 """Normalisation of fields of irreps: scalars lose their mean and spread, other channels are divided by their RMS norm.
 
 A norm computes one factor `a` and shift `b` per channel; `NormGate` applies them and the gate as one expression,
-out = (a x + b)[feature] · sigmoid((a x + b)[gate]), where silu is a scalar that gates itself.
+out = x[feature] · (a[feature] · sigmoid((a x + b)[gate])), whose bracket has one component per channel.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import torch.distributed.nn.functional as collective
 from torch import Tensor, distributed, nn
 
 from dmri_monai.equivariant.gate import Gate
-from dmri_monai.equivariant.representation import as_irreps, blocks_of, channels_of, check_channels
+from dmri_monai.equivariant.representation import Block, as_irreps, blocks_of, channels_of, check_channels
 
 if TYPE_CHECKING:
     from e3nn.o3 import Irreps
 
-__all__ = ["EquivariantBatchNorm", "EquivariantInstanceNorm", "NormGate"]
+__all__ = ["EquivariantBatchNorm", "EquivariantInstanceNorm", "NormGate", "normalised_gate"]
 
 
 class _Layout(nn.Module):
@@ -31,6 +31,7 @@ class _Layout(nn.Module):
     def __init__(self, irreps: Irreps) -> None:
         super().__init__()
         self.blocks = blocks_of(irreps)
+        self.sizes = [block.multiplicity * block.dim for block in self.blocks]
         channel_of = torch.arange(irreps.num_irreps).repeat_interleave(
             torch.tensor([block.dim for block in self.blocks for _ in range(block.multiplicity)])
         )
@@ -40,11 +41,10 @@ class _Layout(nn.Module):
         self.register_buffer("scalar_channels", scalar.nonzero().flatten(), persistent=False)
         self.register_buffer("scalar_components", scalar[channel_of].nonzero().flatten(), persistent=False)
 
-    def per_channel(self, components: Tensor) -> Tensor:
-        """(n, dim) -> (n, channels): the mean over each channel's components."""
-        parts = components.split([block.multiplicity * block.dim for block in self.blocks], dim=1)
-        means = [p.unflatten(1, b[:2]).mean(2) for p, b in zip(parts, self.blocks, strict=True)]
-        return torch.cat(means, dim=1)
+    def parts(self, x: Tensor) -> list[tuple[Tensor, Block]]:
+        """Every block of `x` (N, dim, ...), as a view (N, multiplicity, components, ...)."""
+        pieces = zip(x.split(self.sizes, dim=1), self.blocks, strict=True)
+        return [(piece.unflatten(1, block[:2]), block) for piece, block in pieces]
 
     def spread(self, scalars: Tensor, width: int, index: Tensor) -> Tensor:
         """(n, scalars) placed into zeros (n, width) at `index`."""
@@ -103,23 +103,36 @@ def _check_mask(x: Tensor, mask: Tensor | None) -> None:
 
 def _sums(x: Tensor, layout: _Layout, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """Number of values (N, 1) and sums of the scalars (N, scalars) per item; masked samples are left out."""
-    scalars = x.index_select(1, layout.scalar_components)
-    per_sample = x[0, 0, 0].numel() if x.ndim == 6 else x[0, 0].numel()
-    if mask is None:
-        samples = x.shape[2] if x.ndim == 6 else 1
-        count = scalars.new_full((len(x), 1), float(per_sample * samples))
-        return count, scalars.flatten(2).sum(2)
-    sums = torch.where(mask.unsqueeze(1), scalars.flatten(3).sum(3), 0.0).sum(2)
-    return mask.sum(1, keepdim=True).to(sums) * per_sample, sums
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    samples, voxels = (x.shape[2] if x.ndim == 6 else 1), x.shape[-3:].numel()
+    count = x.new_full((len(x), 1), float(voxels * samples), dtype=dtype)
+    if mask is not None:
+        count = mask.sum(1, keepdim=True).to(dtype) * voxels
+    sums = [
+        _over_samples(part.squeeze(2).sum((-3, -2, -1), dtype=dtype), mask, x.ndim)
+        for part, block in layout.parts(x)
+        if block.scalar
+    ]
+    return count, torch.cat([count[:, :0], *sums], dim=1)
 
 
 def _square_sums(x: Tensor, mean: Tensor, layout: _Layout, mask: Tensor | None) -> Tensor:
     """(N, channels) sums of squared deviation from `mean` (n, scalars), averaged over the components of a channel."""
-    centre = _like(layout.spread(mean, x.shape[1], layout.scalar_components), x)
-    squares = torch.linalg.vector_norm(x - centre, dim=tuple(range(3 if x.ndim == 6 else 2, x.ndim))).square()
-    if x.ndim == 6:
-        squares = (squares if mask is None else torch.where(mask.unsqueeze(1), squares, 0.0)).sum(2)
-    return layout.per_channel(squares)
+    squares, start = [], 0
+    for part, block in layout.parts(x):
+        if block.scalar:  # only these are copied
+            part = part.to(mean.dtype) - _like(mean[:, start : start + block.multiplicity], part)
+            start += block.multiplicity
+        length = torch.linalg.vector_norm(part, dim=(2, -3, -2, -1), dtype=mean.dtype)
+        squares.append(_over_samples(length.square() / block.dim, mask, x.ndim))
+    return torch.cat(squares, dim=1)
+
+
+def _over_samples(sums: Tensor, mask: Tensor | None, ndim: int) -> Tensor:
+    """(N, channels) from (N, channels, Q) of a 6-D field, masked samples left out; a 5-D field has no samples."""
+    if ndim == 5:
+        return sums
+    return (sums if mask is None else torch.where(mask.unsqueeze(1), sums, 0.0)).sum(2)
 
 
 class EquivariantInstanceNorm(_Norm):
@@ -133,7 +146,6 @@ class EquivariantInstanceNorm(_Norm):
         super().__init__(irreps, eps, affine)
 
     def moments(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        x = x.to(torch.promote_types(x.dtype, torch.float32))
         count, sums = _sums(x, self.layout, mask)
         count = count.clamp(min=1)
         mean = sums / count
@@ -160,7 +172,6 @@ class EquivariantBatchNorm(_Norm):
     def moments(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         if not self.training:
             return self.running_mean.unsqueeze(0), self.running_power.unsqueeze(0)
-        x = x.to(torch.promote_types(x.dtype, torch.float32))
         count, sums = (total.sum(0, keepdim=True) for total in _sums(x, self.layout, mask))
         count, sums = _over_ranks(torch.cat([count, sums], 1)).split([1, self.layout.n_scalars], 1)
         count = count.clamp(min=1)
@@ -185,8 +196,7 @@ def _over_ranks(total: Tensor) -> Tensor:
 class NormGate(nn.Module):
     """A norm over `irreps` and its gates, followed by `Gate`, computed together.
 
-    (N, irreps_in.dim, [Q,] X, Y, Z) -> (N, irreps.dim, ...), `irreps_in` as in `Gate`.  Only one normalised copy of the
-    field is made.
+    (N, irreps_in.dim, [Q,] X, Y, Z) -> (N, irreps.dim, ...), `irreps_in` as in `Gate`.
     """
 
     def __init__(self, gate: Gate, norm: str = "instance", eps: float = 1e-5) -> None:
@@ -199,4 +209,12 @@ class NormGate(nn.Module):
         self.norm = kinds[norm](gate.irreps_in, eps)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        return self.gate(self.norm(x, mask))
+        return normalised_gate(self.norm, self.gate, x, mask)
+
+
+def normalised_gate(
+    norm: EquivariantInstanceNorm | EquivariantBatchNorm, gate: Gate, x: Tensor, mask: Tensor | None = None
+) -> Tensor:
+    """gate(norm(x, mask)) in one pass over the field: no normalised copy of it is made."""
+    a, b = norm.factors(x, mask)
+    return gate.scaled(x, a.to(x.dtype), b.to(x.dtype))
