@@ -18,7 +18,7 @@ from dmri_monai.io import read_dwi, write_nifti
 from dmri_monai.io.nifti import nifti_stem
 from dmri_monai.io.writing import replacing
 from dmri_monai.maps import brain_mask, direction_maps, mean_b0
-from dmri_monai.prediction import bundle_folder, config_settings, settings_of
+from dmri_monai.prediction import bundle_folder, config_settings, first_cause, settings_of
 from dmri_monai.workflows.checkpoint import settings_path
 from dmri_monai.workflows.models import ARCHITECTURES
 from dmri_monai.workflows.tasks import Task
@@ -57,14 +57,12 @@ class OnImage(Transform):
 
 
 def _refusal(error: Exception) -> Exception:
-    """`error` as the server's own kind, with the message of its first cause: MONAI's Compose wraps it."""
-    cause: BaseException = error
-    while isinstance(cause, RuntimeError) and cause.__cause__ is not None:
-        cause = cause.__cause__
-    logger.error("%s", cause)
+    """`error` as the server's own kind, with the message of its first cause."""
     from fastapi import HTTPException  # comes with MONAI Label
 
-    return HTTPException(status_code=400, detail=str(cause))
+    message = str(first_cause(error))
+    logger.error("%s", message)
+    return HTTPException(status_code=400, detail=message)
 
 
 def write_studies(

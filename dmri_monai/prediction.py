@@ -30,6 +30,7 @@ __all__ = [
     "Prediction",
     "bundle_folder",
     "config_settings",
+    "first_cause",
     "out_of_range",
     "predict",
     "settings_of",
@@ -163,6 +164,13 @@ def out_of_range(check: ScanCheck, trained_on: Mapping[str, Any]) -> list[str]:
     return found
 
 
+def first_cause(error: BaseException) -> BaseException:
+    """What MONAI's Compose and ConfigParser wrapped in RuntimeErrors."""
+    while isinstance(error, RuntimeError) and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
 def _near(check: ScanCheck, bval: float) -> bool:
     return any(abs(b - bval) <= 0.2 * bval for b, _ in check.shells)
 
@@ -238,9 +246,13 @@ def _run(
         **config_settings(settings),
         **options,
     )
-    workflow.initialize()
-    workflow.run()
-    workflow.finalize()
+    try:
+        workflow.initialize()
+        workflow.run()
+        workflow.finalize()
+    except RuntimeError as error:
+        cause = first_cause(error)
+        raise cause if isinstance(cause, ValueError | TypeError | OSError) else error from error
 
 
 def _files(scan: Path, task: str, out: Path) -> dict[str, Path]:

@@ -21,7 +21,7 @@ RANKS = (
     ("register", "check", "report", "labels"),
     ("workflows",),  # handlers write the report, so it lies below them
     ("runs", "prediction"),
-    ("label",),
+    ("label", "serving"),
     ("cli",),
     ("__init__",),
 )

@@ -1,0 +1,136 @@
+"""`dmri_monai.predict`: from a scan, or an array and its table, to a map on the scan's grid."""
+
+import json
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+
+import dmri_monai
+from dmri_monai.check import check_image
+from dmri_monai.io import read_dwi
+from dmri_monai.phantom import write_dataset
+from dmri_monai.prediction import out_of_range, predict
+from dmri_monai.workflows import Model, build_network, task
+
+
+@pytest.fixture(scope="module")
+def scan(tmp_path_factory) -> Path:
+    """An oblique phantom scan."""
+    out = tmp_path_factory.mktemp("prediction") / "data"
+    write_dataset(out, subjects=1, seed=0, shape=(20, 24, 20), spacing_mm=(6.0, 6.0, 6.0), progress=False)
+    return out / "sub-01" / "dwi" / "sub-01_dwi.nii.gz"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    return save_model(tmp_path_factory.mktemp("model") / "model.pt", "tissue")
+
+
+def save_model(path, name, **settings) -> Path:
+    """An untrained tiny model, with its settings."""
+    torch.manual_seed(0)
+    model = Model(size="tiny")
+    torch.save(build_network(model, task(name).irreps_out).state_dict(), path)
+    content = model.settings(task=name, spacing_mm=[6.0, 6.0, 6.0]) | settings
+    path.with_suffix(".json").write_text(json.dumps(content))
+    return path
+
+
+def test_map_lies_on_the_grid_of_the_scan(scan, checkpoint, tmp_path):
+    found = predict(scan, checkpoint=checkpoint, output_dir=tmp_path / "out", device="cpu")
+    written, source = nibabel.load(found.files["prediction"]), nibabel.load(scan)
+    assert written.shape == source.shape[:3]
+    np.testing.assert_allclose(written.affine, source.affine, atol=1e-5)
+    assert sorted(found.files) == ["prediction", "report", "sidecar"]
+
+
+def test_array_with_its_table_gives_what_the_file_gives(scan, checkpoint):
+    image, table = read_dwi(scan)
+    from_file = predict(scan, checkpoint=checkpoint, device="cpu").image
+    plain = image.as_tensor().numpy()
+    from_array = dmri_monai.predict(
+        plain, table.bvals, table.bvecs, affine=image.affine, checkpoint=checkpoint, device="cpu"
+    ).image
+    assert (from_file != from_array).float().mean() < 1e-3  # the table goes through a text file
+
+
+def test_array_with_another_table_gives_something_else(scan, checkpoint):
+    """The control: the comparison above can fail."""
+    image, table = read_dwi(scan)
+    turned = table.bvecs[:, [1, 2, 0]]
+    plain = image.as_tensor().numpy()
+    options = {"affine": image.affine, "checkpoint": checkpoint, "device": "cpu"}
+    other = predict(plain, table.bvals, turned, **options).image
+    assert (predict(scan, checkpoint=checkpoint, device="cpu").image != other).float().mean() > 1e-3
+
+
+def test_nothing_stays_without_an_output_folder(scan, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert predict(scan, checkpoint=checkpoint, device="cpu").files == {}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_sidecar_names_model_and_table_by_their_hashes(scan, checkpoint, tmp_path):
+    found = predict(scan, checkpoint=checkpoint, output_dir=tmp_path, device="cpu")
+    sidecar = json.loads(found.files["sidecar"].read_text())
+    assert sidecar["TableSHA256"] == read_dwi(scan)[1].sha256
+    assert len(sidecar["ModelSHA256"]) == 64
+    assert sidecar["Task"] == "tissue"
+
+
+def test_scan_outside_of_the_training_range_is_a_warning_everywhere(scan, tmp_path):
+    narrow = {"bvals": [1000], "directions": [100, 200], "voxel_mm": [1, 2], "snr": [0, 1000]}
+    checkpoint = save_model(tmp_path / "model.pt", "tissue", trained_on=narrow)
+    found = predict(scan, checkpoint=checkpoint, output_dir=tmp_path / "out", device="cpu")
+    assert any("directions: the model was trained on 100 to 200" in w for w in found.warnings)
+    assert any("6 x 6 x 6 mm voxel size" in w for w in found.warnings)
+    assert json.loads(found.files["sidecar"].read_text())["Warnings"] == list(found.warnings)
+    assert "the model was trained on 100 to 200" in found.files["report"].read_text()
+
+
+def test_scan_inside_of_the_training_range_is_no_warning(scan):
+    image, table = read_dwi(scan)
+    check = check_image(image.as_tensor(), table, image.affine)
+    wide = {"bvals": [1000], "directions": [6, 200], "voxel_mm": [1, 6], "snr": [0, 1000]}
+    assert out_of_range(check, wide) == []
+
+
+def test_missing_shell_is_an_error_that_says_both_sides(scan, tmp_path):
+    checkpoint = save_model(tmp_path / "model.pt", "tissue", shells=[3000])
+    with pytest.raises(ValueError, match="3000"):
+        predict(scan, checkpoint=checkpoint, device="cpu")
+
+
+def test_directions_are_peaks_in_the_world_frame(scan, tmp_path):
+    checkpoint = save_model(tmp_path / "model.pt", "orientation")
+    found = predict(scan, task="orientation", checkpoint=checkpoint, device="cpu")
+    assert found.image.shape[0] == 3
+    assert found.class_names == ()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"task": "tumour"}, "tumour"),
+        ({"task": "lesion"}, "no released weights|does not exist"),
+        ({"checkpoint": "nowhere.pt"}, "nowhere.pt"),
+    ],
+    ids=["unknown task", "no weights", "no checkpoint"],
+)
+def test_mistakes_are_named(scan, arguments, message, monkeypatch, tmp_path):
+    monkeypatch.setattr("dmri_monai.prediction.bundle_folder", lambda: tmp_path)
+    with pytest.raises((ValueError, OSError), match=message):
+        predict(scan, **{"checkpoint": None, **arguments})
+
+
+def test_two_tables_for_one_scan_are_refused(scan, checkpoint):
+    with pytest.raises(ValueError, match="brings its own"):
+        predict(scan, bvals=[0.0], checkpoint=checkpoint)
+
+
+def test_array_without_a_table_is_refused(checkpoint):
+    with pytest.raises(ValueError, match="bvals"):
+        predict(np.zeros((7, 4, 4, 4), np.float32), affine=np.eye(4), checkpoint=checkpoint)
