@@ -15,7 +15,7 @@ from dmri_monai.workflows.labels import (
     LesionMapsd,
 )
 from dmri_monai.workflows.models import ARCHITECTURES, Model, build_network, place, prepare_batch
-from dmri_monai.workflows.optimization import FreezeBody, parameter_groups
+from dmri_monai.workflows.optimization import FreezeBody, cosine, parameter_groups
 from dmri_monai.workflows.outputs import WriteResults
 from dmri_monai.workflows.precision import CpuAutocast, autocast, cuda_amp
 from dmri_monai.workflows.pretraining import PretrainBatch, loss_of, lower_is_better, pretext_loss, pretrain
@@ -56,6 +56,7 @@ __all__ = [
     "autocast",
     "build_network",
     "compare",
+    "cosine",
     "cuda_amp",
     "current_config",
     "default_store",

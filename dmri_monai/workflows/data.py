@@ -9,7 +9,8 @@ from typing import Any, Literal, get_args
 import torch
 
 from dmri_monai import bids
-from dmri_monai.io.nifti import nifti_stem
+from dmri_monai.io.nifti import open_nifti
+from dmri_monai.io.sidecars import find_sidecars
 from dmri_monai.qspace.basis import n_coefficients
 from dmri_monai.workflows.flags import flag
 
@@ -62,7 +63,7 @@ def _items(dataset_dir: str | Path, layout: Layout, labels: dict[str, str]) -> l
 
 
 def scans(path: str | Path, label: str | None = None) -> list[dict[str, Any]]:
-    """Items to infer: one scan file, or every DWI of a folder (BIDS, or a plain folder of scans with sidecars).
+    """Items to infer: one scan file, or every DWI of a folder (BIDS, HCP, or a plain folder of scans with sidecars).
 
     label: suffix of a derivative that is the truth, e.g. "dseg"; where a scan has it, the item gets its `label_path`.
     """
@@ -71,9 +72,11 @@ def scans(path: str | Path, label: str | None = None) -> list[dict[str, Any]]:
         return [{"image": str(path)}]
     if not path.is_dir():
         raise ValueError(f"there is no scan or folder {path}")
-    if any(path.glob("sub-*")):
+    if any(entry.is_dir() for entry in path.glob("sub-*")):
         return _bids_scans(path, label)
-    found = [f for f in sorted(path.iterdir()) if f.name.endswith((".nii", ".nii.gz")) and _has_table(f)]
+    if any(path.glob("*/T1w/Diffusion")):
+        return [{"image": item["image"]} for item in bids.hcp_list(path)]
+    found = [f for f in sorted(path.iterdir()) if f.name.endswith((".nii", ".nii.gz")) and _is_scan(f)]
     if not found:
         raise ValueError(f"no diffusion scan (NIfTI with .bval and .bvec) in {path}")
     return [{"image": str(f)} for f in found]
@@ -86,9 +89,13 @@ def _bids_scans(path: Path, label: str | None) -> list[dict[str, Any]]:
     return items
 
 
-def _has_table(path: Path) -> bool:
-    stem = path.with_name(nifti_stem(path))
-    return Path(f"{stem}.bval").is_file() or (path.parent / "bvals").is_file() or Path(f"{stem}.b").is_file()
+def _is_scan(path: Path) -> bool:
+    """Whether a gradient table lies beside a 4-D image: the mask beside HCP's bvals has three axes."""
+    try:
+        find_sidecars(path)
+    except (FileNotFoundError, ValueError):
+        return False
+    return len(open_nifti(path).shape) == 4
 
 
 def first(items: Sequence[Any], count: int | None = None) -> list[Any]:

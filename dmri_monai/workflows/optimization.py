@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ignite.engine import Engine, Events
 from monai.optimizers import generate_param_groups
 from torch import nn
 
-__all__ = ["FreezeBody", "parameter_groups"]
+__all__ = ["FreezeBody", "cosine", "parameter_groups"]
+
+
+def cosine(max_epochs: int) -> Callable[[int], float]:
+    """Factor of the learning rate by epoch, for LambdaLR: from 1 down to 0 after `max_epochs` (Loshchilov and Hutter
+    2017, without restarts).
+
+    LambdaLR does not save functions, CosineAnnealingLR saves its length: only with this one a training that is
+    resumed with more epochs has the schedule of its new length.
+    """
+
+    def factor(epoch: int) -> float:
+        return 0.5 * (1 + math.cos(math.pi * min(epoch / max_epochs, 1.0)))
+
+    return factor
 
 
 def parameter_groups(

@@ -37,7 +37,7 @@ def test_channels_of_the_metadata_are_those_of_the_transform(files):
 
 
 def test_network_takes_and_gives_what_the_metadata_says(files, bundle):
-    verify_net_in_out("network_def", device="cpu", p=1, n=2, bundle_root=str(bundle), **files)
+    verify_net_in_out("network_def", device="cpu", bundle_root=str(bundle), **files)
 
 
 def test_exported_network_gives_the_same_output(files, bundle, trained, tmp_path, prepare):

@@ -1,9 +1,10 @@
+import numpy as np
 import pytest
 import torch
 from ignite.engine import Engine
 
 from dmri_monai.networks import PlainUNet
-from dmri_monai.workflows import FreezeBody, parameter_groups
+from dmri_monai.workflows import FreezeBody, cosine, parameter_groups
 
 
 @pytest.fixture
@@ -52,3 +53,26 @@ def test_body_is_frozen_in_the_first_epochs_alone(network):
 def test_negative_number_of_frozen_epochs_is_refused(network):
     with pytest.raises(ValueError, match="frozen_epochs is -1"):
         FreezeBody(network, -1)
+
+
+def rates(length, epochs, state=None):
+    """Learning rate after each of `epochs` epochs, and the state of the schedule."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, cosine(length))
+    if state:
+        schedule.load_state_dict(state)
+    found = []
+    for _ in range(epochs):
+        optimizer.step()
+        schedule.step()
+        found += schedule.get_last_lr()
+    return found, schedule.state_dict()
+
+
+def test_rate_falls_along_half_a_cosine():
+    np.testing.assert_allclose(rates(4, 4)[0], 0.05 * (1 + np.cos(np.pi * np.arange(1, 5) / 4)), atol=1e-12)
+
+
+def test_training_resumed_with_more_epochs_has_the_schedule_of_its_new_length():
+    _, state = rates(4, 4)
+    np.testing.assert_allclose(rates(8, 4, state)[0], rates(8, 8)[0][4:], atol=1e-12)

@@ -139,3 +139,10 @@ def test_angular_error_is_better_when_smaller_and_dice_when_larger():
 def test_unknown_selection_names_the_choices():
     with pytest.raises(ValueError, match="selection is 'dice', expected one of"):
         select_by("dice", task("tissue"), task("tissue").loss())
+
+
+def test_any_value_is_better_than_none():
+    """A validation without a lesion has no average precision."""
+    chosen = select_by("metric", task("lesion"), task("lesion").loss())
+    assert chosen.is_better(0.1, float("nan"))
+    assert not chosen.is_better(float("nan"), 0.1)

@@ -1,0 +1,52 @@
+"""Which files of a folder are scans to infer."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from dmri_monai.phantom import write_dataset
+from dmri_monai.workflows import scans
+
+
+@pytest.fixture(scope="module")
+def scan(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("scans") / "data"
+    write_dataset(out, subjects=1, seed=0, shape=(6, 6, 6), spacing_mm=(20.0, 20.0, 20.0), progress=False)
+    return out / "sub-01" / "dwi" / "sub-01_dwi.nii.gz"
+
+
+def hcp(scan, folder) -> Path:
+    """An HCP folder with its 3-D mask, which the names of its table fit as well."""
+    folder.mkdir(parents=True)
+    shutil.copyfile(scan, folder / "data.nii.gz")
+    mask = next((scan.parents[2] / "derivatives").rglob("*brain_mask.nii.gz"))
+    shutil.copyfile(mask, folder / "nodif_brain_mask.nii.gz")
+    for ending in ("bval", "bvec"):
+        shutil.copyfile(str(scan).replace("nii.gz", ending), folder / f"{ending}s")
+    return folder
+
+
+def test_mask_beside_a_table_is_not_a_scan(scan, tmp_path):
+    folder = hcp(scan, tmp_path / "T1w" / "Diffusion")
+    assert scans(folder) == [{"image": str(folder / "data.nii.gz")}]
+
+
+def test_subjects_of_an_hcp_data_set_are_found(scan, tmp_path):
+    folder = hcp(scan, tmp_path / "100307" / "T1w" / "Diffusion")
+    assert scans(tmp_path) == [{"image": str(folder / "data.nii.gz")}]
+
+
+def test_folder_of_one_subject_holds_its_scan(scan):
+    assert scans(scan.parent) == [{"image": str(scan)}]
+
+
+def test_scan_of_a_data_set_has_its_truth(scan):
+    item = scans(scan.parents[2], label="dseg")[0]
+    assert item["image"] == str(scan)
+    assert item["label_path"].endswith("sub-01_dseg.nii.gz")
+
+
+def test_folder_without_scans_is_named(tmp_path):
+    with pytest.raises(ValueError, match=str(tmp_path)):
+        scans(tmp_path)
