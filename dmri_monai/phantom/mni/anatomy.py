@@ -48,9 +48,9 @@ class MniAnatomy:
             gyri=SmoothField.draw(rng, n_waves=12, wavelength_mm=(14.0, 40.0), channels=3),
             gyri_strength=float(rng.uniform(0.04, 0.09)),
             cortex_bias=float(rng.uniform(-0.1, 0.0)),
-            fluid_bias=float(rng.uniform(0.08, 0.2)),
+            fluid_bias=float(rng.uniform(0.02, 0.14)),
             ventricle_mm=float(rng.uniform(-1.0, 3.0)),
-            fluid_mm=float(rng.uniform(1.0, 3.0)),
+            fluid_mm=float(rng.uniform(0.3, 1.5)),
         )
 
     def parameters(self) -> dict[str, object]:

@@ -1,6 +1,6 @@
 """Compartments of the MNI152 phantom, with parameters from the literature.
 
-White matter: intra-axonal sticks of 1.7 um2/ms and a tortuous zeppelin around them (Zhang et al. 2012,
+White matter: intra-axonal sticks of 1.6-1.7 um2/ms and a tortuous zeppelin around them (Zhang et al. 2012,
 doi:10.1016/j.neuroimage.2012.03.072).  Mean diffusivity: 0.62-0.79 um2/ms in white matter, 0.78-1.09 in
 cortical and 0.64-0.83 in deep grey matter (Helenius et al. 2002, AJNR 23:194), 3.0 in fluid at 37 degrees.
 T1 and T2 at 3 T: about 830 and 80 ms in white, 1330 and 110 ms in grey matter (Wansapura et al. 1999,
@@ -17,12 +17,12 @@ from dmri_monai.phantom.fields import Seed, SmoothField, stage_rng
 from dmri_monai.phantom.microstructure import MAX_POPULATIONS, Contrast, Microstructure
 from dmri_monai.phantom.mni.anatomy import MniAnatomy
 from dmri_monai.phantom.mni.lesions import MsLesions
-from dmri_monai.phantom.mni.tracts import fibre_populations
+from dmri_monai.phantom.mni.populations import fibre_populations
 
 __all__ = ["build_microstructure", "draw_contrast"]
 
 DEEP_GREY_CHANGE = -0.14  # um2/ms: deep grey matter diffuses more slowly than cortex
-FREE_WATER = (0.01, 0.06)  # share of the white matter, varying smoothly
+FREE_WATER = (0.0, 0.012)  # share of the white matter, varying smoothly
 
 
 def draw_contrast(seed: Seed, *, wide: bool = False) -> Contrast:
@@ -30,7 +30,7 @@ def draw_contrast(seed: Seed, *, wide: bool = False) -> Contrast:
     of clinical and research scanners instead of one protocol's.
     """
     rng = stage_rng(seed, "mni-contrast")
-    parallel, intra = rng.uniform(1.65, 1.85), rng.uniform(0.52, 0.62)
+    parallel, intra = rng.uniform(1.6, 1.7), rng.uniform(0.58, 0.66)
     t2_wm, field = rng.uniform(72, 84), rng.uniform(0.75, 1.15) if wide else 1.0
     te = rng.uniform(55, 115) if wide else rng.uniform(75, 95)
     tr = rng.uniform(2400, 11000) if wide else rng.uniform(6000, 9000)
@@ -41,7 +41,7 @@ def draw_contrast(seed: Seed, *, wide: bool = False) -> Contrast:
         d_parallel=float(parallel),
         d_perpendicular=float(parallel * (1 - intra)),
         intra_fraction=float(intra),
-        dispersion=float(rng.uniform(0.04, 0.07)),
+        dispersion=float(rng.uniform(0.025, 0.04)),
         d_gm=float(rng.uniform(0.82, 0.92)),
         gm_anisotropy=float(rng.uniform(0.15, 0.3)),
         d_csf=3.0,
@@ -78,7 +78,7 @@ def build_microstructure(
     smooth = texture(p).clamp(-2, 2)
     water = FREE_WATER[0] + (FREE_WATER[1] - FREE_WATER[0]) * (smooth[:, 4] / 4 + 0.5)
     deep = (shape[:, 2] / 2 + 0.5).clamp(0, 1)
-    fanning = 1 + shape[:, 4].clamp(0, 1)
+    fanning = 1 + 1.5 * shape[:, 4].clamp(0, 1)
     return Microstructure(
         index=index,
         fibre_volumes=volumes * ((1 - loss) * (1 - water)).unsqueeze(1),

@@ -9,7 +9,7 @@ from dmri_monai.phantom.anatomy import TISSUES
 from dmri_monai.phantom.microstructure import Microstructure
 from dmri_monai.phantom.mni.anatomy import MniAnatomy
 from dmri_monai.phantom.mni.atlas import tracts
-from dmri_monai.phantom.mni.tracts import bundle_densities
+from dmri_monai.phantom.mni.populations import bundle_densities
 
 __all__ = ["MAPS", "truth_maps"]
 

@@ -13,7 +13,7 @@ from dmri_monai.phantom.fields import SmoothField, Warp, rotation
 __all__ = ["Diffeomorphism"]
 
 CENTRE_MM = (0.0, -18.0, 8.0)  # of the template's brain; the world origin lies near it
-SIZE = (0.86, 0.98)  # of the template, whose intracranial volume is 1.9 l: adults have 1.2 to 1.7 l
+SIZE = (0.82, 0.91)  # of the template, whose brain mask has 1.9 l: adults have 1.1 to 1.7 l
 STAGES_MM = ((70.0, 180.0), (70.0, 180.0), (50.0, 120.0), (24.0, 50.0))  # wavelengths
 WAVES = 8
 
@@ -31,8 +31,8 @@ class Diffeomorphism:
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> Diffeomorphism:
-        """Head size 0.86 to 0.98 of the template, +-5 % per axis, pose to 8 degrees and 3 mm."""
-        size = rng.uniform(*SIZE) * rng.uniform(0.95, 1.05, 3)
+        """Head size 0.82 to 0.91 of the template, +-4 % per axis, pose to 8 degrees and 3 mm."""
+        size = rng.uniform(*SIZE) * rng.uniform(0.96, 1.04, 3)
         linear = np.diag(1 / size) @ rotation(rng, max_degrees=8.0)
         centre = rng.uniform(-3, 3, 3) - np.linalg.solve(linear, np.array(CENTRE_MM))
         stages = tuple(_stage(rng, wavelengths) for wavelengths in STAGES_MM)

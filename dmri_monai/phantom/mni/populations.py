@@ -18,7 +18,10 @@ BLEND_MM = 2.5  # neighbouring centre lines blend over this distance
 CANDIDATES = 6  # densest populations that are merged to at most `MAX_POPULATIONS`
 MERGE_DEG = 25.0  # populations closer than this are one
 FAN = 0.85  # density of the fibres towards the cortex, beside a bundle's core density of 1
-FAN_IN_BUNDLE = 0.18  # what remains of it in the core of a bundle
+FAN_IN_BUNDLE = 0.15  # what remains of it in a bundle denser than `DENSE`
+DENSE = 0.7
+MIDLINE_MM = 9.0  # within it the cerebrum holds commissures alone
+CEREBRUM_Z_MM = -12.0
 ASSOCIATION = 0.42  # mean density of short fibres across the fan
 CHUNK = 8_000
 
@@ -73,7 +76,9 @@ def _background(template: Template, p: Tensor, core: Tensor) -> list[tuple[Tenso
     fan = torch.nn.functional.normalize(template.fan.at(p), dim=1)
     along, across = _tangents(fan)
     texture = _texture()(p)
-    room = 1 - (1 - FAN_IN_BUNDLE) * core
+    room = 1 - (1 - FAN_IN_BUNDLE) * (core / DENSE).clamp(max=1)
+    near_midline = torch.exp(-((p[:, 0] / MIDLINE_MM) ** 2)) * torch.sigmoid((p[:, 2] - CEREBRUM_Z_MM) / 2)
+    room = room * (1 - 0.97 * near_midline)
     short = ASSOCIATION * room.unsqueeze(1) * torch.sigmoid(2.5 * texture)
     return [(FAN * room, fan), (short[:, 0], along), (0.6 * short[:, 1], across)]
 
