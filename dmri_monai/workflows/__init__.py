@@ -7,6 +7,7 @@ from dmri_monai.workflows.ensemble import RotationEnsemble, SplitUncertaintyd, e
 from dmri_monai.workflows.evaluation import compare, methods
 from dmri_monai.workflows.handlers import EarlyStopping, Progress, ValidationPicture, shared
 from dmri_monai.workflows.inferers import FullVolumeInferer, SymmetricWindowInferer, VolumeInferer
+from dmri_monai.workflows.keys import check_keys
 from dmri_monai.workflows.labels import (
     CheckLabeld,
     HarmonicsToPeaksd,
@@ -55,6 +56,7 @@ __all__ = [
     "WriteResults",
     "autocast",
     "build_network",
+    "check_keys",
     "compare",
     "cosine",
     "cuda_amp",
