@@ -82,7 +82,8 @@ class Invariants(nn.Module):
     def _of(self, part: Tensor, block: Block) -> Tensor:
         if block.scalar:
             return part
-        return (part.unflatten(1, block[:2]).square().sum(2) + self.eps**2).sqrt()
+        wide = part.to(torch.promote_types(part.dtype, torch.float32))  # eps² vanishes in float16
+        return (wide.unflatten(1, block[:2]).square().sum(2) + self.eps**2).sqrt().to(part.dtype)
 
 
 class SteerableBlock(nn.Sequential):

@@ -70,8 +70,8 @@ class SteerableConv3d(nn.Module):
         self.kernel_size = one_size(kernel_size, "kernel_size")
         self.stride, self.dilation = one_size(stride, "stride"), one_size(dilation, "dilation")
         self.padding = resolve_padding(padding, self.kernel_size, self.dilation, self.stride, transposed)
-        self.groups, self.transposed = groups, transposed
-        self.expected, self.dim_out = channels_of(self.irreps_in), self.irreps_out.dim
+        self.groups, self.transposed = one_size(groups, "groups"), transposed
+        self.expected, self.dim_out = channels_of(self.irreps_in), channels_of(self.irreps_out).dim
         self._check_transposed_size()
         radial = (radial or Gaussian()).resolved((self.kernel_size + 1) // 2)
         functions = PSpaceFunctions(radial, l_max, parity, zero_offset)  # type: ignore[arg-type]

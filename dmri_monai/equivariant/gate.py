@@ -151,8 +151,10 @@ class NormActivation(nn.Module):
             if block.scalar:
                 out.append(self.activation(feature))
                 continue
-            norm = (feature.unflatten(1, (mul, block.dim)).square().sum(2) + self.eps**2).sqrt()
-            out.append(_scale(feature, self.norm_activation(self._shift(norm, start)) / norm, block.dim))
+            wide = feature.to(torch.promote_types(x.dtype, torch.float32))  # eps² vanishes in float16
+            norm = (wide.unflatten(1, (mul, block.dim)).square().sum(2) + self.eps**2).sqrt()
+            factor = self.norm_activation(self._shift(norm, start)) / norm
+            out.append(_scale(feature, factor.to(x.dtype), block.dim))
             start += mul
         return torch.cat(out, dim=1)
 

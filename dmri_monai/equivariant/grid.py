@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -10,14 +11,16 @@ from torch import Tensor
 __all__ = ["check_centred", "checked_spacing", "kernel_offsets", "one_size", "resolve_padding"]
 
 
-def one_size(value: int | Sequence[int], name: str) -> int:
+def one_size(value: int | Sequence[int], name: str, least: int = 1) -> int:
     """The common value of an int or a sequence of three equal ints."""
-    values = {value} if isinstance(value, int) else {int(v) for v in value}
+    if not isinstance(value, Integral | Sequence) or isinstance(value, str):
+        raise TypeError(f"{name} must be an int or a sequence of equal ints, got {value!r}")
+    values = {int(value)} if isinstance(value, Integral) else {int(v) for v in value}
     if len(values) != 1:
         raise ValueError(f"{name} {value} differs between axes: rotations exchange the axes, use one value")
     single = values.pop()
-    if single < 1:
-        raise ValueError(f"{name} must be at least 1, got {single}")
+    if single < least:
+        raise ValueError(f"{name} must be at least {least}, got {single}")
     return single
 
 
@@ -62,7 +65,7 @@ def resolve_padding(
         return reach // 2
     if isinstance(padding, str):
         raise ValueError(f"padding must be 'same', 'valid' or a number, got {padding!r}")
-    return one_size(padding, "padding") if padding else 0
+    return one_size(padding, "padding", least=0)
 
 
 def check_centred(sizes: Sequence[int], kernel_size: int, stride: int, padding: int, dilation: int) -> None:

@@ -34,9 +34,9 @@ class PQConv3d(nn.Module):
     forward(x, q_in, q_out, mask_in, mask_out): x (N, irreps_in.dim, Q_in, X, Y, Z) -> (N, irreps_out.dim, Q_out,
     X', Y', Z').  q_in=False or q_out=False in the constructor: that side has no q-space, no Q axis and no vectors.
 
-    q_in, q_out: (Q, 3) or (N, Q, 3) q-vectors sqrt(b / b_max) g in the voxel frame (`gradients.q_vectors`); q_out None
-    where both sides have q-space means q_in.  mask_in, mask_out: (N, Q) bool; masked input samples contribute nothing
-    and are not counted, masked output samples are zero.  weights_in: (Q_in,) or (N, Q_in) quadrature weights.
+    q_in, q_out: (Q, 3), (1, Q, 3) or (N, Q, 3) q-vectors sqrt(b / b_max) g in the voxel frame (`gradients.q_vectors`);
+    q_out None where both sides have q-space means q_in.  mask_in, mask_out: (N, Q) bool; masked input samples add
+    nothing and are not counted, masked output samples are zero.  weights_in: (Q_in,) or (N, Q_in) quadrature weights.
 
     kernel: `PSpace`, `QSpace`, `PQDiff`, `PQTensorProduct`, `Sum` or `Concat`.  scaling: the sum over q_in is divided
     by the number of valid samples ('mean') or its root ('sqrt').  antipodal: averages the kernel over the signs of all
@@ -76,7 +76,7 @@ class PQConv3d(nn.Module):
         if strategy not in ("auto", *ORDERS):
             raise ValueError(f"strategy must be one of {['auto', *ORDERS]}, got {strategy!r}")
         self.irreps_in, self.irreps_out = as_irreps(irreps_in), as_irreps(irreps_out)
-        self.expected, self.dim_out = channels_of(self.irreps_in), self.irreps_out.dim
+        self.expected, self.dim_out = channels_of(self.irreps_in), channels_of(self.irreps_out).dim
         self.kernel_size = one_size(kernel_size, "kernel_size")
         step, spread = one_size(stride, "stride"), one_size(dilation, "dilation")
         pad = resolve_padding(padding, self.kernel_size, spread, step, transposed=False)
@@ -172,6 +172,8 @@ class PQConv3d(nn.Module):
         n_in = x.shape[2] if self.setting.has_q_in else None
         q_in = checked_q(q_in, mask_in, "q_in", len(x), n_in, self.setting.has_q_in)
         q_out = checked_q(q_out, mask_out, "q_out", len(x), None, self.setting.has_q_out)
+        if not len(x):  # tables of an empty batch
+            q_in, q_out = (None if q is None else q.new_zeros(q.shape[-2:]) for q in (q_in, q_out))
         batched = [q is not None and q.ndim == 3 for q in (q_in, q_out)]
         if any(batched) and not all(batched):
             q_in = None if q_in is None else q_in.expand(len(x), -1, -1)

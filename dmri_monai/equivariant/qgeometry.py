@@ -30,7 +30,7 @@ def _directions(q: Tensor, unit: bool) -> Tensor:
 def _difference(q_out: Tensor | None, q_in: Tensor | None, signs: tuple[int, int], unit: bool) -> Tensor:
     """(..., Q_out, Q_in, 3) signed direction differences; without one side, the other's direction."""
     if q_in is None:
-        assert q_out is not None
+        assert q_out is not None, "without q-space there are no directions"
         return signs[0] * _directions(q_out, unit).unsqueeze(-2)
     inward = signs[1] * _directions(q_in, unit).unsqueeze(-3)
     return inward if q_out is None else signs[0] * _directions(q_out, unit).unsqueeze(-2) - inward
@@ -101,9 +101,14 @@ def joint_functions(
     """
     p = offsets.unsqueeze(-2)
     signs = _signs(q_out, q_in, antipodal)
-    halved = antipodal and mirrored
+    halved = len(signs) > 1 and mirrored
+
+    def difference(sign: tuple[int, int]) -> Tensor:
+        alone = q_out is None and q_in is None
+        return p.new_zeros(1, 1, 3) if alone else _difference(q_out, q_in, sign, unit)
+
     parts = [
-        _harmonics(p - _difference(q_out, q_in, s, unit).unsqueeze(-3), l_max, couplings, mask_zero)
+        _harmonics(p - difference(s).unsqueeze(-3), l_max, couplings, mask_zero)
         for s in (signs[: len(signs) // 2] if halved else signs)
     ]
     harmonics, zero = _averaged(parts)

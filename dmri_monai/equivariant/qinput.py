@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["check_weights", "checked_q"]
+from dmri_monai.equivariant.checks import is_recording
+
+__all__ = ["check_mask", "check_weights", "checked_q"]
 
 LONGEST_Q = 4.0  # |q| is about 1 at the model's b_max; far above, the vectors were not divided by it
 
@@ -14,7 +16,7 @@ def check_weights(weights: Tensor, shape: tuple[int, ...]) -> None:
     """Raise ValueError unless quadrature weights are (Q,) or (N, Q), finite and not negative."""
     if weights.shape not in (shape, shape[1:]):
         raise ValueError(f"weights_in {tuple(weights.shape)} must be {tuple(shape[1:])} or {tuple(shape)}")
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if is_recording():
         return
     bad = int((~(weights.isfinite() & (weights >= 0))).sum())
     if bad:
@@ -24,7 +26,7 @@ def check_weights(weights: Tensor, shape: tuple[int, ...]) -> None:
 def checked_q(
     q: Tensor | None, mask: Tensor | None, name: str, batch: int, samples: int | None, has: bool
 ) -> Tensor | None:
-    """q-vectors (Q, 3) or (N, Q, 3) after the checks; masked rows are zero."""
+    """q-vectors (Q, 3) or (N, Q, 3) after the checks; one table for all is (Q, 3), masked rows are zero."""
     if not has:
         if q is not None or mask is not None:
             raise ValueError(
@@ -35,21 +37,30 @@ def checked_q(
         raise ValueError(f"{name}: q-vectors (Q, 3) or (N, Q, 3) are needed, got None")
     if q.ndim not in (2, 3) or q.shape[-1] != 3:
         raise ValueError(f"{name} has shape {tuple(q.shape)}, expected (Q, 3) or (N, Q, 3)")
+    if q.shape[-2] == 0:
+        raise ValueError(f"{name} has 0 q-vectors, at least 1 is needed")
+    if q.ndim == 3 and q.shape[0] == 1:
+        q = q[0]
     if q.ndim == 3 and q.shape[0] != batch:
         raise ValueError(f"{name} has {q.shape[0]} tables for a batch of {batch}")
     if samples is not None and q.shape[-2] != samples:
         raise ValueError(f"{name} has {q.shape[-2]} vectors for {samples} samples of the input")
     q = q if mask is None else _without_masked(q, mask, name, batch)
-    if not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
+    if not is_recording():
         _check_values(q, name)
     return q
 
 
-def _without_masked(q: Tensor, mask: Tensor, name: str, batch: int) -> Tensor:
-    if mask.shape != (batch, q.shape[-2]):
-        raise ValueError(f"mask of {name} is {tuple(mask.shape)}, expected {(batch, q.shape[-2])}")
+def check_mask(mask: Tensor, shape: tuple[int, int], name: str) -> None:
+    """Raise unless `mask` is a bool tensor (N, Q) of `shape`."""
+    if mask.shape != shape:
+        raise ValueError(f"{name} is {tuple(mask.shape)}, expected {shape}")
     if mask.dtype != torch.bool:
-        raise TypeError(f"mask of {name} must be bool, got {mask.dtype}")
+        raise TypeError(f"{name} must be bool, got {mask.dtype}")
+
+
+def _without_masked(q: Tensor, mask: Tensor, name: str, batch: int) -> Tensor:
+    check_mask(mask, (batch, q.shape[-2]), f"mask of {name}")
     return torch.where(mask.unsqueeze(-1), q, 0.0)
 
 

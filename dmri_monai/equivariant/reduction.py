@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, nn
 
+from dmri_monai.equivariant.qinput import check_mask, checked_q
 from dmri_monai.equivariant.radial import Gaussian, Radial, RadialFunctions
 from dmri_monai.equivariant.representation import as_irreps, channels_of, check_channels
 
@@ -18,11 +19,12 @@ __all__ = ["QLengthWeightedMean", "QMean"]
 
 def _shares(x: Tensor, mask: Tensor | None, scaling: str) -> tuple[Tensor, Tensor]:
     """`x` (N, C, Q, ...) with masked samples zero, and (N, Q) factors that turn the sum over Q into a mean."""
+    if x.shape[2] == 0:
+        raise ValueError("the input has 0 samples, at least 1 is needed")
     if mask is None:
         count = x.shape[2]
         return x, x.new_full((1, count), 1 / (count if scaling == "mean" else count**0.5))
-    if mask.shape != (x.shape[0], x.shape[2]):
-        raise ValueError(f"mask is {tuple(mask.shape)}, expected {(x.shape[0], x.shape[2])}")
+    check_mask(mask, (x.shape[0], x.shape[2]), "mask")
     valid = mask.sum(1, keepdim=True).clamp(min=1).to(x.dtype)
     share = mask.to(x.dtype) / (valid if scaling == "mean" else valid.sqrt())
     return torch.where(mask[:, None, :, None, None, None], x, 0.0), share
@@ -73,11 +75,9 @@ class QLengthWeightedMean(nn.Module):
 
     def forward(self, x: Tensor, q: Tensor, mask: Tensor | None = None) -> Tensor:
         check_channels(x, self.expected, (6,), "QLengthWeightedMean")
-        if q.shape[-2:] != (x.shape[2], 3):
-            raise ValueError(f"q-vectors {tuple(q.shape)} do not fit {x.shape[2]} samples of the input")
-        if mask is not None:
-            q = torch.where(mask.unsqueeze(-1), q, 0.0)
+        vectors = checked_q(q, mask, "q", len(x), x.shape[2], has=True)
+        assert vectors is not None
         x, share = _shares(x, mask, self.scaling)
-        weights = self.radial(q.norm(dim=-1).to(self.weight.dtype)) @ self.weight.T
+        weights = self.radial(vectors.norm(dim=-1).to(self.weight.dtype)) @ self.weight.T
         weights = weights.index_select(-1, self.channel_of).to(x.dtype) * share.unsqueeze(-1)
         return torch.einsum("ncqxyz,nqc->ncxyz", x, weights.expand(len(x), -1, -1))

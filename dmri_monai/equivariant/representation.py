@@ -88,7 +88,9 @@ def blocks_of(irreps: Irreps) -> tuple[Block, ...]:
 
 
 def channels_of(irreps: Irreps) -> Channels:
-    """What `check_channels` compares an input with."""
+    """What `check_channels` compares an input with; ValueError for irreps without channels."""
+    if not irreps.dim:
+        raise ValueError(f"irreps {str(irreps)!r} have 0 channels, at least 1 is needed")
     return Channels(irreps.dim, str(irreps))
 
 

@@ -74,6 +74,16 @@ def test_layers_commute_with_rotations_and_reflections(name):
     assert_equivariant(layer, field(irreps_in), irreps_in, layer.irreps_out, TURNS, rtol=1e-10)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "rtol"), [(torch.float32, 1e-5), (torch.float64, 1e-10)], ids=["32", "64"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers_commute_with_the_whole_cube_group(name, dtype, rtol):
+    layer = shaken(LAYERS[name]()).to(dtype)
+    irreps_in = getattr(layer, "irreps_in", FIELD)
+    x = field(irreps_in).to(dtype)
+    assert_equivariant(layer, x, irreps_in, layer.irreps_out, cube_rotations(reflections=True), rtol=rtol)
+
+
 @pytest.mark.parametrize(
     "name", ["gate", "norm activation", "instance norm", "batch norm", "norm gate", "invariants"]
 )
@@ -135,6 +145,65 @@ def test_max_pooling_and_shifted_striding_are_not_equivariant():
         assert_equivariant(lambda x: x[..., ::2, ::2, ::2], field("1x0e"), "1x0e", "1x0e", rtol=1e-3)
     with pytest.raises(AssertionError, match="relative error"):
         assert_equivariant(torch.nn.MaxPool3d(2), field("1x1o"), "1x1o", "1x1o", rtol=1e-3)
+
+
+@pytest.mark.parametrize("odd", ["gate", "tanh"])
+@pytest.mark.parametrize("samples", [None, 3], ids=["5-D", "6-D"])
+@pytest.mark.parametrize("norm", ["instance", "batch"])
+def test_norm_gate_is_the_norm_followed_by_the_gate(norm, samples, odd):
+    fused = shaken(NormGate(Gate(FIELD, odd=odd), norm))
+    x = field(fused.irreps_in, 3, samples)
+    mask = None if samples is None else torch.tensor([[True, False, True], [True] * 3])
+    assert_close(fused(x, mask), fused.gate(fused.norm(x, mask)))
+
+
+def test_block_fuses_norm_and_gate_without_a_change_of_output_or_names():
+    block, x = shaken(SteerableBlock(3, "1x0e+1x1o", "2x0e+2x1o")), field("1x0e+1x1o")
+    y = block(x)
+    assert list(dict(block.named_children())) == ["conv", "norm", "act"]
+    assert_close(y, block.act(block.norm(block.conv(x))))
+    heard = []
+    block.norm.register_forward_hook(lambda *args: heard.append(args[2]))
+    assert_close(block(x), y)
+    assert len(heard) == 1, "a hook between the two is called"
+
+
+@pytest.mark.parametrize(
+    "name", ["norm gate", "batch norm gate", "norm activation", "invariants", "block down"]
+)
+def test_gradients_are_right(name):
+    layer = shaken(LAYERS[name]())
+    x = field(getattr(layer, "irreps_in", FIELD), 2).requires_grad_()
+    inputs = (x, *layer.parameters())
+    assert torch.autograd.gradcheck(lambda v, *_: layer(v), inputs, fast_mode=True)
+
+
+def network() -> torch.nn.Module:
+    return torch.nn.Sequential(
+        SteerableBlock(3, "1x0e+1x1o", "2x0e+2x1o", norm="equivariant_batch"),
+        EquivariantAvgPool3d(),
+        SteerableResidualBlock("2x0e+2x1o", "2x0e+1x2e"),
+        EquivariantUpsample3d(),
+        NormActivation("2x0e+1x2e"),
+        EquivariantDropout("2x0e+1x2e"),
+        Invariants("2x0e+1x2e"),
+    )
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("how", ["trace", "export", pytest.param("compile", marks=pytest.mark.slow)])
+def test_a_network_of_blocks_can_be_captured_in_eval_mode(how):
+    layers, x = network().eval(), field("1x0e+1x1o", dtype=torch.float32)
+    with torch.no_grad():
+        y = layers(x)
+        if how == "trace":
+            captured = torch.jit.trace(layers, x)
+        elif how == "export":
+            captured = torch.export.export(layers, (x,)).module()
+        else:
+            torch.compiler.reset()
+            captured = torch.compile(layers, fullgraph=True, backend="aot_eager")
+        assert_close(captured(x), y)
 
 
 @pytest.mark.parametrize("norm", [EquivariantInstanceNorm, EquivariantBatchNorm])

@@ -92,12 +92,13 @@ def test_default_layer_commutes_with_the_whole_cube_group(dtype):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "rtol"), [(torch.float32, 1e-5), (torch.float64, 1e-10)], ids=["32", "64"])
 @pytest.mark.parametrize("name", OPTIONS)
-def test_every_option_commutes_with_the_whole_cube_group_in_float32(name):
+def test_every_option_commutes_with_the_whole_cube_group(name, dtype, rtol):
     irreps_in, irreps_out, options, size = OPTIONS[name]
-    layer = layer_of(irreps_in, irreps_out, options, torch.float32)
-    x = field(irreps_in, size, torch.float32)
-    assert_equivariant(layer, x, irreps_in, irreps_out, cube_rotations(reflections=True), rtol=1e-5)
+    layer = layer_of(irreps_in, irreps_out, options, dtype)
+    x = field(irreps_in, size, dtype)
+    assert_equivariant(layer, x, irreps_in, irreps_out, cube_rotations(reflections=True), rtol=rtol)
 
 
 def test_layer_without_parity_commutes_with_rotations_but_not_with_reflections():

@@ -19,8 +19,10 @@ from dmri_monai.equivariant import (
     RadialMLP,
     Sum,
     as_irreps,
+    irreps_from_multiplicities,
     representation_matrix,
 )
+from dmri_monai.equivariant.orders import Sizes, costs
 from dmri_monai.testing import act_on_field, assert_equivariant, cube_rotations
 
 FIELD_IN, FIELD_OUT = "2x0e+1x1o+1x2e", "3x0e+1x1o+1x2e"
@@ -110,12 +112,24 @@ def test_main_kernels_commute_with_the_whole_cube_group_in_float32(name):
         ({"kernel_size": 1, "kernel": PQTensorProduct(rule={0: [(0, 0)], 1: [(1, 0)], 2: [(2, 0)]})}, 3),
         ({"kernel_size": 5, "kernel": PQTensorProduct()}, 4),
         ({"kernel_size": 2, "stride": 2, "kernel": PQTensorProduct()}, 4),
+        ({"kernel_size": 4, "stride": 2, "padding": 1, "kernel": PQDiff()}, 4),
         ({"kernel_size": 3, "stride": 2, "kernel": PQDiff()}, 5),
+        ({"kernel_size": 3, "stride": 2, "strategy": "p_last"}, 5),
         ({"kernel_size": 3, "dilation": 2, "kernel": QSpace()}, 5),
         ({"kernel_size": 3, "bias": False, "scaling": "sqrt"}, 3),
         ({"kernel_size": 3, "checkpoint": True}, 3),
     ],
-    ids=["k1", "k5", "k2 stride 2", "k3 stride 2", "dilation", "sqrt", "checkpoint"],
+    ids=[
+        "k1",
+        "k5",
+        "k2 stride 2",
+        "k4 stride 2",
+        "k3 stride 2",
+        "p_last stride 2",
+        "dilation",
+        "sqrt",
+        "checkpoint",
+    ],
 )
 def test_options_commute_with_joint_rotations(options, size):
     torch.manual_seed(0)
@@ -195,6 +209,27 @@ def test_every_order_of_contraction_gives_the_same(name, strategy, sides):
     assert_close(layer_of(KERNELS[name], SIDES[sides], strategy=strategy)(args[0], *tables), expected)
 
 
+@pytest.mark.parametrize("strategy", ["q_first", "p_first", "p_basis", "p_last"])
+@pytest.mark.parametrize(
+    "options",
+    [{"stride": 2}, {"dilation": 2}, {"padding": "valid"}, {"parity": False, "antipodal": False}],
+    ids=["stride", "dilation", "valid", "published"],
+)
+def test_every_order_of_contraction_takes_every_option(options, strategy):
+    args = inputs(size=5)
+    expected = layer_of(PQTensorProduct(), strategy="dense", **options)(*args)
+    assert_close(layer_of(PQTensorProduct(), strategy=strategy, **options)(*args), expected)
+
+
+@pytest.mark.parametrize("multiplicities", [[1], [7, 4]], ids=["narrow", "wide"])
+def test_the_cheapest_order_is_far_below_the_dense_kernel_for_long_tables(multiplicities):
+    layer = PQConv3d(irreps_from_multiplicities(multiplicities), irreps_from_multiplicities([10, 5]))
+    work = [costs(layer.operator.layout, Sizes(n, n, 4096, 1.0, True)) for n in (64, 128)]
+    assert min(work[0].values()) < 0.4 * work[0]["dense"]
+    assert work[1]["dense"] > 3.9 * work[0]["dense"]
+    assert work[1]["p_last"] < 2.6 * work[0]["p_last"]  # linear but for the mixing of samples
+
+
 @pytest.mark.parametrize("name", KERNELS)
 def test_one_layer_runs_on_any_table_and_order_of_samples(name):
     layer = layer_of(KERNELS[name])
@@ -236,12 +271,24 @@ def test_quadrature_weights_count_as_repeated_samples():
     assert_close(weighted, repeated)
 
 
+SUBSETS = {  # signs of the five vectors of the input, of the four of the output
+    "some": ([1, -1, -1, 1, -1], [1, -1, -1, 1]),
+    "input only": ([1, -1, 1, 1, 1], [1, 1, 1, 1]),
+    "output only": ([1, 1, 1, 1, 1], [1, 1, 1, -1]),
+    "all": ([-1] * 5, [-1] * 4),
+}
+
+
+@pytest.mark.parametrize("subset", SUBSETS)
 @pytest.mark.parametrize("sides", SIDES)
 @pytest.mark.parametrize("name", KERNELS)
-def test_negating_b_vectors_changes_nothing(name, sides):
-    x, q_in, q_out = inputs(SIDES[sides])
-    flip = torch.tensor([1.0, -1, -1, 1, -1], dtype=torch.float64).unsqueeze(1)
-    turned = [None if q is None else q * flip[: len(q)] for q in (q_in, q_out)]
+def test_negating_b_vectors_changes_nothing(name, sides, subset):
+    x, *tables = inputs(SIDES[sides])
+    turned = [
+        None if q is None else q * q.new_tensor(signs).unsqueeze(1)
+        for q, signs in zip(tables, SUBSETS[subset], strict=True)
+    ]
+    q_in, q_out = tables
     layer = layer_of(KERNELS[name], SIDES[sides])
     y = layer(x, q_in, q_out)
     assert ((layer(x, *turned) - y).norm() / y.norm()).item() <= 1e-5
@@ -287,8 +334,17 @@ def test_state_dict_pickle_and_copy_do_not_depend_on_table_or_precision():
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("how", ["trace", "export", "compile"])
-@pytest.mark.parametrize("name", ["TP", "PQDiff"])
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        ("TP", "trace"),
+        ("TP", "export"),
+        ("TP", "compile"),
+        ("PQDiff", "trace"),
+        ("PQDiff", "export"),
+        pytest.param("PQDiff", "compile", marks=pytest.mark.slow),
+    ],
+)
 def test_eval_mode_can_be_captured(name, how):
     layer = layer_of(KERNELS[name]).eval()
     args = inputs(size=3)
