@@ -128,10 +128,13 @@ class VolumeInferer(Inferer):
         super().__init__()
         self.multiple, self.window, self.memory_gib, self.overlap = multiple, window, memory_gib, overlap
         self.deviation = 0.0
+        self._per_voxel: dict[tuple[int, int], float] = {}  # bytes, by network and number of channels
 
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         whole = FullVolumeInferer(self.multiple)
-        window = self.window or self._fitting(inputs, lambda part: whole(part, network, *args, **kwargs))
+        window = self.window or self._fitting(
+            inputs, network, lambda part: whole(part, network, *args, **kwargs)
+        )
         if window is None or all(w >= n for w, n in zip(window, inputs.shape[2:], strict=True)):
             self.deviation = 0.0
             return whole(inputs, network, *args, **kwargs)  # type: ignore[no-any-return]
@@ -145,18 +148,20 @@ class VolumeInferer(Inferer):
         )
         return output
 
-    def _fitting(self, inputs: Tensor, run: Callable[[Tensor], Tensor]) -> list[int] | None:
+    def _fitting(
+        self, inputs: Tensor, network: Callable[..., Tensor], run: Callable[[Tensor], Tensor]
+    ) -> list[int] | None:
         """Window sizes that fit into memory, None for the whole volume."""
         limit = self.memory_gib * GIB if self.memory_gib is not None else available_bytes(inputs.device)
-        size = list(inputs.shape[2:])
         if limit is None:
             return None
-        plain = inputs.as_subclass(Tensor)
-        needed = estimated_bytes(run, plain)
+        key, size = (id(network), inputs.shape[1]), list(inputs.shape[2:])
+        if key not in self._per_voxel:
+            self._per_voxel[key] = estimated_bytes(run, inputs.as_subclass(Tensor)) / prod(size)
+        needed, window = self._per_voxel[key] * prod(size), list(size)
         if needed <= limit:
             return None
-        per_voxel, window = needed / prod(size), list(size)
-        while per_voxel * prod(window) > limit and max(window) > SMALLEST:
+        while self._per_voxel[key] * prod(window) > limit and max(window) > SMALLEST:
             longest = window.index(max(window))
             window[longest] = max(SMALLEST, ceil(window[longest] * 0.75))
         logger.warning(

@@ -130,6 +130,7 @@ def build_network(model: Model, irreps_out: str) -> nn.Module:
         options = {**PQ_SIZES[model.size], **model.options}
         return PQSegmentationNet(irreps_out, **{"b_max": max(model.shells), **options})
     options = {"filters": FILTERS[model.size], **model.options}
+    assert model.in_channels is not None  # of samples alone
     return PlainUNet(model.in_channels, as_irreps(irreps_out).dim, **options)
 
 
@@ -138,7 +139,7 @@ def place(network: nn.Module, device: torch.device) -> nn.Module:
     tensors = chain(network.parameters(), network.buffers())
     if any(tensor.ndim == 4 for tensor in tensors):  # of steerable kernels on q-space; torch would refuse
         return network.to(device)
-    return network.to(device, memory_format=torch.channels_last_3d)
+    return network.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload,no-any-return]
 
 
 def prepare_batch(model: Model) -> Callable[..., Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import isnan
 from typing import Any, Literal, get_args
 
 from ignite.metrics import Average, Metric
@@ -36,8 +37,8 @@ class Selection:
         return -1.0 if self.lower_is_better else 1.0
 
     def is_better(self, current: float, best: float) -> bool:
-        """For `metric_cmp_fn` of MONAI's evaluators."""
-        return self.sign * current > self.sign * best
+        """For `metric_cmp_fn` of MONAI's evaluators; anything is better than no value (NaN)."""
+        return isnan(best) or self.sign * current > self.sign * best
 
 
 def select_by(by: By, task: Task, loss: Callable[[Any, Any], Any]) -> Selection:
