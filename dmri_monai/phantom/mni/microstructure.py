@@ -1,6 +1,6 @@
 """Compartments of the MNI152 phantom, with parameters from the literature.
 
-White matter: intra-axonal sticks of 1.6-1.7 um2/ms and a tortuous zeppelin around them (Zhang et al. 2012,
+White matter: intra-axonal sticks of 1.6-1.75 um2/ms and a tortuous zeppelin around them (Zhang et al. 2012,
 doi:10.1016/j.neuroimage.2012.03.072).  Mean diffusivity: 0.62-0.79 um2/ms in white matter, 0.78-1.09 in
 cortical and 0.64-0.83 in deep grey matter (Helenius et al. 2002, AJNR 23:194), 3.0 in fluid at 37 degrees.
 T1 and T2 at 3 T: about 830 and 80 ms in white, 1330 and 110 ms in grey matter (Wansapura et al. 1999,
@@ -22,7 +22,9 @@ from dmri_monai.phantom.mni.populations import fibre_populations
 __all__ = ["build_microstructure", "draw_contrast"]
 
 DEEP_GREY_CHANGE = -0.14  # um2/ms: deep grey matter diffuses more slowly than cortex
-FREE_WATER = (0.0, 0.012)  # share of the white matter, varying smoothly
+FANNING = 7.0  # fibres of mixed voxels at the cortex are dispersed more than deep bundles
+MIXED_LOSS = 0.2  # of the intra-axonal share, times 1 - share of the largest population
+FREE_WATER = (0.0, 0.025)  # share of the white matter, varying smoothly
 
 
 def draw_contrast(seed: Seed, *, wide: bool = False) -> Contrast:
@@ -30,7 +32,7 @@ def draw_contrast(seed: Seed, *, wide: bool = False) -> Contrast:
     of clinical and research scanners instead of one protocol's.
     """
     rng = stage_rng(seed, "mni-contrast")
-    parallel, intra = rng.uniform(1.6, 1.7), rng.uniform(0.58, 0.66)
+    parallel, intra = rng.uniform(1.6, 1.75), rng.uniform(0.57, 0.64)
     t2_wm, field = rng.uniform(72, 84), rng.uniform(0.75, 1.15) if wide else 1.0
     te = rng.uniform(55, 115) if wide else rng.uniform(75, 95)
     tr = rng.uniform(2400, 11000) if wide else rng.uniform(6000, 9000)
@@ -41,7 +43,7 @@ def draw_contrast(seed: Seed, *, wide: bool = False) -> Contrast:
         d_parallel=float(parallel),
         d_perpendicular=float(parallel * (1 - intra)),
         intra_fraction=float(intra),
-        dispersion=float(rng.uniform(0.025, 0.04)),
+        dispersion=float(rng.uniform(0.016, 0.024)),
         d_gm=float(rng.uniform(0.82, 0.92)),
         gm_anisotropy=float(rng.uniform(0.15, 0.3)),
         d_csf=3.0,
@@ -78,7 +80,8 @@ def build_microstructure(
     smooth = texture(p).clamp(-2, 2)
     water = FREE_WATER[0] + (FREE_WATER[1] - FREE_WATER[0]) * (smooth[:, 4] / 4 + 0.5)
     deep = (shape[:, 2] / 2 + 0.5).clamp(0, 1)
-    fanning = 1 + 1.5 * shape[:, 4].clamp(0, 1)
+    mixed = 1 - volumes[:, 0] / volumes.sum(dim=1).clamp(min=1e-6)
+    fanning = 1 + (1 + FANNING * mixed) * shape[:, 4].clamp(0, 1)
     return Microstructure(
         index=index,
         fibre_volumes=volumes * ((1 - loss) * (1 - water)).unsqueeze(1),
@@ -88,7 +91,7 @@ def build_microstructure(
         lesion=inside["wm"] * loss,
         scalp=inside["scalp"],
         radial=_normals(anatomy, points, p),
-        intra=contrast.intra_fraction + 0.05 * smooth[:, 0],
+        intra=contrast.intra_fraction + 0.04 * smooth[:, 0] - MIXED_LOSS * mixed,
         dispersion=contrast.dispersion * fanning * torch.exp(0.35 * smooth[:, 3]),
         extra_diffusivity=0.02 * smooth[:, 1] + DEEP_GREY_CHANGE * deep * inside["gm"],
         gain=1 + 0.04 * smooth[:, 2],

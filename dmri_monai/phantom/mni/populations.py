@@ -22,7 +22,7 @@ FAN_IN_BUNDLE = 0.15  # what remains of it in a bundle denser than `DENSE`
 DENSE = 0.7
 MIDLINE_MM = 9.0  # within it the cerebrum holds commissures alone
 CEREBRUM_Z_MM = -12.0
-ASSOCIATION = 0.42  # mean density of short fibres across the fan
+ASSOCIATION = 0.75  # mean density of short fibres across the fan
 CHUNK = 8_000
 
 
