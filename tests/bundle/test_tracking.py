@@ -29,7 +29,7 @@ def test_metrics_are_logged_for_every_epoch(run):
 
 def test_configuration_with_overrides_picture_and_model_are_artifacts(run, trained):
     names = {artifact.path for artifact in run[1].list_artifacts(run[0].info.run_id)}
-    assert names == {"config.json", "model.pt", "validation.png"}
+    assert names == {"config.json", "data.json", "model.pt", "validation.png"}
     path = run[1].download_artifacts(run[0].info.run_id, "config.json", str(trained))
     config = json.loads(Path(path).read_text())
     assert config["crop_size"] == [16, 16, 16]

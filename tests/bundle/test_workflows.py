@@ -43,7 +43,7 @@ def test_networks_of_all_configs_agree(bundle):
     for key in ("model", *keys, "spacing_mm"):
         for name in ("pretrain", "evaluate", "inference"):
             assert configs[name][key] == configs["train"][key], (name, key)
-    for key in ("task", "task_def", "network_def", "settings"):
+    for key in ("task", "task_def", "network_def"):
         for name in ("evaluate", "inference"):
             assert configs[name][key] == configs["train"][key], (name, key)
 
