@@ -303,5 +303,20 @@ def label_bundle(
     typer.echo(write_label_bundle(checkpoint, out))
 
 
+@app.command("register-model")
+@_one_line_errors
+def register_model(
+    checkpoint: Annotated[Path, typer.Argument(help="Trained model.pt with its model.json beside it.")],
+    name: Annotated[str, typer.Option(help="Registered model to add a version to.")],
+    store: Annotated[
+        str | None, typer.Option(help="MLflow store; by default that of the model's own training.")
+    ] = None,
+) -> None:
+    """Enter a trained model into MLflow's Model Registry, ready for `mlflow models serve`."""
+    from dmri_monai.serving import register_model as register
+
+    typer.echo(register(checkpoint, name, store))
+
+
 if __name__ == "__main__":
     app()

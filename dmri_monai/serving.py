@@ -20,6 +20,14 @@ from dmri_monai.workflows.checkpoint import settings_path
 
 __all__ = ["DWIModel", "register_model"]
 
+# a model is stored as code, not pickled: loading a pickle runs whatever it holds
+CODE = """from mlflow.models import set_model
+
+from dmri_monai.serving import DWIModel
+
+set_model(DWIModel())
+"""
+
 
 class DWIModel(PythonModel):
     """MLflow pyfunc of a checkpoint.
@@ -32,9 +40,7 @@ class DWIModel(PythonModel):
     def load_context(self, context: Any) -> None:
         self.checkpoint = Path(context.artifacts["model"], "model.pt")
 
-    def predict(
-        self, context: Any, model_input: Any, params: dict[str, Any] | None = None
-    ) -> list[dict[str, Any]]:
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # hints become a schema
         return [_plain(self._one(row)) for row in _rows(model_input)]
 
     def _one(self, row: Mapping[str, Any]) -> Prediction:
@@ -64,15 +70,18 @@ def register_model(
     uri = str(record["tracking_uri"]) if store is None and record else store_uri(store)
     run_id = run_id or (record.get("run_id") if store is None else None)
     mlflow.set_tracking_uri(uri)
-    with tempfile.TemporaryDirectory() as folder:
-        shutil.copyfile(checkpoint, Path(folder, "model.pt"))
-        shutil.copyfile(settings_path(checkpoint), Path(folder, "model.json"))
+    with tempfile.TemporaryDirectory() as temporary:
+        folder, code = Path(temporary, "weights"), Path(temporary, "model.py")
+        folder.mkdir()
+        code.write_text(CODE)
+        shutil.copyfile(checkpoint, folder / "model.pt")
+        shutil.copyfile(settings_path(checkpoint), folder / "model.json")
         try:
             with mlflow.start_run(run_id=run_id):
                 logged = mlflow.pyfunc.log_model(
                     name="model",
-                    python_model=DWIModel(),
-                    artifacts={"model": folder},
+                    python_model=str(code),
+                    artifacts={"model": str(folder)},
                     registered_model_name=name,
                     pip_requirements=[f"dmri-monai=={dmri_monai.__version__}"],
                 )

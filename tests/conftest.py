@@ -1,7 +1,15 @@
-"""Shared fixtures: the standard affines every direction feature is tested on, and the folder of real samples."""
+"""Shared fixtures: the standard affines of direction features, the folder of real samples, MLflow servers."""
 
 from __future__ import annotations
 
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -60,6 +68,60 @@ def shared_dir() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"needs the real samples in {SHARED}")
     return SHARED
+
+
+def _serving(options: list[str], health: str, home: Path) -> Iterator[str]:
+    """URI of `python -m mlflow <options>` on a free port of this machine, as soon as it answers at `health`."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", *options, "--host", "127.0.0.1", "--port", str(port)]
+    log = home / f"{options[0]}.log"
+    # it starts uvicorn by its name
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            command, stdout=file, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+        )
+    uri, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 180
+    while not _answers(uri + health):
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.5)
+    yield uri
+    os.killpg(process.pid, signal.SIGTERM)
+    process.wait(timeout=60)
+
+
+def _answers(url: str) -> bool:
+    try:
+        return bool(urllib.request.urlopen(url, timeout=5).status == 200)
+    except OSError:
+        return False
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URI of a real MLflow server: sqlite, artifacts in a folder."""
+    home = tmp_path_factory.mktemp("mlflow")
+    store = ["--backend-store-uri", f"sqlite:///{home / 'mlflow.db'}"]
+    files = ["--artifacts-destination", str(home / "artifacts"), "--workers", "1"]
+    yield from _serving(["server", *store, *files], "/health", home)
+
+
+@pytest.fixture
+def serve_model(tmp_path: Path) -> Iterator[Callable[[str], str]]:
+    """Function that serves a model by its URI with `mlflow models serve`; returns the server's own URI."""
+    running: list[Iterator[str]] = []
+
+    def serve(model: str) -> str:
+        options = ["models", "serve", "--model-uri", model, "--env-manager", "local"]
+        running.append(_serving(options, "/ping", tmp_path))
+        return next(running[-1])
+
+    yield serve
+    for server in running:
+        next(server, None)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

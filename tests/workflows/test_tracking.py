@@ -4,11 +4,9 @@ import hashlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from pathlib import Path
 
 import pytest
@@ -119,51 +117,17 @@ def test_run_records_the_git_revision(tmp_path, monkeypatch):
     assert recorded(tmp_path / "training").data.tags["mlflow.source.git.commit"] == head.stdout.strip()
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    """URI of a real MLflow server on this machine: sqlite, artifacts in a folder."""
-    home = tmp_path_factory.mktemp("server")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    options = ["--backend-store-uri", f"sqlite:///{home / 'mlflow.db'}", "--host", "127.0.0.1"]
-    options += ["--artifacts-destination", str(home / "artifacts"), "--port", str(port), "--workers", "1"]
-    with (home / "log").open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", "server", *options],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    uri = f"http://127.0.0.1:{port}"
-    deadline = time.monotonic() + 180
-    while not answers(uri + "/health"):
-        assert process.poll() is None, (home / "log").read_text()
-        assert time.monotonic() < deadline, (home / "log").read_text()
-        time.sleep(0.5)
-    yield uri
-    os.killpg(process.pid, signal.SIGTERM)
-    process.wait(timeout=60)
-
-
-def answers(url) -> bool:
-    try:
-        return urllib.request.urlopen(url, timeout=5).status == 200
-    except OSError:
-        return False
-
-
 @pytest.mark.slow
-def test_run_on_a_real_server_has_its_files_and_data(tmp_path, scan, server):
+def test_run_on_a_real_server_has_its_files_and_data(tmp_path, scan, mlflow_server):
     picture = tmp_path / "validation.png"
     picture.write_bytes(b"picture")
-    settings = {"tracking_uri": server, "artifacts": [str(picture)], "parent": "folds"}
+    settings = {"tracking_uri": mlflow_server, "artifacts": [str(picture)], "parent": "folds"}
     run = track(tmp_path / "training", data={"train": [{"image": str(scan)}]}, **settings)
-    client = MlflowClient(server)
+    client = MlflowClient(mlflow_server)
     assert client.get_run(run.run_id).info.status == "FINISHED"
     names = {file.path for file in client.list_artifacts(run.run_id)}
     assert names == {"config.json", "data.json", "validation.png"}
-    assert [r.name for r in list_runs(server)].count("folds") == 1
+    assert [r.name for r in list_runs(mlflow_server)].count("folds") == 1
 
 
 @pytest.mark.slow

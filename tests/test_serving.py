@@ -1,0 +1,64 @@
+"""A checkpoint in MLflow's Model Registry: loaded as a pyfunc, and behind `mlflow models serve`."""
+
+import json
+import urllib.request
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+import torch
+
+from dmri_monai.io import read_dwi
+from dmri_monai.phantom import write_dataset
+from dmri_monai.prediction import predict
+from dmri_monai.serving import register_model
+from dmri_monai.workflows import Model, build_network, task
+
+
+@pytest.fixture(scope="module")
+def scan(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("serving") / "data"
+    write_dataset(out, subjects=1, seed=0, shape=(20, 24, 20), spacing_mm=(6.0, 6.0, 6.0), progress=False)
+    return out / "sub-01" / "dwi" / "sub-01_dwi.nii.gz"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    path, model = tmp_path_factory.mktemp("model") / "model.pt", Model(size="tiny")
+    torch.manual_seed(0)
+    torch.save(build_network(model, task("tissue").irreps_out).state_dict(), path)
+    path.with_suffix(".json").write_text(json.dumps(model.settings(task="tissue", spacing_mm=[6.0] * 3)))
+    return path
+
+
+def ask(uri, row) -> np.ndarray:
+    body = json.dumps({"dataframe_records": [row]}).encode()
+    request = urllib.request.Request(uri + "/invocations", body, {"Content-Type": "application/json"})
+    answer = json.loads(urllib.request.urlopen(request, timeout=300).read())
+    return np.array(answer["predictions"][0]["prediction"])
+
+
+@pytest.mark.slow
+def test_registered_model_predicts_from_a_path_and_from_an_array(scan, checkpoint, mlflow_server):
+    model = mlflow.pyfunc.load_model(register_model(checkpoint, "tissue", mlflow_server))
+    expected = predict(scan, checkpoint=checkpoint).image.numpy()
+    np.testing.assert_array_equal(model.predict([{"scan": str(scan)}])[0]["prediction"], expected)
+    image, table = read_dwi(scan)
+    row = {"image": image.numpy(), "bvals": table.bvals.numpy(), "bvecs": table.bvecs.numpy()}
+    found = model.predict([{**row, "affine": image.affine.numpy()}])[0]["prediction"]
+    assert (np.array(found) != expected).mean() < 1e-3  # the table goes through a text file
+
+
+@pytest.mark.slow
+def test_model_server_answers_a_request(scan, checkpoint, mlflow_server, serve_model, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server)
+    uri = serve_model(register_model(checkpoint, "served", mlflow_server))
+    expected = predict(scan, checkpoint=checkpoint).image.numpy()
+    np.testing.assert_array_equal(ask(uri, {"scan": str(scan)}), expected)
+
+
+def test_checkpoint_without_settings_is_refused(tmp_path):
+    (tmp_path / "model.pt").write_bytes(b"")
+    with pytest.raises(OSError, match="model.json"):
+        register_model(tmp_path / "model.pt", "tissue", tmp_path)
