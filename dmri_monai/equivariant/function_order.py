@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dmri_monai.equivariant.contraction import ConvOptions, responses
-from dmri_monai.equivariant.factors import Factors, Layout, linear_taps
+from dmri_monai.equivariant.contraction import ConvOptions, plain_conv, responses
+from dmri_monai.equivariant.factors import Factors, Layout, everywhere_map, linear_taps
 from dmri_monai.equivariant.paths import PairPaths
 
 __all__ = ["FunctionMix", "contract_p_basis", "p_basis_columns", "p_basis_degrees", "prepare_p_basis"]
@@ -21,10 +21,12 @@ class FunctionMix(NamedTuple):
     """Functions of p (B, P) of every (input entry, degree), and what mixes their responses into every output entry.
 
     mixes: (output entry, key of the functions, matrix (..., mul_out·d_out·Q_out, mul_in·d_in·Q_in·B)).
+    everywhere: plain map (dim_out, dim_in, P) of all pairs of samples.
     """
 
     functions: dict[tuple[int, int, bool], Tensor]
     mixes: list[tuple[int, tuple[int, int, bool], Tensor]]
+    everywhere: Tensor | None
     n_out: int
 
 
@@ -34,9 +36,9 @@ def p_basis_degrees(layout: Layout, pair: PairPaths) -> list[int]:
 
 
 def p_basis_columns(layout: Layout, pair: PairPaths, lp: int) -> int:
-    """Number of p-functions of one degree between a pair, the taps of the plain map included."""
-    linear = lp == 0 and layout.is_linear(pair)
-    return layout.functions(lp) * any(path.lp == lp for path in pair.paths) + linear * (2 - layout.window)
+    """Number of p-functions of one degree between a pair, that of the plain map included."""
+    shaped = any(path.lp == lp for path in pair.paths)
+    return layout.functions(lp) * shaped + (lp == 0 and layout.is_linear(pair))
 
 
 def prepare_p_basis(factors: Factors) -> FunctionMix:
@@ -49,7 +51,7 @@ def prepare_p_basis(factors: Factors) -> FunctionMix:
             if key not in functions:
                 functions[key] = _functions(factors, lp, key[2], any(p.lp == lp for p in pair.paths))
             mixes.append((pair.o, key, _matrix(factors, pair, lp, weights, key[2])))
-    return FunctionMix(functions, mixes, factors.same.shape[-2])
+    return FunctionMix(functions, mixes, everywhere_map(factors), factors.same.shape[-2])
 
 
 def contract_p_basis(x: Tensor, prepared: FunctionMix, layout: Layout, options: ConvOptions) -> Tensor:
@@ -69,15 +71,16 @@ def contract_p_basis(x: Tensor, prepared: FunctionMix, layout: Layout, options: 
         else row.view(len(x), mul * dim, prepared.n_out, *sizes)
         for row, (mul, dim) in zip(rows, layout.shape_out, strict=True)
     ]
-    return torch.cat(done, dim=1)
+    y = torch.cat(done, dim=1)
+    return y if prepared.everywhere is None else y + plain_conv(x, prepared.everywhere, options)
 
 
 def _functions(factors: Factors, lp: int, linear: bool, shaped: bool) -> Tensor:
-    """(B, P): radial x harmonics of degree `lp`, then the taps of the plain map."""
+    """(B, P): radial x harmonics of degree `lp`, then the taps of the plain map at dq = 0."""
     p = factors.p
     rows = [torch.einsum("pr,pb->rbp", p.radial, p.harmonics[lp]).flatten(0, 1)] if shaped else []
     if linear:
-        rows.append(torch.stack([taps for taps in linear_taps(factors) if taps is not None]))
+        rows.append(linear_taps(factors)[0].unsqueeze(0))
     return torch.cat(rows)
 
 
@@ -112,10 +115,8 @@ def _shaped_columns(
 
 
 def _linear_columns(factors: Factors, pair: PairPaths) -> Tensor:
-    """(..., mul_out·d_out, Q_out, mul_in·d_in, Q_in, 1 or 2) share of the plain map at dq = 0 and at p = 0."""
-    same = factors.same
-    shares = [same] if factors.layout.window else [same, torch.ones_like(same)]
-    return torch.einsum("uv,...qst->...uqvst", factors.linear_block(pair), torch.stack(shares, dim=-1))
+    """(..., mul_out·d_out, Q_out, mul_in·d_in, Q_in, 1) share of the plain map at dq = 0."""
+    return torch.einsum("uv,...qs->...uqvs", factors.linear_block(pair), factors.same).unsqueeze(-1)
 
 
 def _accumulate(total: Tensor | None, matrix: Tensor, h: Tensor) -> Tensor:
