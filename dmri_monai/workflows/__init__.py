@@ -18,6 +18,7 @@ from dmri_monai.workflows.labels import (
 from dmri_monai.workflows.models import ARCHITECTURES, Model, build_network, place, prepare_batch
 from dmri_monai.workflows.optimization import FreezeBody, cosine, parameter_groups
 from dmri_monai.workflows.outputs import WriteResults
+from dmri_monai.workflows.parallel import data_parallel, local_device, start_parallel, stop_parallel
 from dmri_monai.workflows.precision import CpuAutocast, autocast, cuda_amp
 from dmri_monai.workflows.pretraining import PretrainBatch, loss_of, lower_is_better, pretext_loss, pretrain
 from dmri_monai.workflows.randomness import EpochSampler, SeededDataset, SeedEpochs, derive_seed
@@ -62,12 +63,14 @@ __all__ = [
     "cuda_amp",
     "current_config",
     "default_store",
+    "data_parallel",
     "derive_seed",
     "encode",
     "ensemble_of",
     "first",
     "harmonic_channels",
     "load_pretrained",
+    "local_device",
     "load_weights",
     "loss_of",
     "lower_is_better",
@@ -82,6 +85,8 @@ __all__ = [
     "select_by",
     "shared",
     "split_uncertainty",
+    "start_parallel",
+    "stop_parallel",
     "subjects",
     "task",
     "thin",

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dmri_monai.io.writing import replacing
 from dmri_monai.workflows.flags import flag
+from dmri_monai.workflows.parallel import is_main
 
 __all__ = ["Checkpoint", "load_pretrained", "load_weights"]
 
@@ -70,7 +71,8 @@ class Checkpoint:
     def attach(self, engine: Engine) -> None:
         if self.resume:
             engine.add_event_handler(Events.STARTED, self.restore)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
+        if is_main():
+            engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
 
     def save(self, engine: Engine) -> None:
         state = {name: part.state_dict() for name, part in self.stateful.items()}

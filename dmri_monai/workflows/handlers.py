@@ -13,6 +13,7 @@ from ignite.handlers import ProgressBar
 from monai.engines import Evaluator
 
 from dmri_monai.io.writing import replacing
+from dmri_monai.workflows.parallel import is_main
 
 __all__ = ["EarlyStopping", "Progress", "ValidationPicture", "shared"]
 
@@ -24,8 +25,9 @@ class Progress:
         self.kind = kind
 
     def attach(self, engine: Engine) -> None:
-        bar = ProgressBar(persist=True, mininterval=1.0, desc=self.kind, ncols=90)
-        bar.attach(engine, output_transform=_loss)
+        if is_main():
+            bar = ProgressBar(persist=True, mininterval=1.0, desc=self.kind, ncols=90)
+            bar.attach(engine, output_transform=_loss)
 
 
 def _loss(output: Any) -> dict[str, float]:
@@ -92,23 +94,30 @@ class ValidationPicture:
         self.shows = shows
 
     def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+        if is_main():
+            engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
         from matplotlib.figure import Figure
 
         item = engine.state.output[-1]
         figure = Figure(figsize=(9, 3.2), layout="constrained")
-        limits = {"vmin": 0, "vmax": 1} if self.shows == "scores" else {}
-        for axes, key in zip(figure.subplots(1, 3), ("image", "label", "pred"), strict=True):
-            image = key == "image"
-            picture = _slice(item[key], None if image else self.shows)
-            style = {"cmap": "gray"} if image else {"cmap": "viridis", **limits}
+        truth, found = (_slice(item[key], self.shows) for key in ("label", "pred"))
+        limits = self._limits(truth, found)
+        titled = {"input": _slice(item["image"], None), "truth": truth, "prediction": found}
+        for axes, (title, picture) in zip(figure.subplots(1, 3), titled.items(), strict=True):
+            style = {"cmap": "gray"} if title == "input" else {"cmap": "viridis", **limits}
             axes.imshow(picture.transpose(0, 1), origin="lower", **style)
-            axes.set_title({"image": "input", "label": "truth", "pred": "prediction"}[key])
+            axes.set_title(title)
             axes.axis("off")
         with replacing(self.path) as (temporary,):
             figure.savefig(temporary, format="png", dpi=110)
+
+    def _limits(self, truth: torch.Tensor, found: torch.Tensor) -> dict[str, float]:
+        """Of the colours, the same for both pictures where their values mean the same."""
+        if self.shows == "classes":
+            return {"vmin": 0, "vmax": max(1.0, float(truth.max()), float(found.max()))}
+        return {"vmin": 0, "vmax": 1} if self.shows == "scores" else {}
 
 
 def _slice(volume: Any, shows: str | None) -> torch.Tensor:

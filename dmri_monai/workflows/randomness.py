@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import ignite.distributed as idist
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
@@ -50,7 +51,11 @@ class SeededDataset(CacheDataset):
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
-    """Yields (epoch, index) pairs of `data_source`, shuffled by (seed, epoch); :class:`SeedEpochs` sets the epoch."""
+    """Yields (epoch, index) pairs of `data_source`, shuffled by (seed, epoch); :class:`SeedEpochs` sets the epoch.
+
+    Of n processes, each gets every n-th pair, so that their batches together are those of one process with a batch n
+    times as large; where the number of items is not a multiple of n, the first ones are used twice.
+    """
 
     def __init__(self, data_source: Sequence, seed: int = 0, shuffle: bool = True) -> None:
         self.data_source = data_source
@@ -59,13 +64,15 @@ class EpochSampler(Sampler[tuple[int, int]]):
         self.epoch = 0
 
     def __len__(self) -> int:
-        return len(self.data_source)
+        return -(-len(self.data_source) // idist.get_world_size())
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        order = np.arange(len(self))
+        order = np.arange(len(self.data_source))
         if self.shuffle:
             np.random.RandomState(derive_seed(self.seed, self.epoch, "order")).shuffle(order)
-        return ((self.epoch, int(index)) for index in order)
+        processes = idist.get_world_size()
+        mine = np.resize(order, len(self) * processes)[idist.get_rank() :: processes]
+        return ((self.epoch, int(index)) for index in mine)
 
 
 class SeedEpochs:

@@ -22,6 +22,7 @@ from monai.bundle import ConfigParser
 from dmri_monai.io.sidecars import find_sidecars
 from dmri_monai.io.writing import replacing
 from dmri_monai.workflows.flags import flag
+from dmri_monai.workflows.parallel import is_main
 
 __all__ = ["MLflowRun", "LogMetrics", "current_config", "data_record", "default_store"]
 
@@ -114,7 +115,7 @@ class MLflowRun:
         self._sigterm: Any = None
 
     def attach(self, engine: Engine) -> None:
-        if not self.enabled:
+        if not (self.enabled and is_main()):
             return
         engine.add_event_handler(Events.STARTED, self.start)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.log_metrics)
