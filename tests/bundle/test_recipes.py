@@ -54,7 +54,7 @@ def test_networks_of_the_recipes_are_those_of_the_papers(prepare, dataset_dir, t
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
-def test_recipe_trains_on_the_phantom(prepare, dataset_dir, tmp_path, name):
+def test_recipe_trains_and_evaluates_on_the_phantom(prepare, dataset_dir, tmp_path, name):
     recipe = content(name)
     own = {key: recipe[key] for key in ("architecture", "size", "crop") if key in recipe}
     own |= {"network_options": recipe.get("network_options", {}), "max_epochs": 1}
@@ -65,6 +65,9 @@ def test_recipe_trains_on_the_phantom(prepare, dataset_dir, tmp_path, name):
     workflow.run()
     (value,) = workflow.parser.get_parsed_content("validate#evaluator").state.metrics.values()
     assert np.isfinite(value)
+    own |= {"dataset_dir": dataset_dir, "checkpoint": str(tmp_path / "model.pt")}
+    prepare("evaluate", str(CONFIGS / f"{name}.json"), output_dir=str(tmp_path / "evaluation"), **own).run()
+    assert (tmp_path / "evaluation" / "metrics_summary.csv").is_file()
 
 
 def test_hcp_folders_pretrain(prepare, dataset_dir, tmp_path):

@@ -162,6 +162,19 @@ def test_one_training_may_use_bf16_frozen_epochs_rates_and_thin_tables_together(
     workflow.run()
     torch.testing.assert_close(network.bridge[0][0].weight.detach(), body, rtol=0, atol=0)
     assert np.isfinite(validated(workflow)["val_loss"])
+    own = {"dataset_dir": dataset_dir, "checkpoint": str(tmp_path / "model.pt"), "subsample_directions": 12}
+    own |= {key: settings[key] for key in ("missing", "too_few")}
+    prepare("evaluate", output_dir=str(tmp_path / "twelve"), **own).run()
+    assert (tmp_path / "twelve" / "dice_summary.csv").is_file()
+
+
+def test_too_few_directions_are_an_error_without_such_training(prepare, dataset_dir, trained, tmp_path):
+    own = {"dataset_dir": dataset_dir, "checkpoint": str(trained / "model.pt"), "subsample_directions": 12}
+    with pytest.raises(RuntimeError) as error:
+        prepare("evaluate", output_dir=str(tmp_path), **own).run()
+    assert "12 directions determine harmonics up to order 2; l_max = 4 needs at least 15" in chain(
+        error.value
+    )
 
 
 @pytest.mark.parametrize(
