@@ -8,7 +8,7 @@ import pytest
 import torch
 from monai.bundle import ckpt_export, verify_metadata, verify_net_in_out
 
-from dmri_monai.workflows import harmonic_channels
+from dmri_monai.workflows import Model, build_network, harmonic_channels
 
 SCHEMA = Path(__file__).parent / "meta_schema.json"
 
@@ -53,5 +53,24 @@ def test_exported_network_gives_the_same_output(files, bundle, trained, tmp_path
     own = {"dataset_dir": str(tmp_path), "checkpoint": str(trained / "model.pt"), "data": []}
     network = prepare("inference", **own).parser.get_parsed_content("network").eval()
     image = torch.rand(1, 16, 16, 24, 16)
+    exported = torch.jit.load(str(tmp_path / "model.ts"))
+    torch.testing.assert_close(exported(image), network(image), rtol=1e-4, atol=1e-4)
+
+
+def test_default_network_is_exported_by_tracing(files, bundle, tmp_path):
+    torch.manual_seed(0)
+    network = build_network(Model(size="tiny"), "4x0e").eval()
+    torch.save(network.state_dict(), tmp_path / "model.pt")
+    image = torch.rand(1, 16, 9, 8, 10)
+    ckpt_export(
+        "network_def",
+        filepath=str(tmp_path / "model.ts"),
+        ckpt_file=str(tmp_path / "model.pt"),
+        use_trace=True,
+        input_shape=list(image.shape),
+        size="tiny",
+        bundle_root=str(bundle),
+        **files,
+    )
     exported = torch.jit.load(str(tmp_path / "model.ts"))
     torch.testing.assert_close(exported(image), network(image), rtol=1e-4, atol=1e-4)
