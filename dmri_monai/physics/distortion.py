@@ -4,6 +4,8 @@ piles it up.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -106,7 +108,7 @@ def fat_shift(image: Tensor, *, fat: Tensor, shift_voxels: float, axis: int) -> 
     check_shape("fat", fat, tuple(image.shape[-3:]))
     check_non_negative("fat", fat)
     check_finite("shift_voxels", shift_voxels)
-    whole = int(torch.floor(torch.tensor(shift_voxels, dtype=torch.float64)))
+    whole = math.floor(shift_voxels)
     part = shift_voxels - whole
     moved = (1 - part) * fat.roll(whole, axis - 3) + part * fat.roll(whole + 1, axis - 3)
     return image + moved.to(image)
@@ -168,7 +170,7 @@ def _push(image: Tensor, edges: Tensor, axis: int) -> Tensor:
     widened = width.abs().clamp(min=NARROWEST)
     density = image * (width.sign() / widened)
     none = torch.zeros_like(density.narrow(dim, 0, 1))
-    step = torch.cat([density, none], dim) - torch.cat([none, density], dim)
+    step = density.diff(dim=dim, prepend=none, append=none)
     place = edges.clamp(0, n)
     lower = place.detach().floor()
     beyond = step * (place - lower)
@@ -176,7 +178,7 @@ def _push(image: Tensor, edges: Tensor, axis: int) -> Tensor:
     shape = list(step.shape)
     shape[dim] = n + 2
     steps = step.new_zeros(shape).scatter_add(dim, index, step - beyond).scatter_add(dim, index + 1, beyond)
-    pushed = steps.narrow(dim, 0, n).cumsum(dim).clamp(min=0)
+    pushed = steps.narrow(dim, 0, n).cumsum(dim).clamp_(min=0)
     narrow = width.detach().abs() < NARROWEST
     return _with_squeezed(pushed, image * (1 - width.abs() / widened), edges, dim) if narrow.any() else pushed
 

@@ -48,8 +48,10 @@ def move(
     error = (rotations @ rotations.mT - identity).detach().abs().max() if len(rotations) else torch.zeros(())
     if error > 1e-3:
         raise ValueError(f"rotations: R R^T differs from 1 by {float(error):.3g}, expected rotations")
-    maps = _sampling_maps(rotations, translations_mm, image.shape[-3:], spacing_mm).to(image)
-    return blockwise(_sample, image, maps)
+    maps = _sampling_maps(rotations, translations_mm, image.shape[-3:], spacing_mm).flatten(0, -3)
+    volumes = image.reshape(-1, *image.shape[-3:])
+    parts = [_sample(volumes[rows], maps[rows.start].to(image)) for rows in _runs(maps)]
+    return torch.cat(parts).view(image.shape)
 
 
 def _sampling_maps(
@@ -65,9 +67,19 @@ def _sampling_maps(
     return torch.cat([linear.flip(-1, -2), offset.flip(-2)], -1)
 
 
-def _sample(block: Tensor, maps: Tensor) -> Tensor:
-    grid = functional.affine_grid(maps, [len(block), 1, *block.shape[-3:]], align_corners=True)
-    return functional.grid_sample(block[:, None], grid, align_corners=True)[:, 0]
+def _runs(maps: Tensor) -> list[slice]:
+    """Neighbouring volumes of one pose, which share their sampling positions; one by one where poses have
+    gradients.
+    """
+    changes = (maps[1:] != maps[:-1]).flatten(1).any(1) | maps.requires_grad
+    ends = [int(i) + 1 for i in torch.nonzero(changes).flatten()]
+    return [slice(a, b) for a, b in zip([0, *ends], [*ends, len(maps)], strict=True)]
+
+
+def _sample(volumes: Tensor, position: Tensor) -> Tensor:
+    """`volumes` (V, X, Y, Z), all at the positions of one map (3, 4)."""
+    grid = functional.affine_grid(position[None], [1, 1, *volumes.shape[-3:]], align_corners=True)
+    return functional.grid_sample(volumes[None], grid, align_corners=True)[0]
 
 
 @on_magnitude

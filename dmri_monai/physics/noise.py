@@ -11,6 +11,10 @@ from dmri_monai.physics.checks import check_non_negative, check_shape, on_magnit
 __all__ = ["g_factor_sigma", "noncentral_chi", "rician"]
 
 
+FEW = 8  # whole shape up to which a gamma number is drawn as a product
+FACTORS = 4  # uniform numbers in a product: at least 2^-24 each, it cannot underflow
+
+
 @on_magnitude
 def rician(image: Tensor, *, sigma: Tensor | float, generator: torch.Generator | None = None) -> Tensor:
     """Magnitude of `image` with complex Gaussian noise: sqrt((S + n1)^2 + n2^2), n ~ N(0, sigma^2).
@@ -52,13 +56,27 @@ def _noisy(image: Tensor, sigma: Tensor | float, coils: int, generator: torch.Ge
 def _noisy_block(image: Tensor, sigma: Tensor, coils: int, generator: torch.Generator | None) -> Tensor:
     real = torch.empty_like(image, requires_grad=False).normal_(generator=generator)
     power = torch.empty_like(image, requires_grad=False).normal_(generator=generator).square_()
-    if coils > 1:
-        shape = torch.full_like(power, coils - 1.0)  # chi-square with 2 k degrees of freedom is 2 Gamma(k)
-        power += 2 * torch._standard_gamma(shape, generator=generator)
+    if coils > 1:  # chi-square with 2 k degrees of freedom is 2 Gamma(k)
+        power.add_(_gamma(coils - 1, power, generator), alpha=2)
     if torch.is_grad_enabled() and (image.requires_grad or sigma.requires_grad):
         return ((image + sigma * real).square() + sigma.square() * power).sqrt()
     real.mul_(sigma).add_(image).square_()
     return real.add_(power.mul_(sigma.square())).sqrt_()
+
+
+def _gamma(shape: int, like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Gamma(`shape`) numbers.  Of a small whole shape they are sums of exponential ones, -log of products of
+    uniform ones: several times faster on a CPU than rejection.
+    """
+    if shape > FEW:
+        return torch._standard_gamma(torch.full_like(like, float(shape)), generator=generator)
+    total = torch.zeros_like(like)
+    for start in range(0, shape, FACTORS):
+        product = torch.ones_like(like)
+        for _ in range(start, min(start + FACTORS, shape)):
+            product.mul_(torch.empty_like(like).uniform_(generator=generator).neg_().add_(1))  # in (0, 1]
+        total.sub_(product.log_())
+    return total
 
 
 def g_factor_sigma(g_factor: Tensor, *, sigma: float, acceleration: float = 1.0) -> Tensor:
