@@ -146,17 +146,19 @@ def config_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {KEYS.get(name, name): settings[name] for name in SETTINGS if name in settings}
 
 
-def out_of_range(check: ScanCheck, trained_on: Mapping[str, Any]) -> list[str]:
-    """Where a scan lies outside of the range of the training data, one sentence each.
+def out_of_range(check: ScanCheck, settings: Mapping[str, Any]) -> list[str]:
+    """Where a scan lies outside of what a model was trained on, one sentence each.
 
-    trained_on: "directions", "voxel_mm" and "snr" (lowest, highest) and "bvals", the shells.
+    settings: of the checkpoint: its `shells`, `tolerance` and `missing`, and in `trained_on`, if it is there,
+    "directions" of all its shells together, "voxel_mm" and "snr", each (lowest, highest).
     """
-    found = [f"no shell near the model's b = {b:g} s/mm²" for b in trained_on["bvals"] if not _near(check, b)]
-    directions = sum(n for b, n in check.shells if any(abs(b - t) <= 0.2 * t for t in trained_on["bvals"]))
-    values = {"directions": directions, "voxel_mm": check.spacing_mm, "snr": check.snr}
+    near = {b: _directions_near(check, b, settings["tolerance"]) for b in settings["shells"]}
+    absent = [f"no shell near the model's b = {b:g} s/mm²" for b, count in near.items() if not count]
+    found = absent if settings["missing"] == "error" or len(absent) == len(near) else []
+    values = {"directions": sum(near.values()), "voxel_mm": check.spacing_mm, "snr": check.snr}
     names = {"directions": "directions", "voxel_mm": "mm voxel size", "snr": "SNR"}
-    for key, value in values.items():
-        low, high = trained_on[key]
+    for key, (low, high) in settings.get("trained_on", {}).items():
+        value = values[key]
         several = value if isinstance(value, tuple) else (value,)
         if any(v is not None and not low * (1 - MARGIN) <= v <= high * (1 + MARGIN) for v in several):
             shown = " x ".join(f"{v:g}" for v in several)
@@ -164,15 +166,16 @@ def out_of_range(check: ScanCheck, trained_on: Mapping[str, Any]) -> list[str]:
     return found
 
 
+def _directions_near(check: ScanCheck, bval: float, tolerance: float) -> int:
+    """Number of directions of the shells that the model takes for its own at `bval`."""
+    return sum(count for b, count in check.shells if abs(b - bval) <= tolerance * bval)
+
+
 def first_cause(error: BaseException) -> BaseException:
     """What MONAI's Compose and ConfigParser wrapped in RuntimeErrors."""
     while isinstance(error, RuntimeError) and error.__cause__ is not None:
         error = error.__cause__
     return error
-
-
-def _near(check: ScanCheck, bval: float) -> bool:
-    return any(abs(b - bval) <= 0.2 * bval for b, _ in check.shells)
 
 
 def _weights(task: str, checkpoint: str | os.PathLike[str] | None) -> Path:
@@ -204,7 +207,7 @@ def _examine(scan: Path, weights: Path, settings: dict[str, Any]) -> tuple[tuple
     """Warnings about a scan, and what the prediction was made from."""
     image, table = read_dwi(scan)
     check = check_image(image.as_tensor(), table, image.affine, slice_world=image.meta.get("slice_world"))
-    warnings = [*check.findings, *out_of_range(check, settings.get("trained_on") or _nominal(settings))]
+    warnings = [*check.findings, *out_of_range(check, settings)]
     versions = {p: version(p) for p in ("torch", "monai")}
     provenance = {
         "Scan": scan.name,
@@ -214,12 +217,6 @@ def _examine(scan: Path, weights: Path, settings: dict[str, Any]) -> tuple[tuple
         "Versions": {"dmri_monai": dmri_monai.__version__, **versions},
     }
     return tuple(warnings), provenance
-
-
-def _nominal(settings: dict[str, Any]) -> dict[str, Any]:
-    """Of a checkpoint that does not say what it was trained on: its shells."""
-    anything = (0.0, float("inf"))
-    return {"bvals": settings["shells"], "directions": anything, "voxel_mm": anything, "snr": anything}
 
 
 def _run(

@@ -82,7 +82,7 @@ def test_sidecar_names_model_and_table_by_their_hashes(scan, checkpoint, tmp_pat
 
 
 def test_scan_outside_of_the_training_range_is_a_warning_everywhere(scan, tmp_path):
-    narrow = {"bvals": [1000], "directions": [100, 200], "voxel_mm": [1, 2], "snr": [0, 1000]}
+    narrow = {"directions": [100, 200], "voxel_mm": [1, 2], "snr": [0, 1000]}
     checkpoint = save_model(tmp_path / "model.pt", "tissue", trained_on=narrow)
     found = predict(scan, checkpoint=checkpoint, output_dir=tmp_path / "out", device="cpu")
     assert any("directions: the model was trained on 100 to 200" in w for w in found.warnings)
@@ -91,11 +91,30 @@ def test_scan_outside_of_the_training_range_is_a_warning_everywhere(scan, tmp_pa
     assert "the model was trained on 100 to 200" in found.files["report"].read_text()
 
 
-def test_scan_inside_of_the_training_range_is_no_warning(scan):
+@pytest.fixture(scope="module")
+def check(scan):
     image, table = read_dwi(scan)
-    check = check_image(image.as_tensor(), table, image.affine)
-    wide = {"bvals": [1000], "directions": [6, 200], "voxel_mm": [1, 6], "snr": [0, 1000]}
-    assert out_of_range(check, wide) == []
+    return check_image(image.as_tensor(), table, image.affine)
+
+
+SETTINGS = {"shells": [1000], "tolerance": 0.2, "missing": "error"}
+
+
+def test_scan_inside_of_the_training_range_is_no_warning(check):
+    wide = {"directions": [6, 200], "voxel_mm": [1, 6], "snr": [0, 1000]}
+    assert out_of_range(check, {**SETTINGS, "trained_on": wide}) == []
+
+
+def test_model_that_says_nothing_of_its_training_data_gives_no_warning(check):
+    assert out_of_range(check, SETTINGS) == []
+
+
+def test_one_shell_is_enough_where_others_may_be_missing(check):
+    several = {**SETTINGS, "shells": [1000, 3000]}
+    assert out_of_range(check, {**several, "missing": "zero"}) == []
+    assert out_of_range(check, several) == ["no shell near the model's b = 3000 s/mm²"]
+    none = out_of_range(check, {**SETTINGS, "shells": [3000, 5000], "missing": "zero"})
+    assert [w[-10:] for w in none] == ["3000 s/mm²", "5000 s/mm²"]
 
 
 def test_missing_shell_is_an_error_that_says_both_sides(scan, tmp_path):
