@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "HALF",
+    "as_stored",
     "check_axis",
     "check_finite",
     "check_fraction",
@@ -36,10 +38,15 @@ def on_magnitude(
     def checked(image: Tensor, /, *args: P.args, **kwargs: P.kwargs) -> Tensor:
         check_magnitude(image)
         if image.dtype in HALF:
-            return function(image.float(), *args, **kwargs).to(image.dtype)
+            return as_stored(function(image.float(), *args, **kwargs), image.dtype)
         return function(image, *args, **kwargs)
 
     return checked
+
+
+def as_stored(image: Tensor, dtype: torch.dtype) -> Tensor:
+    """`image` as `dtype`; what is beyond a half type becomes the largest number that it holds."""
+    return image.clamp(max=torch.finfo(dtype).max).to(dtype) if dtype in HALF else image.to(dtype)
 
 
 def check_magnitude(image: Tensor, name: str = "image") -> None:

@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from dmri_monai.physics.blocks import blockwise, combine, exact_products
 from dmri_monai.physics.checks import check_axis, check_finite, check_magnitude, check_shape, on_magnitude
+from dmri_monai.physics.fields import coordinates
 
 __all__ = [
     "acquisition_order",
@@ -78,8 +79,9 @@ def _runs(maps: Tensor) -> list[slice]:
 
 def _sample(volumes: Tensor, position: Tensor) -> Tensor:
     """`volumes` (V, X, Y, Z), all at the positions of one map (3, 4)."""
-    grid = functional.affine_grid(position[None], [1, 1, *volumes.shape[-3:]], align_corners=True)
-    return functional.grid_sample(volumes[None], grid, align_corners=True)[0]
+    x, y, z = coordinates((volumes.shape[-3], volumes.shape[-2], volumes.shape[-1]), volumes)
+    grid = torch.stack([a * z + b * y + c * x + d for a, b, c, d in position], -1)
+    return functional.grid_sample(volumes[None], grid[None], align_corners=True)[0]
 
 
 @on_magnitude

@@ -233,6 +233,41 @@ def test_gradient_deviation_is_none_at_the_isocentre_and_bounded():
     assert float((coil - torch.eye(3)).abs().max()) == pytest.approx(0.1, rel=1e-5)
 
 
+def test_volumes_of_one_pose_are_moved_as_each_alone():
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(5, 7, 8, 9, generator=generator)
+    poses = [0, 1, 1, 0, 0]
+    rotations = torch.cat([turn(z=9.0), turn(x=-7.0)])[poses]
+    shifts = torch.tensor([[1.0, 0.5, -2.0], [0.0, 3.0, 1.0]], dtype=D)[poses]
+    together = move(image, rotations=rotations, translations_mm=shifts, spacing_mm=ISO)
+    for v in range(5):
+        rows = slice(v, v + 1)
+        alone = move(image[rows], rotations=rotations[rows], translations_mm=shifts[rows], spacing_mm=ISO)
+        torch.testing.assert_close(together[rows], alone, rtol=0, atol=0)
+
+
+def test_equal_poses_keep_their_own_gradients():
+    image = torch.rand(2, 6, 6, 6, generator=torch.Generator().manual_seed(0))
+    shift = torch.full((2, 3), 0.7, dtype=D, requires_grad=True)
+    move(image, rotations=turn(count=2), translations_mm=shift, spacing_mm=ISO)[1].square().sum().backward()
+    assert float(shift.grad[0].abs().max()) == 0.0
+    assert float(shift.grad[1].abs().min()) > 0.1
+
+
+def test_one_slice_moves_without_a_warning(recwarn):
+    image = torch.zeros(1, 9, 9, 1)
+    image[0, 4, 4, 0] = 1.0
+    shift = torch.tensor([[4.0, 0.0, 0.0]], dtype=D)
+    moved = move(image, rotations=turn(), translations_mm=shift, spacing_mm=ISO)
+    assert torch.nonzero(moved > 0.999).tolist() == [[0, 6, 4, 0]]
+    assert not list(recwarn)
+
+
+def test_multiband_factor_that_does_not_divide_the_slices_is_named():
+    with pytest.raises(ValueError, match="multiband factor 4 does not divide the number of slices 10"):
+        acquisition_order(10, multiband=4)
+
+
 def test_no_motion_is_the_identity():
     image = torch.rand(2, 7, 8, 9, dtype=D)
     moved = move(image, rotations=turn(count=2), translations_mm=still(2), spacing_mm=(2.0, 3.0, 4.0))

@@ -104,7 +104,7 @@ def test_corrupt_then_reorient_equals_reorient_then_corrupt(affine, code):
     turn = Orientation(axcodes=code, labels=None)
     first = turn(run(item, EVERYTHING)["image"])
     second = run(item | {"image": turn(item["image"])}, EVERYTHING)["image"]
-    assert float((first - item["image"].max()).abs().max()) > 0
+    assert float((first - turn(item["image"])).abs().max()) > 100
     torch.testing.assert_close(first.as_tensor(), second.as_tensor(), rtol=1e-4, atol=0.05)
 
 
@@ -273,7 +273,7 @@ def test_every_artifact_has_a_zero_strength():
 def test_zero_strength_is_the_identity(artifact):
     item = make_item()
     done = run(item, artifact)
-    torch.testing.assert_close(done["image"].as_tensor(), item["image"].as_tensor(), rtol=1e-4, atol=1e-2)
+    torch.testing.assert_close(done["image"].as_tensor(), item["image"].as_tensor(), rtol=1e-5, atol=1e-3)
     json.loads(done["artifacts"], parse_constant=lambda c: pytest.fail(f"{c} is not JSON"))
 
 

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dmri_monai.physics.checks import check_magnitude, check_shape
+from dmri_monai.physics.checks import (
+    HALF,
+    as_stored,
+    check_finite,
+    check_magnitude,
+    check_non_negative,
+    check_shape,
+)
 from dmri_monai.transforms.artifacts.presets import ARTIFACTS, Preset, load_preset
 from dmri_monai.transforms.artifacts.scan import SCAN_META, Reorientation, Scan, describe
 from dmri_monai.transforms.artifacts.steps import apply, draw
@@ -47,21 +55,24 @@ def corrupt(
     The record is JSON-serialisable: a dictionary, or a list of B; `replay` repeats it exactly.
     """
     chosen = load_preset(preset)
+    image = image.as_subclass(
+        Tensor
+    )  # of a MetaTensor: its operations would copy the meta data at every step
     if image.ndim == 4:
-        only = _Input(image, bvals, bvecs_voxel, affine, _rows(valid), _scan_meta(meta), field_hz)
+        only = _Input(image, bvals, bvecs_voxel, affine, _rows(valid, image), _scan_meta(meta), field_hz)
         return _corrupt_scan(only, chosen, _one_seed(seed))
     if image.ndim != 5:
         raise ValueError(f"image: shape {tuple(image.shape)}, expected (N, X, Y, Z) or (B, N, X, Y, Z)")
-    size, seeds = len(image), [seed] if isinstance(seed, int) else list(seed)
+    size, seeds = len(image), list(seed) if isinstance(seed, Iterable) else [seed]
     if len(seeds) != size:
         raise ValueError(f"seed: {len(seeds)} numbers for {size} scans")
     affines = torch.as_tensor(affine).expand(size, 4, 4)
     corrupted, records = torch.empty_like(image, memory_format=torch.contiguous_format), []
     for i in range(size):
-        rows = None if valid is None else _rows(valid[i])
+        rows = None if valid is None else _rows(valid[i], image[i])
         field = None if field_hz is None else field_hz[i]
         one = _Input(image[i], bvals[i], bvecs_voxel[i], affines[i], rows, _scan_meta(meta, i), field)
-        corrupted[i], record = _corrupt_scan(one, chosen, int(seeds[i]))
+        corrupted[i], record = _corrupt_scan(one, chosen, _one_seed(seeds[i]))
         records.append(record)
     return corrupted, records
 
@@ -80,7 +91,7 @@ def replay(
 
     The image may be stored in another orientation than the recorded one; `affine` (4, 4) tells.
     """
-    record = _parsed(record)
+    record, image = _parsed(record), image.as_subclass(Tensor)
     if record.get("invalid_voxels"):
         image, _ = zero_invalid(image)
     prepared = _prepare(
@@ -142,11 +153,11 @@ class _Prepared:
 
     def restored(self, image: Tensor, corrupted: Tensor) -> Tensor:
         """`corrupted` in the array axes of `image`, among its untouched volumes; never the same memory."""
-        back = self.turn.backward(corrupted)
+        back = self.turn.backward(as_stored(corrupted, image.dtype))
         if self.rows is None:
             return back.clone() if back.data_ptr() == image.data_ptr() else back
         whole = image.clone()
-        whole[self.rows] = back.to(image.dtype)
+        whole[_selection(self.rows)] = back
         return whole
 
 
@@ -157,14 +168,20 @@ def _prepare(given: _Input) -> _Prepared:
     check_shape("bvals", given.bvals, (len(image),))
     check_shape("bvecs_voxel", given.bvecs_voxel, (len(image), 3))
     affine = torch.as_tensor(given.affine).detach().double().cpu()
+    check_shape("affine", affine, (4, 4))
     turn = Reorientation.to_canonical(affine)
-    chosen = slice(None) if rows is None else rows
+    chosen = _selection(rows)
     canonical = turn.forward(image[chosen])
     check_magnitude(canonical)
     if given.field_hz is not None:
         check_shape("field_hz", given.field_hz, tuple(image.shape[1:]))
+        check_finite("field_hz", given.field_hz)
     field = None if given.field_hz is None else turn.forward(given.field_hz)
+    check_non_negative("bvals", given.bvals[chosen])
+    check_finite("bvecs_voxel", given.bvecs_voxel[chosen])
     table = (_array(given.bvals)[chosen], _array(given.bvecs_voxel)[chosen])
+    if canonical.dtype in HALF:  # sums and intermediate steps need more digits, and more range
+        canonical = canonical.float()
     scan = describe(canonical, table, affine.numpy(), turn, given.meta, field)
     return _Prepared(canonical, scan, turn, rows)
 
@@ -186,10 +203,21 @@ def _corrupt_scan(given: _Input, preset: Preset, seed: int) -> tuple[Tensor, Rec
     return prepared.restored(given.image, apply(prepared.image, applied, scan)), record
 
 
-def _rows(valid: Tensor | None) -> list[int] | None:
-    if valid is None or bool(valid.all()):
+def _rows(valid: Tensor | None, image: Tensor) -> list[int] | None:
+    if valid is None:
         return None
-    return [int(i) for i in torch.nonzero(valid.detach().cpu()).flatten()]
+    check_shape("valid", valid, (len(image),))
+    rows = [int(i) for i in torch.nonzero(valid.detach().cpu()).flatten()]
+    if not rows:
+        raise ValueError(f"valid: none of {len(image)} volumes is")
+    return None if len(rows) == len(image) else rows
+
+
+def _selection(rows: list[int] | None) -> slice | list[int]:
+    """Index of `rows`; a slice, which copies nothing, where they are the first ones: padding comes last."""
+    if rows is None:
+        return slice(None)
+    return slice(len(rows)) if rows == list(range(len(rows))) else rows
 
 
 def _scan_meta(meta: Any, item: int | None = None) -> dict[str, Any]:
@@ -219,7 +247,8 @@ def _array(values: Tensor) -> np.ndarray:
     return values.detach().double().cpu().numpy()
 
 
-def _one_seed(seed: int | Sequence[int]) -> int:
-    if isinstance(seed, Sequence):
-        raise ValueError(f"seed: {len(seed)} numbers for one scan")
-    return int(seed)
+def _one_seed(seed: Any) -> int:
+    number = seed.item() if isinstance(seed, Tensor) and seed.numel() == 1 else seed
+    if not isinstance(number, Integral) or isinstance(number, bool) or number < 0:
+        raise ValueError(f"seed is {seed!r}, expected one whole number a scan, at least 0")
+    return int(number)

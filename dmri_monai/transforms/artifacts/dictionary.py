@@ -51,6 +51,10 @@ class RandDWIArtifactsd(RandomizableTransform):
     ) -> None:
         if invalid not in ("raise", "zero"):
             raise ValueError(f"invalid is {invalid!r}, expected 'raise' or 'zero'")
+        if not 0 <= prob <= 1:  # MONAI clips silently
+            raise ValueError(f"prob is {prob!r}, expected 0 to 1")
+        if target_key == key:
+            raise ValueError(f"target_key is {target_key!r}, expected another key than that of the image")
         RandomizableTransform.__init__(self, prob)
         self.key = key
         self.preset = load_preset(preset)

@@ -32,8 +32,8 @@ class FatShift(Artifact):
     """Unsuppressed fat: a rim around the head appears displaced along phase encoding.
 
     strength: U(low, high), of the unweighted signal.  frequency_hz: U(low, high), of fat against water (440
-    at 3 T).  The rim lies around where the mean unweighted signal exceeds 0.3 of its foreground mean, 1 or 2
-    voxels thick.
+    at 3 T).  readout_time_s and the polarity: as for `Susceptibility`.  The rim lies around where the mean
+    unweighted signal exceeds 0.3 of its foreground mean, 1 or 2 voxels thick.
     """
 
     name = "fat_shift"
@@ -68,9 +68,9 @@ class Susceptibility(Artifact):
     """Field around sinuses and ears, the same for all volumes; a measured field map is used instead where
     given.
 
-    peak_hz: U(low, high), largest off-resonance on the grid.  readout_time_s: U(low, high) where the scan
-    does not tell. Each cavity's strength is U(0.5, 1.5), its centre jittered by U(-0.05, 0.05) of half the
-    field of view.
+    peak_hz: U(low, high), largest off-resonance on the grid.  Where the scan does not tell, readout_time_s is
+    U(low, high) and the polarity 1 or -1 with equal probability.  Each cavity's strength is U(0.5, 1.5), its
+    centre jittered by U(-0.05, 0.05) of half the field of view.
     """
 
     name = "susceptibility"

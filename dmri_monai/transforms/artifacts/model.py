@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from numbers import Real
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -33,18 +34,21 @@ class Artifact:
 
     name: ClassVar[str]
     bounds: ClassVar[Mapping[str, Range]] = {}  # of the fields that are ranges
+    counts: ClassVar[tuple[str, ...]] = ()  # those of them that are of whole numbers
     step: ClassVar[Step] = "alone"
 
     prob: float = 1.0
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.prob, int | float) and 0 <= self.prob <= 1):
+        if not (_is_number(self.prob) and 0 <= self.prob <= 1):
             raise ValueError(f"{self.name}: prob is {self.prob!r}, expected 0 to 1")
         for field in fields(self):
             if field.name in self.bounds:
                 value = _checked_range(
                     self.name, field.name, getattr(self, field.name), self.bounds[field.name]
                 )
+                if field.name in self.counts and any(v != int(v) for v in value):
+                    raise ValueError(f"{self.name}: {field.name} is {value!r}, expected whole numbers")
                 object.__setattr__(self, field.name, value)
 
     def draw(self, R: np.random.RandomState, scan: Scan) -> Drawn:
@@ -81,16 +85,21 @@ def volume_hits(volumes: list[int] | None, n_volumes: int, n_slices: int) -> np.
 
 def _checked_range(owner: str, name: str, value: Any, bounds: Range) -> Range:
     try:
-        low, high = (value, value) if isinstance(value, int | float) else value
+        low, high = (value, value) if _is_number(value) else value
     except (TypeError, ValueError):
         raise ValueError(f"{owner}: {name} is {value!r}, expected a number or a pair (low, high)") from None
-    if not all(isinstance(v, int | float) and not isinstance(v, bool) for v in (low, high)):
+    if not (_is_number(low) and _is_number(high)):
         raise ValueError(f"{owner}: {name} is {value!r}, expected a number or a pair (low, high)")
     if math.isnan(low) or math.isnan(high) or low > high:
         raise ValueError(f"{owner}: {name} is {value!r}, expected low <= high")
     if low < bounds[0] or high > bounds[1]:
         raise ValueError(f"{owner}: {name} is {value!r}, allowed are {bounds[0]:g} to {bounds[1]:g}")
     return low, high
+
+
+def _is_number(value: Any) -> bool:
+    """Any real number, those of NumPy included, but no truth value."""
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def uniform(R: np.random.RandomState, span: Range) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,6 +36,10 @@ from dmri_monai.transforms.artifacts.scan import Scan
 __all__ = ["GradientNonlinearity", "Motion", "SliceMotion", "interpolation_weights"]
 
 L_MAX = 8
+TISSUE = 0.7  # mean diffusivity of brain tissue, um2/ms
+RANK_TOLERANCE = (
+    5e-3  # of the largest singular value: scattered b-values of one shell do not make up for a b0
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +55,7 @@ class Motion(Artifact):
 
     name = "motion"
     bounds = {"events": (0, 1000), "rotation_deg": (0, 90), "translation_mm": (0, 100)}
+    counts = ("events",)
 
     events: Range = (1, 5)
     rotation_deg: Range = (0.5, 2.0)
@@ -211,12 +217,17 @@ def _slice_times(scan: Scan) -> np.ndarray:
 
 
 def _tensor(image: Tensor, scan: Scan) -> Tensor:
-    """(6, X, Y, Z) unweighted log-linear tensor in mm2/s; the least-norm one where the table cannot tell."""
-    b, g = scan.bvals * scan.weighted, scan.bvecs_voxel
+    """(6, X, Y, Z) unweighted log-linear tensor in mm2/s.
+
+    What the table cannot tell (without b0, attenuation from a darker voxel) stays as in isotropic tissue.
+    """
+    b, g = scan.bvals * scan.weighted / 1000, scan.bvecs_voxel
     pairs = ((0, 0, 1), (1, 1, 1), (2, 2, 1), (0, 1, 2), (0, 2, 2), (1, 2, 2))
-    design = np.stack(
-        [np.ones_like(b), *(-b / 1000 * times * g[:, i] * g[:, j] for i, j, times in pairs)], -1
-    )
-    solve = torch.as_tensor(np.linalg.pinv(design)[1:] / 1000).to(image)
+    design = np.stack([np.ones_like(b), *(-b * times * g[:, i] * g[:, j] for i, j, times in pairs)], -1)
+    solve = np.linalg.pinv(design, rcond=RANK_TOLERANCE)[1:]
+    unseen = b if scan.weighted.all() else 0 * b  # the reference has lost this much already
     floor = max(1e-3 * scan.reference, 1e-6)
-    return combine(solve, image.clamp(min=floor).log_())
+    usual = np.array([math.log(max(scan.reference, floor)) + TISSUE * unseen.mean(), *[TISSUE] * 3, 0, 0, 0])
+    rest = torch.as_tensor(usual[1:] - solve @ (design @ usual)).to(image)
+    fitted = combine(torch.as_tensor(solve).to(image), image.clamp(min=floor).log_())
+    return fitted.add_(rest.view(-1, 1, 1, 1)).div_(1000)

@@ -34,6 +34,7 @@ class Noise(Artifact):
 
     name = "noise"
     bounds = {"snr": (1e-3, math.inf), "coils": (1, 128), "g_factor": (1, 10)}
+    counts = ("coils",)
 
     snr: Range = (10.0, 30.0)
     coils: Range = (1, 1)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from dmri_monai.gradients import B0_THRESHOLD, grid_rotation
+from dmri_monai.physics.checks import check_finite, check_non_negative
 
 __all__ = ["SCAN_META", "Reorientation", "Scan", "describe"]
 
@@ -156,8 +157,10 @@ def describe(
             f"phase_encoding_world {phase} and slice_world {meta.get('slice_world')} share an axis"
         )
     timing = _slice_timing(meta.get("slice_timing_s"), shape[slice_axis], slice_sign)
-    multiband = int(meta.get("multiband_factor") or 1)
+    multiband = _multiband(meta.get("multiband_factor"))
     trt = meta.get("total_readout_time_s")
+    if trt is not None:
+        check_non_negative("total_readout_time_s", float(trt))
     return Scan(
         shape=shape,
         bvals=bvals,
@@ -188,7 +191,17 @@ def _slice_timing(timing: Any, n_slices: int, sign: int) -> tuple[float, ...] | 
     if timing is None or len(timing) != n_slices:
         return None
     values = [float(t) for t in timing]
+    check_finite("slice_timing_s", torch.tensor(values))
     return tuple(values if sign > 0 else values[::-1])
+
+
+def _multiband(factor: Any) -> int:
+    """Whole number of slices excited together; 1 where the header does not tell (none, or 0)."""
+    if factor is None or float(factor) == 0:
+        return 1
+    if not (float(factor) >= 1 and float(factor).is_integer()):
+        raise ValueError(f"multiband_factor is {factor}, expected a whole number, at least 1")
+    return int(factor)
 
 
 def _reference(image: Tensor, bvals: np.ndarray) -> float:
