@@ -208,8 +208,10 @@ def _reference(image: Tensor, bvals: np.ndarray) -> float:
     """Mean unweighted signal where it is above its own overall mean: brain and skull, not air."""
     unweighted = torch.from_numpy(bvals <= B0_THRESHOLD).to(image.device)
     mean = image[unweighted].mean(0) if unweighted.any() else image.mean(0)
-    inside = mean > _total(mean) / mean.numel()
-    return float(_total(mean * inside) / inside.sum().clamp(min=1))
+    overall = _total(mean) / mean.numel()
+    inside = mean > overall
+    count = int(inside.sum())
+    return float(_total(mean * inside) / count) if count else float(overall)  # none: uniform signal
 
 
 def _total(volume: Tensor) -> Tensor:
