@@ -1,7 +1,8 @@
 """Time and memory of the artifacts on a scan of 65 x 90 x 90 x 54, as JSON lines.
 
 artifact: each one alone, by its default ranges.  preset: with every artifact's probability set to 1 and a full-size
-field per volume; mean_ms is the average over `draws` draws.  counterpart: MONAI's transforms at the same effect, in the
+field per volume; mean_ms is the average over `draws` draws, own_mean_ms that with the preset's own probabilities, as in
+training.  counterpart: MONAI's transforms at the same effect, in the
 same process, ours and theirs in turn, and the ratio of the best times (target on a CPU: at least 3).
 cpu_s: CPU seconds, which other load hardly changes.  peak_mib: growth of allocated memory (GPU; target for "strong":
 1536 MiB), or of the process's peak memory (CPU; 0 where an earlier line needed
@@ -50,14 +51,16 @@ def main() -> None:
     if options.only in (None, "artifact"):
         for name, kind in ARTIFACTS.items():
             one = Preset(name, (kind(prob=1.0),))
-            report("artifact", name, timed(partial(apply, image, bvals, bvecs, one), device, options.repeats))
+            result = timed(partial(apply, image, bvals, bvecs, one), device, options.repeats)
+            report("artifact", name, result, device)
     if options.only in (None, "preset"):
         for name in preset_files():
             preset = certain(load_preset(name))
             call = partial(apply, image, bvals, bvecs, preset)
             result = timed(call, device, options.repeats)
-            mean = statistics.fmean(once(partial(call, seed), device)[0] for seed in range(draws))
-            report("preset", name, result | {"mean_ms": mean, "draws": draws})
+            mean = average(call, draws, device)
+            own = average(partial(apply, image, bvals, bvecs, load_preset(name)), draws, device)
+            report("preset", name, result | {"mean_ms": mean, "own_mean_ms": own, "draws": draws}, device)
     if options.only in (None, "counterpart"):
         for name, ours, theirs in counterparts(image):
             compare(name, ours, theirs, device, options.repeats)
@@ -104,25 +107,32 @@ def start_mib(device: torch.device) -> float:
     """What a call starts from: allocated memory of a GPU, peak memory of the process so far."""
     if device.type != "cuda":
         return peak_mib(device)
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    return torch.cuda.memory_allocated() / 2**20
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    return torch.cuda.memory_allocated(device) / 2**20
 
 
 def peak_mib(device: torch.device) -> float:
     """Peak memory since the start."""
     if device.type != "cuda":
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-    return torch.cuda.max_memory_allocated() / 2**20
+    return torch.cuda.max_memory_allocated(device) / 2**20
 
 
 def once(function: Callable[[], object], device: torch.device) -> tuple[float, float]:
-    """Milliseconds and CPU seconds of one call."""
+    """Milliseconds and CPU seconds of one call, from an idle device to an idle device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
     start, cpu = time.perf_counter(), time.process_time()
     function()
     if device.type == "cuda":
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device)
     return 1e3 * (time.perf_counter() - start), time.process_time() - cpu
+
+
+def average(call: Callable[[int], object], draws: int, device: torch.device) -> float:
+    """Mean milliseconds of `call` over seeds 0 to `draws` - 1."""
+    return statistics.fmean(once(partial(call, seed), device)[0] for seed in range(draws))
 
 
 def counterparts(image: Tensor) -> list[tuple[str, Callable[[], object], Callable[[], object]]]:
@@ -132,9 +142,10 @@ def counterparts(image: Tensor) -> list[tuple[str, Callable[[], object], Callabl
     alpha = 0.5
     fraction = 1 - (1 - alpha) * math.sqrt(2)
     generator = torch.Generator(image.device).manual_seed(0)
-    every = torch.arange(n).repeat_interleave(SHAPE[3])
-    slices = torch.arange(SHAPE[3]).repeat(n)
-    wave = {"volumes": every, "slices": slices, "frequency": torch.tensor([[9, 7]]).expand(len(every), 2)}
+    every = torch.arange(n, device=image.device).repeat_interleave(SHAPE[3])
+    slices = torch.arange(SHAPE[3], device=image.device).repeat(n)
+    frequency = torch.tensor([[9, 7]], device=image.device).expand(len(every), 2)
+    wave = {"volumes": every, "slices": slices, "frequency": frequency}
     noisy = RandRicianNoise(prob=1.0, std=30.0, sample_std=False)
     biased = RandBiasField(prob=1.0, degree=3, coeff_range=(0.1, 0.1))
     ringing = GibbsNoise(alpha=alpha)
@@ -162,13 +173,14 @@ def compare(
         "cpu_s": cpu,
         "monai_cpu_s": monai_cpu,
     }
-    report("counterpart", name, result | {"cpu_ratio": monai_cpu / cpu})
+    report("counterpart", name, result | {"cpu_ratio": monai_cpu / cpu}, device)
 
 
-def report(kind: str, name: str, values: dict[str, float]) -> None:
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu x{torch.get_num_threads()}"
+def report(kind: str, name: str, values: dict[str, float], device: torch.device) -> None:
+    cuda = device.type == "cuda"
+    place = torch.cuda.get_device_name(device) if cuda else f"cpu x{torch.get_num_threads()}"
     rounded = {key: round(value, 3) for key, value in values.items()}
-    print(json.dumps({"kind": kind, "name": name, "device": device, **rounded}), flush=True)
+    print(json.dumps({"kind": kind, "name": name, "device": place, **rounded}), flush=True)
 
 
 if __name__ == "__main__":
