@@ -1,0 +1,44 @@
+"""Command line of the experiments."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import warnings
+from pathlib import Path
+
+os.environ.setdefault("TQDM_DISABLE", "1")  # a line an arm is progress enough
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+ROOT = Path(__file__).parents[2]
+
+
+def main() -> None:
+    from benchmarks.experiments import classical, generalisation, lesions, page, pretraining
+    from benchmarks.experiments.results import Results
+    from benchmarks.experiments.run import Runner
+    from benchmarks.experiments.sizes import SIZES
+
+    experiments = {m.NAME: m for m in (lesions, pretraining, generalisation, classical)}
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.experiments", description=__doc__)
+    parser.add_argument(
+        "what", choices=[*experiments, "all", "page"], help="page: figures and docs/results.md"
+    )
+    parser.add_argument("--small", action="store_true", help="minutes on a CPU, instead of one GPU machine")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument(
+        "--work", type=Path, default=ROOT / "runs" / "experiments", help="data and checkpoints"
+    )
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results", help="JSON lines and figures")
+    options = parser.parse_args()
+    size = SIZES["small" if options.small else "full"]
+    chosen = [] if options.what == "page" else [options.what]
+    for name in experiments if options.what == "all" else chosen:
+        results = Results(options.out / size.name / f"{name}.jsonl")
+        experiments[name].run(Runner(options.work / size.name, results, options.device), size)
+    page.write(options.out)
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    main()

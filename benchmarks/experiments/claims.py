@@ -1,0 +1,90 @@
+"""The papers' claims as tests of the lines: what holds, what does not, what cannot be said yet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from benchmarks.experiments.figures import values_of
+from benchmarks.experiments.tables import KEY_COLUMN, choose, paired, scores, summary
+
+__all__ = ["claims", "lesion_claim", "pretraining_claim"]
+
+Line = Mapping[str, Any]
+Verdict = tuple[str, str]  # "holds", "does not hold" or "open", and why
+
+
+def claims(experiments: Mapping[str, Sequence[Line]]) -> str:
+    """One sentence a claim."""
+    rows = []
+    for method in ("equivariant", "pq"):
+        for test, statement in (
+            ("turned", "finds lesions on turned heads better than the plain one by more than the spread"),
+            ("upright", "is not worse than it in the training orientation"),
+        ):
+            rows.append(
+                (f"The {method} network {statement}", lesion_claim(experiments["lesions"], method, test))
+            )
+    for rival in ("none", "autoencoder"):
+        for network in ("plain", "equivariant"):
+            found = pretraining_claim(experiments["pretraining"], network, rival)
+            text = f"Pretraining on artifacts is better than {rival} on two of the three tasks ({network} network)"
+            rows.append((text, found))
+    text = "\n".join(f"- {statement}: **{holds}** ({why})." for statement, (holds, why) in rows)
+    return f"The claims at this size, judged by the rule above:\n\n{text}\n"
+
+
+def lesion_claim(lines: Sequence[Line], method: str, test: str) -> Verdict:
+    """AP of `method` against "plain" at 10-50 % of the subjects, judged on the heads `test`."""
+    data, failed, passed = choose(lines, study="data"), [], []
+    for share in sorted(s for s in values_of(data, "share") if 0.1 <= s <= 0.5):
+        own, other = (choose(data, method=m, share=share) for m in (method, "plain"))
+        if not own or len(own) != len(other):
+            continue
+        a, b = (scores(arm, test, "average_precision") for arm in (own, other))
+        gain, spread = paired(a, b).mean, _spread(a, b)
+        ok = gain > spread if test == "turned" else gain >= -spread
+        (passed if ok else failed).append(f"{gain:+.3f} at {100 * share:g} %, spread {spread:.3f}")
+    return _judged(passed, failed, all_needed=True)
+
+
+def pretraining_claim(lines: Sequence[Line], network: str, rival: str) -> Verdict:
+    """ "artifacts" (preset all) above `rival` in the mean, at no more than two labelled subjects, on two tasks."""
+    data = choose(lines, architecture=network)
+    failed, passed = [], []
+    for task in values_of(data, "task"):
+        few = [n for n in values_of(choose(data, task=task), "labelled") if n <= 2]
+        gains = [_gain(choose(data, task=task, labelled=n), task, rival) for n in few]
+        if not gains or None in gains:
+            continue
+        text = f"{task} " + ", ".join(f"{gain:+.3f}" for gain in gains if gain is not None)
+        (passed if all(gain is not None and gain > 0 for gain in gains) else failed).append(text)
+    return _judged(passed, failed, all_needed=False)
+
+
+def _gain(lines: Sequence[Line], task: str, rival: str) -> float | None:
+    """How much better artifacts are than `rival`, in units of the score; None where an arm is missing."""
+    own = choose(lines, pretext="artifacts", preset="all")
+    other = choose(lines, pretext=rival)
+    if not own or len(own) != len(other):
+        return None
+    found = paired(*(scores(arm, "test", KEY_COLUMN[task]) for arm in (own, other)))
+    return -found.mean if task == "orientation" else found.mean
+
+
+def _judged(passed: list[str], failed: list[str], all_needed: bool) -> Verdict:
+    if not passed and not failed:
+        return "open", "not run"
+    if all_needed:
+        holds = not failed
+    elif len(passed) < 2 and len(passed) + len(failed) < 3:
+        return "open", "; ".join(passed + failed) + "; tasks are missing"
+    else:
+        holds = len(passed) >= 2
+    return "holds" if holds else "does not hold", "; ".join(passed + failed)
+
+
+def _spread(*arms: np.ndarray) -> float:
+    return max(float(np.nan_to_num(summary(arm).sd)) for arm in arms)

@@ -1,0 +1,163 @@
+"""Networks against classical methods on the same scans, scored by the same metrics.
+
+Crossings and orientation: constrained spherical deconvolution by DIPY.  Tissue: DIPY's median_otsu, then thresholds
+of FA and MD.  The classical methods choose their parameters on subjects of the training cohort.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from itertools import product
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import dmri_monai
+from benchmarks.experiments.arms import Arm, Budget, digest
+from benchmarks.experiments.cohorts import Cohort
+from benchmarks.experiments.run import Runner
+from benchmarks.experiments.sizes import Size
+from dmri_monai.bids import data_list
+from dmri_monai.gradients import GradientTable
+from dmri_monai.io import read_dwi, read_nifti
+from dmri_monai.labels import PeakRule, fibre_labels
+from dmri_monai.metrics import AngularError, ClassificationScore
+from dmri_monai.qspace.tensor import fit_tensor, tensor_metrics
+from dmri_monai.workflows.tasks import CROSSINGS, TISSUES, task
+
+__all__ = ["NAME", "run", "threshold_tissue"]
+
+NAME = "classical"
+METHODS = ("plain", "equivariant")
+TASKS = ("tissue", "crossings", "orientation")
+RELATIVE_PEAKS = (0.2, 0.35, 0.5)
+FA_LIMITS, MD_LIMITS = (0.15, 0.2, 0.25, 0.3, 0.35), (1.2e-3, 1.5e-3, 1.8e-3)  # MD in mm²/s
+Scores = dict[str, float]
+
+
+def run(runner: Runner, size: Size) -> None:
+    """Networks of every task and seed, and the classical method of every task."""
+    train, test = cohorts(size)
+    for name in TASKS:
+        _classical(runner, name, train, test)
+        for method in METHODS:
+            settings = size.settings(method, name)
+            arm = Arm(NAME, {"method": method, "task": name}, 0, train, settings, Budget(size.steps), (test,))
+            runner.run(arm.with_seeds(size.seeds))
+
+
+def cohorts(size: Size) -> tuple[Cohort, Cohort]:
+    """To train or choose parameters on, and to test: 32 directions."""
+    protocol = {"shells": ((1000.0, 32),)}
+    return size.cohort("training", 501, test=False, **protocol), size.cohort("test", 502, **protocol)
+
+
+def _classical(runner: Runner, name: str, train: Cohort, test: Cohort) -> None:
+    """The line of the classical method of task `name`, unless it is there."""
+    method, grid = METHODS_BY_TASK[name]
+    content = {"classical": name, "grid": grid, "train": asdict(train), "test": asdict(test)}
+    key = digest(content)
+    if runner.results.get(key) is not None:
+        return
+    start = time.perf_counter()
+    lower = task(name).lower_is_better
+    few = replace(train, subjects=max(1, train.subjects // 5))  # as many as validate a network
+    trials = [(_mean(_scores(runner, few, name, method, choice)), choice) for choice in grid]
+    best = min(trials, key=lambda trial: trial[0] if lower else -trial[0])[1]
+    rows = list(_scores(runner, test, name, method, best))
+    tests = {column: [round(row[column], 5) for row in rows] for column in rows[0]}
+    runner.results.add(
+        {
+            "key": key, "experiment": NAME, "labels": {"method": "classical", "task": name}, "seed": 0,
+            "chosen": best, "trials": len(grid), "tests": {test.name: tests},
+            "wall_seconds": round(time.perf_counter() - start, 1), "device": "cpu",
+            "versions": {"dmri_monai": dmri_monai.__version__, "torch": torch.__version__},
+        }
+    )  # fmt: skip
+
+
+def _mean(rows: Iterator[Scores]) -> float:
+    """Mean over subjects of the key score, which for classes is a mean of its own."""
+    return float(np.nanmean([_key_score(row) for row in rows]))
+
+
+def _key_score(row: Scores) -> float:
+    return (
+        row["angular_error_median_deg"]
+        if "angular_error_median_deg" in row
+        else float(np.nanmean(list(row.values())))
+    )
+
+
+def _scores(runner: Runner, cohort: Cohort, name: str, method: Method, choice: Any) -> Iterator[Scores]:
+    """Scores of every subject of `cohort` under the parameters `choice`."""
+    folder = cohort.write(runner.work / "data")
+    for item in data_list(folder, labels={"label": task(name).label}):
+        image, table = read_dwi(item["image"])
+        label = read_nifti(item["label"]).as_tensor()
+        inside = read_nifti(item["mask"]).as_tensor() > 0
+        label = torch.where(inside, label, task(name).outside)
+        yield SCORES[name](method(image.as_tensor(), table, choice), label)
+
+
+def threshold_tissue(image: Tensor, table: GradientTable, choice: tuple[float, float]) -> Tensor:
+    """(1, X, Y, Z) tissue of raw volumes (N, X, Y, Z): outside DIPY's mask 0, MD above its limit 3 (fluid), else
+    FA above its limit 1 (white matter), else 2.  choice: limits of FA and of MD (mm²/s).
+    """
+    fa, md, inside = _maps(image, table)
+    tissue = torch.where(md > choice[1], 3, torch.where(fa > choice[0], 1, 2))
+    return (tissue * inside).float().unsqueeze(0)
+
+
+def _maps(image: Tensor, table: GradientTable) -> tuple[Tensor, Tensor, Tensor]:
+    """FA, MD (mm²/s) and brain mask, each (X, Y, Z)."""
+    from dipy.segment.mask import median_otsu
+
+    b0 = image[table.b0_mask].mean(dim=0).double().numpy()
+    inside = torch.from_numpy(np.asarray(median_otsu(b0, median_radius=1, numpass=2)[1], dtype=bool))
+    metrics = tensor_metrics(fit_tensor(image[None], table.bvals[None], table.bvecs[None]))
+    return metrics.fa[0, 0], metrics.md[0, 0], inside
+
+
+def _count_peaks(image: Tensor, table: GradientTable, choice: float) -> Tensor:
+    return fibre_labels(image, table, rule=PeakRule(relative=choice)).npeaks.float().unsqueeze(0)
+
+
+def _peaks(image: Tensor, table: GradientTable, choice: float) -> Tensor:
+    return fibre_labels(image, table, rule=PeakRule(relative=choice)).peaks_world
+
+
+def _tissue_scores(pred: Tensor, label: Tensor) -> Scores:
+    dice = {}
+    for number, name in enumerate(TISSUES, 1):
+        found, true = pred == number, label == number
+        both = 2.0 * float((found & true).sum())
+        dice[f"dice_{name}"] = both / max(float(found.sum() + true.sum()), 1.0)
+    return dice
+
+
+def _crossing_scores(pred: Tensor, label: Tensor) -> Scores:
+    metric = ClassificationScore(4, names=CROSSINGS)
+    metric(pred[None], label[None])
+    values = metric.get_buffer()[0].tolist()  # type: ignore[index]
+    return {f"macro_f1_{name}": value for name, value in zip(CROSSINGS, values, strict=True)}
+
+
+def _orientation_scores(pred: Tensor, label: Tensor) -> Scores:
+    metric = AngularError()
+    metric(pred[None], label[None])
+    names, values = metric.names, metric.get_buffer()[0].tolist()  # type: ignore[index]
+    return {f"angular_error_{name}": value for name, value in zip(names, values, strict=True)}
+
+
+Method = Callable[[Tensor, GradientTable, Any], Tensor]
+SCORES = {"tissue": _tissue_scores, "crossings": _crossing_scores, "orientation": _orientation_scores}
+METHODS_BY_TASK: dict[str, tuple[Method, list[Any]]] = {
+    "tissue": (threshold_tissue, list(product(FA_LIMITS, MD_LIMITS))),
+    "crossings": (_count_peaks, list(RELATIVE_PEAKS)),
+    "orientation": (_peaks, [RELATIVE_PEAKS[0]]),  # the largest peak does not depend on it
+}

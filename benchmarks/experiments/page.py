@@ -1,0 +1,136 @@
+"""Write `docs/results.md` and its figures from the JSON lines: no number of the page is typed by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.experiments.claims import claims
+from benchmarks.experiments.figures import draw
+from benchmarks.experiments.results import Results
+from benchmarks.experiments.sections import SECTIONS
+from benchmarks.experiments.sizes import SIZES, Size
+from benchmarks.experiments.tables import choose, markdown
+from dmri_monai.io.writing import replacing
+
+__all__ = ["page", "write"]
+
+TITLES = {
+    "lesions": "Lesion segmentation",
+    "pretraining": "Pretraining",
+    "generalisation": "Other protocols",
+    "classical": "Against classical methods",
+}
+QUESTIONS = {
+    "lesions": "How well do networks find lesions, by the number of training subjects and by how the test heads lie? "
+    "Heads of `upright` lie as in training, those of `turned` in random orientations; they are the same heads. "
+    "`plain, rotated` learns from randomly rotated heads.",
+    "pretraining": "Does pretraining on unlabelled scans of one protocol help on few labelled subjects of another? "
+    "Dice for tissue, macro-F1 for crossings, median angular error in degrees (lower is better) for orientation.",
+    "generalisation": "What becomes of tissue Dice when the test scans differ from the training in one point? "
+    "`change`: against the protocol of the training, paired, mean ± SD over seeds.",
+    "classical": "How do networks compare with DIPY's constrained spherical deconvolution, and with median_otsu and "
+    "thresholds of FA and MD, on the same scans and by the same metrics?",
+}
+HEAD = """# Results
+
+The two papers' comparisons on simulated heads with known truth: Müller et al. 2021 (arXiv:2102.06942) and Weninger
+et al. 2022 (BVM). This page is written by `python -m benchmarks.experiments page` from the JSON lines in
+`docs/results/`; every line holds the settings of its arm.
+
+How to read the tables:
+
+- Scores are mean ± standard deviation over seeds of the mean over test subjects. A seed chooses training and validation
+  subjects, initial weights, crops and flips, and is the same for all methods, so that differences are paired.
+- The spread is the larger of the two arms' standard deviations. "Better" and "worse" mean a difference beyond it.
+- p (seeds) and p (subjects) are of paired t-tests over the seeds' means and over the test subjects' means, without
+  correction for the number of comparisons. {seeds}
+- Methods that are compared have about the same number of parameters and take the same number of steps; a study of equal
+  training time stands beside it. The published shape of the pq network has far fewer parameters. Learning rates are chosen
+  by validation among the same values for every method in the study of training-set size; elsewhere all have the same.
+"""
+RERUN = """## Running it again
+
+```console
+{commands}
+```
+
+An arm whose line is in `docs/results/` is skipped, so an interrupted run goes on where it stopped; removing a line runs its
+arm again. `--device cuda` computes on a GPU. Data and checkpoints go to `runs/experiments/`.
+"""
+
+
+def write(out: Path) -> None:
+    """`out`/<size>/<experiment>.png and the page beside `out`."""
+    lines = {size: {name: Results(out / size / f"{name}.jsonl").lines() for name in TITLES} for size in SIZES}
+    for size, experiments in lines.items():
+        for name, found in experiments.items():
+            if found:
+                draw(name, found, out / size / f"{name}.png")
+    with replacing(out.with_suffix(".md")) as (temporary,):
+        temporary.write_text(page(lines, out), encoding="utf-8")
+
+
+def page(lines: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]], out: Path) -> str:
+    """The text, of size -> experiment -> lines."""
+    few = min(size.seeds for name, size in SIZES.items() if any(lines[name].values()))
+    seeds = f"With {few} seeds the first has little power." if few < 5 else ""
+    parts = [HEAD.format(seeds=seeds)]
+    for name, size in SIZES.items():
+        parts.append(_size(size, lines[name], out))
+    commands = "\n".join(
+        f"python -m benchmarks.experiments {name}{option}"
+        for option in (" --small", " --device cuda")
+        for name in TITLES
+    )
+    parts.append(RERUN.format(commands=commands))
+    return "\n".join(parts)
+
+
+def _size(size: Size, experiments: Mapping[str, Sequence[Mapping[str, Any]]], out: Path) -> str:
+    parts = [f"## Size: {size.name}\n", _description(size)]
+    missing = [TITLES[name].lower() for name in TITLES if not choose(experiments[name])]
+    if missing:
+        parts.append(f"**Not run at this size: {', '.join(missing)}.**\n")
+    if len(missing) < len(TITLES):
+        parts.append(claims(experiments))
+    for name, title in TITLES.items():
+        if choose(experiments[name]):
+            parts.append(_experiment(size, name, title, experiments[name], out))
+    return "\n".join(parts)
+
+
+def _description(size: Size) -> str:
+    rows = [
+        ["anatomy", size.anatomy],
+        ["grid", f"{size.voxels}³ voxels of {size.spacing_mm:g} mm"],
+        ["training cohort", f"{size.subjects} subjects, {size.subjects - size.learners} of them to validate"],
+        ["test cohort", f"{size.test_subjects} other subjects"],
+        ["seeds", size.seeds],
+        ["steps of a training", f"{size.steps}; after pretraining ({size.pretrain_steps}) {size.tune_steps}"],
+        ["learning rates tried", ", ".join(f"{rate:g}" for rate in size.rates)],
+    ]
+    return markdown(["", ""], rows) + SCALE[size.name]
+
+
+SCALE = {
+    "small": "\nThis is a smoke test of the machinery in minutes on a CPU: coarse voxels, tiny networks, short trainings. "
+    "Networks are far from converged, so its numbers say nothing final about the methods.\n",
+    "full": "\nFor one machine with a GPU.\n",
+}
+
+
+def _experiment(size: Size, name: str, title: str, lines: Sequence[Mapping[str, Any]], out: Path) -> str:
+    parts = [f"### {title}\n", QUESTIONS[name] + "\n"]
+    if (out / size.name / f"{name}.png").is_file():
+        parts.append(f"![{title}, size {size.name}](results/{size.name}/{name}.png)\n")
+    parts.append(SECTIONS[name](lines))
+    tested = choose(lines)
+    minutes = sum(line["wall_seconds"] for line in lines) / 60
+    devices = ", ".join(sorted({line["device"] for line in lines}))
+    parts.append(
+        f"{len(tested)} tested arms and {len(lines) - len(tested)} trials of learning rates, "
+        f"{minutes:.0f} minutes on {devices}.\n"
+    )
+    return "\n".join(parts)

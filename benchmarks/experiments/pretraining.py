@@ -1,0 +1,82 @@
+"""Pretraining on an HCP-like cohort, fine-tuned on few labelled subjects of another, clinical protocol.
+
+After Weninger et al. 2022 (BVM): other heads, SNR, voxel size and gradient table than those of the pretraining.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from benchmarks.experiments.arms import Arm, Budget, Pretraining
+from benchmarks.experiments.cohorts import Cohort
+from benchmarks.experiments.run import Runner
+from benchmarks.experiments.sizes import Size
+
+__all__ = ["NAME", "PRETEXTS", "TASKS", "run"]
+
+NAME = "pretraining"
+TASKS = ("tissue", "crossings", "orientation")
+PRETEXTS = ("none", "autoencoder", "artifacts", "masked")
+ARCHITECTURES = ("plain", "equivariant")
+
+
+def run(runner: Runner, size: Size) -> None:
+    """All arms, those of the paper's question first."""
+    for arms in _arms(size):
+        runner.run(arms)
+
+
+def hcp_cohort(size: Size) -> Cohort:
+    """Unlabelled: smaller voxels, more directions, high SNR."""
+    spacing, voxels = 0.8 * size.spacing_mm, round(size.voxels / 0.8)
+    return size.cohort(
+        "hcp-like", 301, test=False, size=voxels, spacing_mm=spacing, shells=((1000.0, size.hcp_directions),),
+        n_b0=6, snr=(20.0, 40.0),
+    )  # fmt: skip
+
+
+def clinical_cohorts(size: Size) -> tuple[Cohort, Cohort]:
+    """To fine-tune on, and to test: large voxels, few directions, low SNR."""
+    protocol = {"shells": ((1000.0, clinical_directions(size)),), "snr": (10.0, 18.0), "n_b0": 2}
+    return size.cohort("clinical", 302, test=False, **protocol), size.cohort("test", 303, **protocol)
+
+
+def clinical_directions(size: Size) -> int:
+    """At most 32."""
+    return min(32, size.directions)
+
+
+def pretraining_of(size: Size, pretext: str, preset: str) -> Pretraining | None:
+    """The step before; None for the control, which starts from its random weights."""
+    if pretext == "none":
+        return None
+    settings = {"pretext": pretext, **({"corruption": preset} if pretext == "artifacts" else {})}
+    return Pretraining(hcp_cohort(size), settings, Budget(size.pretrain_steps))
+
+
+def _arms(size: Size) -> Iterator[list[Arm]]:
+    for preset in size.presets:
+        for architecture in ARCHITECTURES:
+            for labelled in size.labelled:
+                for task in TASKS:
+                    for pretext in PRETEXTS if preset == size.presets[0] else ("artifacts",):
+                        yield _seeds(size, pretext, preset, architecture, task, labelled)
+
+
+def _seeds(size: Size, pretext: str, preset: str, architecture: str, task: str, labelled: int) -> list[Arm]:
+    train, test = clinical_cohorts(size)
+    labels = {"pretext": pretext, "architecture": architecture, "task": task, "labelled": labelled}
+    if pretext == "artifacts":
+        labels["preset"] = preset
+    arm = Arm(
+        NAME,
+        labels,
+        0,
+        train,
+        size.settings(architecture, task),
+        Budget(size.tune_steps),
+        (test,),
+        train_subjects=labelled,
+        pretraining=pretraining_of(size, pretext, preset),
+    )
+    return arm.with_seeds(size.seeds)

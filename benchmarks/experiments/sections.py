@@ -1,0 +1,177 @@
+"""What `docs/results.md` says of an experiment: tables and verdicts, computed from its lines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from benchmarks.experiments.figures import values_of
+from benchmarks.experiments.tables import KEY_COLUMN, Paired, choose, markdown, paired, scores, summary
+
+__all__ = ["SECTIONS", "verdict"]
+
+Line = Mapping[str, Any]
+LESION_COLUMNS = {"average_precision": "AP", "roc_auc": "ROC AUC", "dice": "Dice"}
+
+
+def verdict(found: Paired, spread: float, larger: bool = True) -> str:
+    """Whether the first arm of `found` is better than the second by more than `spread`."""
+    gain = found.mean if larger else -found.mean
+    if gain > spread:
+        return "better by more than the spread"
+    if gain < -spread:
+        return "worse by more than the spread"
+    return "within the spread"
+
+
+def _spread(*arms: np.ndarray) -> float:
+    """The larger standard deviation over seeds."""
+    return max(float(np.nan_to_num(summary(arm).sd)) for arm in arms)
+
+
+def _p(value: float) -> str:
+    return "–" if value != value else f"{value:.3f}"
+
+
+def _comparison(first: np.ndarray, second: np.ndarray, larger: bool = True) -> list[str]:
+    found = paired(first, second)
+    decided = verdict(found, _spread(first, second), larger)
+    return [str(found), _p(found.p_seeds), _p(found.p_subjects), decided]
+
+
+COMPARED = ["difference", "p (seeds)", "p (subjects)", "verdict"]
+
+
+def lesions(lines: Sequence[Line]) -> str:
+    """Methods by training-set size and orientation, and the other studies where they were run."""
+    parts = [_lesion_sizes(lines), _lesion_claims(lines)]
+    titles = {
+        "time": "The same time of training, all subjects",
+        "parameters": "Number of parameters, all subjects",
+        "kernels": "Kernels of two pq layers, all subjects",
+    }
+    for study, title in titles.items():
+        parts.append(f"**{title}**\n\n{_lesion_study(choose(lines, study=study))}")
+    return "\n".join(parts)
+
+
+def _lesion_sizes(lines: Sequence[Line]) -> str:
+    data, rows = choose(lines, study="data"), []
+    for method in values_of(data, "method"):
+        own = choose(data, method=method)
+        for n in sorted(values_of(own, "subjects")):
+            rows.append(_lesion_row(choose(own, subjects=n), f"{method}, {n} subjects"))
+    head = ["arm", "parameters", "steps"]
+    head += [f"{name} {test}" for test in ("upright", "turned") for name in LESION_COLUMNS.values()]
+    return markdown(head, rows)
+
+
+def _lesion_row(own: Sequence[Line], name: str) -> list[Any]:
+    cells = [
+        summary(scores(own, test, column)) for test in ("upright", "turned") for column in LESION_COLUMNS
+    ]
+    return [name, own[0]["n_parameters"], _range([line["steps"] for line in own]), *cells]
+
+
+def _range(values: Sequence[int]) -> str:
+    low, high = min(values), max(values)
+    return str(low) if low == high else f"{low}–{high}"
+
+
+def _lesion_claims(lines: Sequence[Line]) -> str:
+    data, rows = choose(lines, study="data"), []
+    for rival in ("plain", "plain, rotated"):
+        for method in ("equivariant", "pq"):
+            for n in sorted(values_of(data, "subjects")):
+                own, other = choose(data, method=method, subjects=n), choose(data, method=rival, subjects=n)
+                if len(own) != len(other) or not own:
+                    continue
+                for test in ("upright", "turned"):
+                    arms = [scores(each, test, "average_precision") for each in (own, other)]
+                    rows.append([f"{method} − {rival}", n, test, *_comparison(*arms)])
+    return "**Differences in AP**\n\n" + markdown(["arms", "subjects", "test heads", *COMPARED], rows)
+
+
+def _lesion_study(data: Sequence[Line]) -> str:
+    groups: dict[tuple[Any, ...], list[Line]] = {}
+    for line in data:
+        labels = line["labels"]
+        groups.setdefault((labels["method"], labels.get("width"), labels.get("reduction")), []).append(line)
+    rows = []
+    for (method, _, reduction), own in groups.items():
+        seconds = np.mean([line["train_seconds"] for line in own])
+        name = f"{method}, {reduction}" if reduction else method
+        cells = [summary(scores(own, test, "average_precision")) for test in ("upright", "turned")]
+        steps = _range([line["steps"] for line in own])
+        rows.append([name, own[0]["n_parameters"], steps, f"{seconds:.0f}", len(own), *cells])
+    head = ["arm", "parameters", "steps", "seconds", "seeds", "AP upright", "AP turned"]
+    return markdown(head, rows) if rows else "Not run at this size.\n"
+
+
+def pretraining(lines: Sequence[Line]) -> str:
+    """Every pretext against none and against the autoencoder."""
+    data, rows = choose(lines), []
+    groups = dict.fromkeys(
+        tuple(line["labels"].get(k) for k in ("architecture", "labelled", "task")) for line in data
+    )
+    for architecture, labelled, task in groups:
+        own = choose(data, architecture=architecture, labelled=labelled, task=task)
+        arms = _by_pretext(own, task)
+        for name, values in arms.items():
+            cells = []
+            for rival in ("none", "autoencoder"):
+                same = name == rival or rival not in arms or arms[rival].shape != values.shape
+                compared = [] if same else _comparison(values, arms[rival], task != "orientation")
+                cells.append("–" if same else f"{compared[0]}, p = {compared[2]}: {compared[3]}")
+            rows.append([architecture, task, labelled, name, summary(values), *cells])
+    head = ["network", "task", "labelled", "pretext", "score", "against none", "against autoencoder"]
+    return markdown(head, rows)
+
+
+def _by_pretext(lines: Sequence[Line], task: str) -> dict[str, np.ndarray]:
+    groups: dict[str, list[Line]] = {}
+    for line in lines:
+        labels = line["labels"]
+        preset = labels.get("preset")
+        groups.setdefault(f"{labels['pretext']}, {preset}" if preset else labels["pretext"], []).append(line)
+    return {name: scores(own, "test", KEY_COLUMN[task]) for name, own in groups.items()}
+
+
+def generalisation(lines: Sequence[Line]) -> str:
+    """Dice on every protocol, and what is lost from the trained one."""
+    data = choose(lines)
+    methods, rows = values_of(data, "method"), []
+    arms = {method: choose(data, method=method) for method in methods}
+    for test in data[0]["tests"]:
+        row: list[Any] = [test]
+        for own in arms.values():
+            found, base = scores(own, test, "dice"), scores(own, "as trained", "dice")
+            row += [summary(found), str(paired(found, base)) if test != "as trained" else "–"]
+        rows.append(row)
+    return markdown(["protocol", *(f"{m}{c}" for m in methods for c in ("", ", change"))], rows)
+
+
+def classical(lines: Sequence[Line]) -> str:
+    """Every network against the classical method of the task, over the test subjects."""
+    data, rows = choose(lines), []
+    for task in values_of(data, "task"):
+        baseline = choose(data, task=task, method="classical")
+        for method in values_of(choose(data, task=task), "method"):
+            values = scores(choose(data, task=task, method=method), "test", KEY_COLUMN[task])
+            cells = ["–", "–"]
+            if method != "classical" and baseline:
+                rival = scores(baseline, "test", KEY_COLUMN[task])
+                found = paired(values.mean(axis=0, keepdims=True), rival)
+                cells = [f"{found.mean:+.3f}", _p(found.p_subjects)]
+            rows.append([task, method, summary(values), *cells])
+    return markdown(["task", "method", "score", "against classical", "p (subjects)"], rows)
+
+
+SECTIONS = {
+    "lesions": lesions,
+    "pretraining": pretraining,
+    "generalisation": generalisation,
+    "classical": classical,
+}
