@@ -11,10 +11,10 @@ COPY dmri_monai ./dmri_monai
 COPY bundle ./bundle
 COPY configs ./configs
 RUN pip install --no-cache-dir --no-deps --no-build-isolation --editable . \
-    && useradd --create-home dmri \
-    && mkdir /data && chown dmri /data
+    && useradd --create-home --uid 1000 dmri \
+    && mkdir /data && chown 1000 /data
 
-USER dmri
+USER 1000
 ENV MPLBACKEND=Agg PYTHONUNBUFFERED=1
 VOLUME /data
 ENTRYPOINT ["dmri-monai"]

@@ -1,0 +1,82 @@
+"""What is given away: wheel, source archive, bundle, container file."""
+
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+from monai.bundle import ConfigWorkflow
+
+import dmri_monai
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("wheel")
+    command = ["pip", "wheel", "--no-deps", "--no-build-isolation", "--quiet", "-w", str(out), str(ROOT)]
+    subprocess.run([sys.executable, "-m", *command], check=True)
+    return next(out.glob("*.whl"))
+
+
+@pytest.mark.slow
+def test_wheel_holds_presets_bundle_and_report(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    for name in (
+        "presets/normal.json",
+        "bundle/configs/inference.json",
+        "report/assets/style.css",
+        "py.typed",
+    ):
+        assert f"dmri_monai/{name}" in names
+    assert not [name for name in names if name.startswith("tests/")]
+
+
+@pytest.mark.slow
+def test_installed_wheel_answers_outside_of_the_checkout(wheel, tmp_path):
+    """In an environment of its own, which borrows the dependencies of this one."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv")], check=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    site = next((tmp_path / "venv" / "lib").glob("python*/site-packages"))
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    borrowed = f"import sys; sys.path.append({sysconfig.get_path('purelib')!r})\n"
+    (site / "borrowed.pth").write_text(borrowed)
+    code = "import dmri_monai.cli as c; print(c.__file__); c.app(['--version'])"
+    found = subprocess.run([python, "-c", code], cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert found.stdout.split() == [str(site / "dmri_monai" / "cli.py"), dmri_monai.__version__]
+
+
+@pytest.mark.slow
+def test_source_archive_holds_what_the_tests_need(tmp_path):
+    code = f"from hatchling.build import build_sdist; build_sdist({str(tmp_path)!r})"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+    with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
+        names = {Path(*Path(name).parts[1:]).as_posix() for name in archive.getnames()}
+    assert {"pyproject.toml", "Makefile", "requirements.lock", "bundle/LICENSE", "tests/conftest.py"} <= names
+
+
+def test_bundle_from_a_zip_makes_its_network(tmp_path):
+    archive = shutil.make_archive(str(tmp_path / "dmri"), "zip", ROOT / "bundle")
+    shutil.unpack_archive(archive, tmp_path / "bundle")
+    workflow = ConfigWorkflow(
+        config_file=str(tmp_path / "bundle" / "configs" / "inference.json"),
+        meta_file=str(tmp_path / "bundle" / "configs" / "metadata.json"),
+        logging_file=False,
+        workflow_type="infer",
+        bundle_root=str(tmp_path / "bundle"),
+    )
+    assert sum(p.numel() for p in workflow.parser.get_parsed_content("network_def").parameters())
+
+
+def test_container_file_is_clean():
+    hadolint = Path(sys.executable).with_name("hadolint")
+    if not hadolint.is_file():
+        pytest.skip("no hadolint in the environment")
+    done = subprocess.run([hadolint, ROOT / "Dockerfile"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
