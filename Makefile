@@ -10,7 +10,7 @@ export MPLBACKEND := Agg
 LABEL_VENV := .venv-label
 LABEL_STAMP := $(LABEL_VENV)/.installed
 
-.PHONY: install demo test test-all lint docs bench label-env label-demo clean
+.PHONY: install demo test test-all lint docs bench experiments experiments-small label-env label-demo clean
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -37,6 +37,14 @@ docs: install
 
 bench: install
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+# the papers' comparisons, for one GPU machine; continues where it stopped and rewrites docs/results.md
+experiments: install
+	$(BIN)/python -W ignore -m benchmarks.experiments all
+
+# all of them reduced, on a CPU, beside the results in docs/
+experiments-small: install
+	$(BIN)/python -W ignore -m benchmarks.experiments all --small --out runs/experiments/results
 
 # the main job; a new demo replaces the old one
 demo: install

@@ -14,6 +14,8 @@ ROOT = Path(__file__).parents[2]
 
 
 def main() -> None:
+    import torch
+
     from benchmarks.experiments import classical, generalisation, lesions, page, pretraining
     from benchmarks.experiments.results import Results
     from benchmarks.experiments.run import Runner
@@ -25,17 +27,18 @@ def main() -> None:
         "what", choices=[*experiments, "all", "page"], help="page: figures and docs/results.md"
     )
     parser.add_argument("--small", action="store_true", help="minutes on a CPU, instead of one GPU machine")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--device", help="cpu or cuda; else cuda where there is one")
     parser.add_argument(
         "--work", type=Path, default=ROOT / "runs" / "experiments", help="data and checkpoints"
     )
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results", help="JSON lines and figures")
     options = parser.parse_args()
     size = SIZES["small" if options.small else "full"]
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     chosen = [] if options.what == "page" else [options.what]
     for name in experiments if options.what == "all" else chosen:
         results = Results(options.out / size.name / f"{name}.jsonl")
-        experiments[name].run(Runner(options.work / size.name, results, options.device), size)
+        experiments[name].run(Runner(options.work / size.name, results, device), size)
     page.write(options.out)
 
 

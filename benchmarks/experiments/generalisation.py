@@ -29,7 +29,7 @@ def run(runner: Runner, size: Size) -> None:
             {"method": method, "task": "tissue"},
             0,
             size.cohort("training", 401, test=False, shells=TRAINED),
-            size.settings(method, "tissue", **TOLERANT),
+            size.settings(method, "tissue", wide=True, **TOLERANT),
             Budget(size.tune_steps),
             protocols(size),
         )

@@ -46,9 +46,10 @@ How to read the tables:
 - The spread is the larger of the two arms' standard deviations. "Better" and "worse" mean a difference beyond it.
 - p (seeds) and p (subjects) are of paired t-tests over the seeds' means and over the test subjects' means, without
   correction for the number of comparisons. {seeds}
-- Methods that are compared have about the same number of parameters and take the same number of steps; a study of equal
-  training time stands beside it. The published shape of the pq network has far fewer parameters. Learning rates are chosen
-  by validation among the same values for every method in the study of training-set size; elsewhere all have the same.
+- Methods that are compared have about the same number of parameters and take the same number of steps; a study of
+  equal training time stands beside it. The published shape of the pq network has far fewer parameters. Learning rates
+  are chosen by validation among the same values for every method in the study of training-set size; elsewhere all have
+  the same.
 """
 RERUN = """## Running it again
 
@@ -56,8 +57,9 @@ RERUN = """## Running it again
 {commands}
 ```
 
-An arm whose line is in `docs/results/` is skipped, so an interrupted run goes on where it stopped; removing a line runs its
-arm again. `--device cuda` computes on a GPU. Data and checkpoints go to `runs/experiments/`.
+An arm whose line is in `docs/results/` is skipped, so an interrupted run goes on where it stopped; removing a line
+runs its arm again. A GPU is used where there is one; data and checkpoints go to `runs/experiments/`. `make experiments`
+runs all of the full size; `make experiments-small` runs all of the small one from the beginning, beside these results.
 """
 
 
@@ -74,15 +76,13 @@ def write(out: Path) -> None:
 
 def page(lines: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]], out: Path) -> str:
     """The text, of size -> experiment -> lines."""
-    few = min(size.seeds for name, size in SIZES.items() if any(lines[name].values()))
+    few = min((size.seeds for name, size in SIZES.items() if any(lines[name].values())), default=5)
     seeds = f"With {few} seeds the first has little power." if few < 5 else ""
     parts = [HEAD.format(seeds=seeds)]
     for name, size in SIZES.items():
         parts.append(_size(size, lines[name], out))
     commands = "\n".join(
-        f"python -m benchmarks.experiments {name}{option}"
-        for option in (" --small", " --device cuda")
-        for name in TITLES
+        f"python -m benchmarks.experiments {name}{option}" for option in (" --small", "") for name in TITLES
     )
     parts.append(RERUN.format(commands=commands))
     return "\n".join(parts)
@@ -115,7 +115,7 @@ def _description(size: Size) -> str:
 
 
 SCALE = {
-    "small": "\nThis is a smoke test of the machinery in minutes on a CPU: coarse voxels, tiny networks, short trainings. "
+    "small": "\nA reduced version in minutes on a CPU: coarse voxels, tiny networks, short trainings.\n"
     "Networks are far from converged, so its numbers say nothing final about the methods.\n",
     "full": "\nFor one machine with a GPU.\n",
 }

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import fcntl
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +36,7 @@ class Results:
     def add(self, line: Mapping[str, Any]) -> None:
         """Append `line`; ValueError where its key is there already.  Other processes may add at the same time."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.with_suffix(".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with _locked(self.path.parent):
             if self.get(line["key"]) is not None:
                 raise ValueError(f"{self.path} already has a line {line['key']}")
             before = self.path.read_text() if self.path.is_file() else ""
@@ -50,3 +51,14 @@ class Results:
         if not isinstance(line, dict) or "key" not in line:
             raise ValueError(f"line {number} has no key: {self.path}")
         return line
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep other processes that lock `folder` out; the lock ends with the process, whatever ends it."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)

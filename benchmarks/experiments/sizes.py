@@ -22,7 +22,7 @@ class Size:
     what follows it.  rates: learning rates every method tries; rate: of the arms that try none.
     fractions: of the subjects that learn; labelled: subjects of fine-tuning; presets: of pretraining's artifacts.
     networks: method -> keys of train.json, all of about the same number of parameters but "pq", whose published
-    shape has fewer.  widths: (method, keys) of the study of parameters.  pq_layers: of the study of kernels.
+    shape has fewer.  wider: those of the experiments that are not about the number of parameters.  widths: (method, keys) of the study of parameters.  pq_layers: of the study of kernels.
     """
 
     name: str
@@ -45,6 +45,7 @@ class Size:
     labelled: tuple[int, ...]
     presets: tuple[str, ...]
     networks: Mapping[str, Settings]
+    wider: Mapping[str, Settings]
     widths: tuple[tuple[str, Settings], ...]
     pq_layers: Settings
     q_out: int
@@ -65,15 +66,16 @@ class Size:
         }
         return Cohort(name=name, seed=seed, **{**own, **change})
 
-    def settings(self, method: str, task: str, **more: Any) -> dict[str, Any]:
-        """Keys of train.json of a method on a task."""
+    def settings(self, method: str, task: str, *, wide: bool = False, **more: Any) -> dict[str, Any]:
+        """Keys of train.json of a method on a task; wide: with the wider network, where there is one."""
+        network = {**self.networks, **self.wider}[method] if wide else self.networks[method]
         own = {
             "task": task,
             "spacing_mm": [self.spacing_mm] * 3,
             "crop_size": [self.crop] * 3,
             "masked": True,
         }
-        return {**own, "learning_rate": self.rate, **self.networks[method], **more}
+        return {**own, "learning_rate": self.rate, **network, **more}
 
 
 def _equivariant(size: Any) -> dict[str, Any]:
@@ -95,8 +97,8 @@ SMALL = Size(
     seeds=3,
     steps=120,
     seconds=12.0,
-    pretrain_steps=60,
-    tune_steps=60,
+    pretrain_steps=100,
+    tune_steps=100,
     hcp_directions=30,
     crop=16,
     rates=(0.003, 0.01),
@@ -112,6 +114,7 @@ SMALL = Size(
             "network_options": {"pq": [[3, 2]], "p": [[10, 3], [6, 2]], "kernel_size": 3},
         },
     },
+    wider={"plain": _plain(4)},
     widths=(
         ("equivariant", _equivariant(["4x0e+1x2e", "8x0e+1x2e", "12x0e+2x2e"])),
         ("equivariant", _equivariant(["6x0e+1x1o+1x2e", "12x0e+2x1o+2x2e", "24x0e+4x1o+4x2e"])),
@@ -133,7 +136,7 @@ FULL = Size(
     seeds=5,
     steps=6000,
     seconds=1800.0,
-    pretrain_steps=6000,
+    pretrain_steps=10000,
     tune_steps=2000,
     hcp_directions=90,
     crop=48,
@@ -147,6 +150,7 @@ FULL = Size(
         "plain": _plain(6),
         "pq": {"architecture": "pq", "size": "small"},
     },
+    wider={},
     widths=(
         ("equivariant", _equivariant("tiny")),
         ("equivariant", _equivariant("base")),

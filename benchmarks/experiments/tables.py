@@ -48,7 +48,7 @@ class Paired:
     n_subjects: int
 
     def __str__(self) -> str:
-        return f"{self.mean:+.3f} ± {self.sd:.3f}"
+        return f"{self.mean:+.3f}" if self.n_seeds == 1 else f"{self.mean:+.3f} ± {self.sd:.3f}"
 
 
 def choose(lines: Sequence[Line], **labels: Any) -> list[Line]:
