@@ -58,8 +58,7 @@ def twin(size: str) -> nn.Module:
 def _with_plain_gates(module: nn.Module) -> nn.Module:
     for name, child in module.named_children():
         if isinstance(child, InvariantNormGate):
-            channels = child.scalars + sum(mul * dim for mul, dim in child.vectors)
-            module.add_module(name, nn.Sequential(nn.InstanceNorm3d(channels), nn.ReLU()))
+            module.add_module(name, nn.Sequential(nn.InstanceNorm3d(sum(child.sizes)), nn.ReLU()))
         else:
             _with_plain_gates(child)
     return module

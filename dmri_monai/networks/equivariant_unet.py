@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from dmri_monai.equivariant import EquivariantAvgPool3d, EquivariantUpsample3d, SteerableConv3d, as_irreps
-from dmri_monai.equivariant.representation import Channels, channels_of
+from dmri_monai.equivariant import SteerableConv3d, as_irreps
+from dmri_monai.equivariant.representation import channels_of
 from dmri_monai.networks.checks import as_plain, check_harmonics, with_meta_of
 from dmri_monai.networks.gate import InvariantNormGate
+from dmri_monai.networks.wiring import DenseUNet, ResidualUNet, dense_copy
 
 if TYPE_CHECKING:
     from e3nn.o3 import Irreps
 
-__all__ = ["PRESETS", "EquivariantUNet", "ResidualUNet"]
+__all__ = ["PRESETS", "EquivariantUNet"]
 
 # irreps of the finest level and number of levels; multiplicities double from level to level
 PRESETS = {
@@ -25,49 +25,6 @@ PRESETS = {
     "base": ("19x0e+4x1o+3x2e+2x4e", 4),  # 64, 128, 256, 512
 }
 L_MAX = 4  # highest degree inside a kernel: a grid of 3x3x3 cannot tell higher ones apart
-
-
-class ResidualUNet(nn.Module):
-    """The wiring of `EquivariantUNet`, for steerable parts or their dense copies.
-
-    Every level halves the grid, n -> ceil(n / 2), and the decoder returns to the size it left: no size is padded.
-    """
-
-    def __init__(
-        self,
-        expected: Channels,
-        stem: nn.Module,
-        encoder: nn.ModuleList,
-        widen: nn.ModuleList,
-        narrow: nn.ModuleList,
-        decoder: nn.ModuleList,
-        head: nn.ModuleList,
-    ) -> None:
-        super().__init__()
-        self.expected = expected
-        self.pool, self.upsample = EquivariantAvgPool3d(), EquivariantUpsample3d()
-        self.stem, self.encoder, self.widen = stem, encoder, widen
-        self.narrow, self.decoder, self.head = narrow, decoder, head
-
-    def forward(self, image: Tensor) -> Tensor | list[Tensor]:
-        check_harmonics(image, self.expected, type(self).__name__)
-        _check_size(image, len(self.encoder))
-        features = self.features(as_plain(image))
-        heads = self.head or [nn.Identity()]
-        outputs = [with_meta_of(image, head(x)) for head, x in zip(heads, features, strict=False)]
-        return outputs if self.training and len(outputs) > 1 else outputs[0]
-
-    def features(self, image: Tensor) -> list[Tensor]:
-        """What the decoder gives at every level but the coarsest, finest first."""
-        x, skips = self.encoder[0](self.stem(image)), []
-        for widen, block in zip(self.widen, self.encoder[1:], strict=True):
-            skips.append(x)
-            x = block(widen(self.pool(x)))
-        levels: list[Tensor] = []
-        for narrow, block, skip in zip(self.narrow, self.decoder, reversed(skips), strict=True):
-            x = block(self.upsample(narrow(x), skip.shape[2:]) + skip)
-            levels.insert(0, x)
-        return levels
 
 
 class EquivariantUNet(ResidualUNet):
@@ -100,7 +57,6 @@ class EquivariantUNet(ResidualUNet):
         steps = list(zip(levels[1:], levels, strict=False))
         heads = [] if irreps_out is None else levels[:-1] if deep_supervision else levels[:1]
         super().__init__(
-            channels_of(fields),
             stem=SteerableConv3d(fields, levels[0], 3, **options),
             encoder=nn.ModuleList(_Residual(irreps, options) for irreps in levels),
             widen=nn.ModuleList(_pointwise(fine, coarse, options) for coarse, fine in steps),
@@ -108,18 +64,29 @@ class EquivariantUNet(ResidualUNet):
             decoder=nn.ModuleList(_Residual(fine, options) for _, fine in reversed(steps)),
             head=nn.ModuleList(_pointwise(irreps, as_irreps(irreps_out), options) for irreps in heads),
         )
+        self.expected = channels_of(fields)
         self.irreps_in, self.irreps_features = str(fields), str(levels[0])
         self.irreps_out = self.irreps_features if irreps_out is None else str(as_irreps(irreps_out))
 
-    def to_dense(self) -> ResidualUNet:
+    def forward(self, image: Tensor) -> Tensor | list[Tensor]:
+        check_harmonics(image, self.expected, type(self).__name__)
+        features = self.features(as_plain(image))
+        heads = self.head or [nn.Identity()]
+        outputs = [with_meta_of(image, head(x)) for head, x in zip(heads, features, strict=False)]
+        return outputs if self.training and len(outputs) > 1 else outputs[0]
+
+    def to_dense(self) -> DenseUNet:
         """An ordinary network with the same output, for export: plain convolutions, no irreps, no e3nn.
 
-        torch.export and ONNX fix the spatial size, on which the halving depends.
+        TorchScript takes any spatial size; torch.export, ONNX and tracing fix it, as the halving depends on it.
         """
-        stem = _dense(self.stem)
-        stages = (self.encoder, self.widen, self.narrow, self.decoder, self.head)
-        lists = (nn.ModuleList(_dense(part) for part in stage) for stage in stages)
-        return ResidualUNet(self.expected, stem, *lists).train(self.training)
+        stages = (self.encoder, self.widen, self.narrow, self.decoder, self.head or [nn.Identity()])
+        lists = (nn.ModuleList(dense_copy(part) for part in stage) for stage in stages)
+        return DenseUNet(dense_copy(self.stem), *lists).train(self.training)
+
+    def __prepare_scriptable__(self) -> DenseUNet:
+        """What `torch.jit.script`, and so MONAI's `ckpt_export`, compiles in place of this network."""
+        return self.to_dense()
 
 
 class _Residual(nn.Module):
@@ -158,23 +125,3 @@ def _pointwise(irreps_in: Irreps, irreps_out: Irreps, options: dict[str, Any]) -
     known = {ir for _, ir in irreps_in}
     kernel_size = 1 if all(ir in known for _, ir in irreps_out) else 3
     return SteerableConv3d(irreps_in, irreps_out, kernel_size, **options)
-
-
-def _dense(module: nn.Module) -> nn.Module:
-    """A copy of `module` with every steerable convolution replaced by the ordinary one."""
-    if isinstance(module, SteerableConv3d):
-        return module.to_dense()
-    dense = copy.deepcopy(module)
-    for name, child in module.named_children():
-        dense.add_module(name, _dense(child))
-    return dense
-
-
-def _check_size(image: Tensor, levels: int) -> None:
-    """Raise ValueError where the coarsest grid is a single voxel, whose statistics over voxels are empty."""
-    smallest = 2 ** (levels - 1)
-    if max(image.shape[2:]) <= smallest:
-        raise ValueError(
-            f"EquivariantUNet: size {tuple(image.shape[2:])} is too small for {levels} levels, "
-            f"one axis must exceed {smallest} voxels"
-        )

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 __all__ = ["InvariantNormGate"]
 
-LENGTH_EPS = 1e-6  # keeps the gradient of a length finite at zero
-
 
 class InvariantNormGate(nn.Module):
     """Instance norm, then scalars and gates that know the length of every vector at their voxel.
@@ -39,47 +37,59 @@ class InvariantNormGate(nn.Module):
         if not blocks[0].scalar or any(block.scalar for block in blocks[1:]):
             raise ValueError(f"irreps {irreps} must begin with all their 0e channels")
         self.eps = eps
-        self.scalars = blocks[0].multiplicity
-        self.vectors = [(block.multiplicity, block.dim) for block in blocks[1:]]
-        channels = sum(block.multiplicity for block in blocks)
+        self.length_eps = 1e-6  # keeps the gradient of a length finite at zero
+        self.multiplicities = [block.multiplicity for block in blocks]
+        self.dims = [block.dim for block in blocks]
+        self.sizes = [block.multiplicity * block.dim for block in blocks]
+        channels = sum(self.multiplicities)
         self.mix = nn.Conv3d(channels, channels, 1)
         nn.init.normal_(self.mix.weight, 0.0, channels**-0.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        if is_recording():
+        if torch.jit.is_scripting() or is_recording():
             return self.composed(x)
+        return self.fused(x)
+
+    @torch.jit.unused
+    def fused(self, x: Tensor) -> Tensor:
+        """`forward` as one autograd operation."""
         weights = self.mix.parameters()
         gated: Tensor = _Fused.apply(x, self, torch.is_grad_enabled(), *weights)  # type: ignore[no-untyped-call]
         return gated
 
+    # what follows is also compiled by TorchScript, which knows neither unpacking nor comprehensions over two lists
+
     def composed(self, x: Tensor) -> Tensor:
         """`forward` in ordinary operations, for graphs that are recorded, exported or compiled."""
-        scalars, *fields = self.parts(x)
-        activated, *factors = self.controls(scalars, *(_at_least_float32(f).square().sum(2) for f in fields))
-        gated = [
-            (field * factor.unsqueeze(2)).flatten(1, 2) for field, factor in zip(fields, factors, strict=True)
-        ]
-        return torch.cat([activated, *gated], dim=1)
+        fields = self.parts(x)
+        controls = self.controls(
+            fields[0], [_at_least_float32(field).square().sum(2) for field in fields[1:]]
+        )
+        gated = [controls[0]]
+        for block in range(1, len(fields)):
+            gated.append((fields[block] * controls[block].unsqueeze(2)).flatten(1, 2))
+        return torch.cat(gated, dim=1)
 
     def parts(self, x: Tensor) -> list[Tensor]:
         """Views of the scalars (N, mul, X, Y, Z) and of every other block (N, mul, dim, X, Y, Z)."""
-        sizes = [self.scalars, *(mul * dim for mul, dim in self.vectors)]
-        scalars, *blocks = torch.split(x, sizes, dim=1)
-        shapes = zip(blocks, self.vectors, strict=True)
-        return [scalars, *(torch.unflatten(block, 1, shape) for block, shape in shapes)]
+        parts = list(x.split(self.sizes, dim=1))
+        for block in range(1, len(parts)):
+            parts[block] = parts[block].unflatten(1, [self.multiplicities[block], self.dims[block]])
+        return parts
 
-    def controls(self, scalars: Tensor, *powers: Tensor) -> list[Tensor]:
+    def controls(self, scalars: Tensor, powers: list[Tensor]) -> list[Tensor]:
         """The activated scalars, and every block's factors (N, mul, X, Y, Z), from the squared lengths `powers`."""
         inverses = [torch.rsqrt(power.mean((2, 3, 4), keepdim=True) + self.eps) for power in powers]
-        lengths = [
-            (power * inverse.square() + LENGTH_EPS).sqrt().to(scalars.dtype)
-            for power, inverse in zip(powers, inverses, strict=True)
-        ]
-        mixed = self.mix(torch.cat([functional.instance_norm(scalars, eps=self.eps), *lengths], dim=1))
-        activated, *gates = torch.split(mixed, [self.scalars, *(mul for mul, _ in self.vectors)], dim=1)
-        scales = [i * dim**0.5 for i, (_, dim) in zip(inverses, self.vectors, strict=True)]
-        factors = [g.sigmoid() * s.to(g.dtype) for g, s in zip(gates, scales, strict=True)]
-        return [functional.silu(activated), *factors]
+        invariants = [functional.instance_norm(scalars, eps=self.eps)]
+        for block in range(len(powers)):
+            lengths = (powers[block] * inverses[block].square() + self.length_eps).sqrt()
+            invariants.append(lengths.to(scalars.dtype))
+        controls = list(self.mix(torch.cat(invariants, dim=1)).split(self.multiplicities, dim=1))
+        controls[0] = functional.silu(controls[0])
+        for block in range(1, len(controls)):
+            scale = inverses[block - 1] * self.dims[block] ** 0.5
+            controls[block] = controls[block].sigmoid() * scale.to(controls[block].dtype)
+        return controls
 
 
 class _Fused(torch.autograd.Function):
@@ -96,12 +106,13 @@ class _Fused(torch.autograd.Function):
         scalars, *fields = gate.parts(x)
         leaves = [scalars.detach(), *(_dot(field, field) for field in fields)]
         with torch.set_grad_enabled(differentiable):
-            controls = gate.controls(*(leaf.requires_grad_(differentiable) for leaf in leaves))
+            first, *powers = (leaf.requires_grad_(differentiable) for leaf in leaves)
+            controls = gate.controls(first, powers)
         activated, *factors = (control.detach() for control in controls)
         out = x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, activated.dtype))
-        first, *rest = gate.parts(out)
-        first.copy_(activated)
-        for target, field, factor in zip(rest, fields, factors, strict=True):
+        target_scalars, *targets = gate.parts(out)
+        target_scalars.copy_(activated)
+        for target, field, factor in zip(targets, fields, factors, strict=True):
             torch.mul(field, factor.unsqueeze(2), out=target)
         if differentiable:
             ctx.gate, ctx.leaves, ctx.controls = gate, leaves, controls

@@ -24,6 +24,7 @@ from dmri_monai.equivariant import (
     irreps_from_multiplicities,
 )
 from dmri_monai.equivariant.kernels import Kernel
+from dmri_monai.equivariant.norm import normalised_gate
 from dmri_monai.equivariant.radial import Radial
 from dmri_monai.gradients import B0_THRESHOLD
 from dmri_monai.networks.checks import as_plain, with_meta_of
@@ -64,7 +65,7 @@ class PQOptions:
         if self.norm is not None and self.norm not in NORMS:
             raise ValueError(f"norm must be None or one of {sorted(NORMS)}, got {self.norm!r}")
 
-    def normalization(self, irreps: Irreps) -> nn.Module | None:
+    def normalization(self, irreps: Irreps) -> EquivariantInstanceNorm | EquivariantBatchNorm | None:
         """The norm layer over `irreps`, or None."""
         return None if self.norm is None else NORMS[self.norm](irreps)
 
@@ -182,7 +183,7 @@ class _PQLayer(nn.Module):
     ) -> Tensor:
         y = self.conv(x, q, q_out, valid, valid_out)
         if self.norm is not None:
-            y = self.norm(y, valid_out)
+            return normalised_gate(self.norm, self.gate, y, valid_out)
         gated: Tensor = self.gate(y)
         return gated
 

@@ -326,7 +326,7 @@ def test_length_weighted_mean_starts_near_the_mean_and_sees_only_lengths():
         (lambda: EquivariantInstanceNorm("1x0e")(torch.zeros(1, 1, 2, 2, 2), torch.ones(1, 3)), "mask"),
         (lambda: EquivariantDropout("1x0e", 1.0), "1.0"),
         (lambda: EquivariantAvgPool3d(3), "kernel_size 3"),
-        (lambda: EquivariantAvgPool3d(antialias=False)(torch.zeros(1, 1, 4, 4, 5)), r"\(4, 4, 5\)"),
+        (lambda: EquivariantAvgPool3d(antialias=False)(torch.zeros(1, 1, 4, 4, 5)), r"\[4, 4, 5\]"),
         (
             lambda: EquivariantUpsample3d()(torch.zeros(1, 1, 4, 4, 4), (8, 8, 9)),
             "size 4 can become 8 or 7, not 9",

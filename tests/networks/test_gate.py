@@ -28,6 +28,12 @@ def test_fused_and_composed_give_the_same_gradients(gate):
     torch.testing.assert_close(*gradients)
 
 
+@pytest.mark.parametrize("irreps", [IRREPS, "14x0e"], ids=["mixed", "scalars"])
+def test_scripted_and_fused_give_the_same_values(irreps):
+    gate, x = InvariantNormGate(irreps).double(), field(4, 3, 5)
+    torch.testing.assert_close(torch.jit.script(gate)(x), gate(x))
+
+
 def test_fused_gradients_agree_with_finite_differences(gate):
     assert torch.autograd.gradcheck(gate, field(2, 2, 1))
 
