@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from monai.bundle import ckpt_export, verify_metadata, verify_net_in_out
+from monai.bundle import ConfigParser, ckpt_export, verify_metadata, verify_net_in_out
 
-from dmri_monai.workflows import Model, build_network, harmonic_channels
+from dmri_monai.networks import EquivariantUNet
+from dmri_monai.workflows import harmonic_channels
 
 SCHEMA = Path(__file__).parent / "meta_schema.json"
 
@@ -57,20 +58,18 @@ def test_exported_network_gives_the_same_output(files, bundle, trained, tmp_path
     torch.testing.assert_close(exported(image), network(image), rtol=1e-4, atol=1e-4)
 
 
-def test_default_network_is_exported_by_tracing(files, bundle, tmp_path):
+def test_default_network_is_exported_for_any_size(files, tmp_path):
     torch.manual_seed(0)
-    network = build_network(Model(size="tiny"), "4x0e").eval()
+    parser = ConfigParser()
+    parser.read_config(files["config_file"])
+    network = parser.get_parsed_content("network_def").eval()
+    assert isinstance(network, EquivariantUNet)
     torch.save(network.state_dict(), tmp_path / "model.pt")
-    image = torch.rand(1, 16, 9, 8, 10)
     ckpt_export(
-        "network_def",
-        filepath=str(tmp_path / "model.ts"),
-        ckpt_file=str(tmp_path / "model.pt"),
-        use_trace=True,
-        input_shape=list(image.shape),
-        size="tiny",
-        bundle_root=str(bundle),
-        **files,
+        "network_def", filepath=str(tmp_path / "model.ts"), ckpt_file=str(tmp_path / "model.pt"), **files
     )
     exported = torch.jit.load(str(tmp_path / "model.ts"))
-    torch.testing.assert_close(exported(image), network(image), rtol=1e-4, atol=1e-4)
+    for size in [(24, 24, 24), (25, 26, 27)]:
+        image = torch.rand(1, 16, *size)
+        with torch.no_grad():
+            torch.testing.assert_close(exported(image), network(image), rtol=1e-4, atol=1e-4)
