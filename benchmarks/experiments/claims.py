@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from benchmarks.experiments.figures import values_of
-from benchmarks.experiments.tables import KEY_COLUMN, choose, paired, scores, summary
+from benchmarks.experiments.tables import KEY_COLUMN, choose, paired, scores, spread, summary, values_of
 
 __all__ = ["claims", "lesion_claim", "pretraining_claim"]
 
@@ -42,7 +39,9 @@ def lesion_claim(lines: Sequence[Line], method: str, test: str) -> Verdict:
 
     Open where the plain network has not learned the task.
     """
-    data, failed, passed = choose(lines, study="data"), [], []
+    data = choose(lines, study="data")
+    failed: list[str] = []
+    passed: list[str] = []
     for share in sorted(s for s in values_of(data, "share") if 0.1 <= s <= 0.5):
         own, other = (choose(data, method=m, share=share) for m in (method, "plain"))
         if not own or len(own) != len(other):
@@ -51,16 +50,17 @@ def lesion_claim(lines: Sequence[Line], method: str, test: str) -> Verdict:
         if learned < LEARNED_AUC:
             return "open", f"the plain network has hardly learned, ROC AUC {learned:.2f} at {100 * share:g} %"
         a, b = (scores(arm, test, "average_precision") for arm in (own, other))
-        gain, spread = paired(a, b).mean, _spread(a, b)
-        ok = gain > spread if test == "turned" else gain >= -spread
-        (passed if ok else failed).append(f"{gain:+.3f} at {100 * share:g} %, spread {spread:.3f}")
+        gain, limit = paired(a, b).mean, spread(a, b)
+        ok = gain > limit if test == "turned" else gain >= -limit
+        (passed if ok else failed).append(f"{gain:+.3f} at {100 * share:g} %, spread {limit:.3f}")
     return _judged(passed, failed, all_needed=True)
 
 
 def pretraining_claim(lines: Sequence[Line], network: str, rival: str) -> Verdict:
     """ "artifacts" (preset all) above `rival` in the mean, at no more than two labelled subjects, on two tasks."""
     data = choose(lines, architecture=network)
-    failed, passed = [], []
+    failed: list[str] = []
+    passed: list[str] = []
     for task in values_of(data, "task"):
         few = [n for n in values_of(choose(data, task=task), "labelled") if n <= 2]
         gains = [_gain(choose(data, task=task, labelled=n), task, rival) for n in few]
@@ -91,7 +91,3 @@ def _judged(passed: list[str], failed: list[str], all_needed: bool) -> Verdict:
     else:
         holds = len(passed) >= 2
     return "holds" if holds else "does not hold", "; ".join(passed + failed)
-
-
-def _spread(*arms: np.ndarray) -> float:
-    return max(float(np.nan_to_num(summary(arm).sd)) for arm in arms)

@@ -54,7 +54,7 @@ def run(runner: Runner, size: Size) -> None:
 
 def cohorts(size: Size) -> tuple[Cohort, Cohort]:
     """To train or choose parameters on, and to test: 32 directions."""
-    protocol = {"shells": ((1000.0, 32),)}
+    protocol: dict[str, Any] = {"shells": ((1000.0, 32),)}
     return size.cohort("training", 501, test=False, **protocol), size.cohort("test", 502, **protocol)
 
 

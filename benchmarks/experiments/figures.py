@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.experiments.tables import KEY_COLUMN, choose, scores, summary
+from benchmarks.experiments.tables import KEY_COLUMN, choose, scores, summary, values_of
 from dmri_monai.io.writing import replacing
 
 __all__ = ["FIGURES", "draw"]
@@ -42,11 +42,6 @@ def draw(experiment: str, lines: Sequence[Line], path: Path) -> bool:
             figure.savefig(temporary, dpi=110, format="png", metadata={"Software": None})
         plt.close(figure)
     return True
-
-
-def values_of(lines: Sequence[Line], name: str) -> list[Any]:
-    """Values of the label `name` in the order they first come."""
-    return list(dict.fromkeys(line["labels"][name] for line in lines if name in line["labels"]))
 
 
 def _lesions(plt: Any, lines: Sequence[Line]) -> Any:

@@ -58,7 +58,7 @@ def method_settings(size: Size, method: str, **more: Any) -> dict[str, Any]:
     """Keys of train.json of a method: a balanced loss inside the brain, as published."""
     loss = {"_target_": "dmri_monai.losses.LesionBCELoss", "pos_weight": None}
     network = "plain" if method == ROTATED else method
-    rotation = {"augment": rotated_augmentation()} if method == ROTATED else {}
+    rotation: dict[str, Any] = {"augment": rotated_augmentation()} if method == ROTATED else {}
     return size.settings(network, "lesion", loss=loss, **rotation, **more)
 
 

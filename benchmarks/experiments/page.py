@@ -46,10 +46,10 @@ How to read the tables:
 - The spread is the larger of the two arms' standard deviations. "Better" and "worse" mean a difference beyond it.
 - p (seeds) and p (subjects) are of paired t-tests over the seeds' means and over the test subjects' means, without
   correction for the number of comparisons. {seeds}
-- Methods that are compared have about the same number of parameters and take the same number of steps; a study of
-  equal training time stands beside it. The published shape of the pq network has far fewer parameters. Learning rates
-  are chosen by validation among the same values for every method in the study of training-set size; elsewhere all have
-  the same.
+- In the lesion experiment the plain and the equivariant network have about the same number of parameters (the published
+  shape of the pq network has far fewer) and all methods take the same number of steps; a study of equal training time
+  stands beside it. Its learning rates are chosen by validation among the same values for every method, elsewhere all
+  have the same. In the other experiments the numbers of parameters stand below the tables.
 """
 RERUN = """## Running it again
 
@@ -102,7 +102,7 @@ def _size(size: Size, experiments: Mapping[str, Sequence[Mapping[str, Any]]], ou
 
 
 def _description(size: Size) -> str:
-    rows = [
+    rows: list[list[object]] = [
         ["anatomy", size.anatomy],
         ["grid", f"{size.voxels}³ voxels of {size.spacing_mm:g} mm"],
         ["training cohort", f"{size.subjects} subjects, {size.subjects - size.learners} of them to validate"],
@@ -127,6 +127,13 @@ def _experiment(size: Size, name: str, title: str, lines: Sequence[Mapping[str, 
         parts.append(f"![{title}, size {size.name}](results/{size.name}/{name}.png)\n")
     parts.append(SECTIONS[name](lines))
     tested = choose(lines)
+    counts = {
+        line["labels"].get("architecture") or line["labels"]["method"]: line["n_parameters"]
+        for line in tested
+        if "n_parameters" in line and name != "lesions"
+    }
+    if counts:
+        parts.append("Parameters: " + ", ".join(f"{k} {v}" for k, v in counts.items()) + ".\n")
     minutes = sum(line["wall_seconds"] for line in lines) / 60
     devices = ", ".join(sorted({line["device"] for line in lines}))
     parts.append(

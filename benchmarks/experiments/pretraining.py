@@ -6,6 +6,7 @@ After Weninger et al. 2022 (BVM): other heads, SNR, voxel size and gradient tabl
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from benchmarks.experiments.arms import Arm, Budget, Pretraining
 from benchmarks.experiments.cohorts import Cohort
@@ -37,7 +38,11 @@ def hcp_cohort(size: Size) -> Cohort:
 
 def clinical_cohorts(size: Size) -> tuple[Cohort, Cohort]:
     """To fine-tune on, and to test: large voxels, few directions, low SNR."""
-    protocol = {"shells": ((1000.0, clinical_directions(size)),), "snr": (10.0, 18.0), "n_b0": 2}
+    protocol: dict[str, Any] = {
+        "shells": ((1000.0, clinical_directions(size)),),
+        "snr": (10.0, 18.0),
+        "n_b0": 2,
+    }
     return size.cohort("clinical", 302, test=False, **protocol), size.cohort("test", 303, **protocol)
 
 

@@ -24,6 +24,7 @@ __all__ = ["Runner", "config_keys", "workflow"]
 
 BUNDLE = Path(__file__).parents[2] / "bundle"
 VALIDATIONS = 5  # a training
+WORKERS = 8  # beside a GPU, which else waits for the fit of harmonics
 NEVER = 10**6  # epochs: no early stopping, so that budgets are kept
 SEARCH_SEED = 1000  # of trials of learning rates; no arm has it
 
@@ -129,7 +130,8 @@ class Runner:
     ) -> dict[str, Any]:
         own = {
             "batch_size": 1, "cache_rate": 1.0, "patience": NEVER, "overwrite": True, "device": self.device,
-            "split": {"train": 0.8, "val": 0.2}, **settings, "seed": seed,
+            "split": {"train": 0.8, "val": 0.2}, "num_workers": WORKERS if "cuda" in self.device else 0,
+            **settings, "seed": seed,
             "dataset_dir": str(cohort.write(self.work / "data")), "output_dir": str(folder),
         }  # fmt: skip
         per_epoch = self._rehearse(config, own) if budget.unit == "seconds" else 0.0
@@ -159,7 +161,7 @@ class Runner:
         self, cohort: Cohort, settings: Mapping[str, Any], checkpoint: Path, folder: Path
     ) -> dict[str, Any]:
         """Column of the metrics -> values of the subjects, in their order; None where undefined."""
-        known = config_keys("evaluate") - {"learning_rate"}
+        known = config_keys("evaluate")
         own = {key: value for key, value in settings.items() if key in known}
         made = workflow(
             "evaluate",

@@ -7,8 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.experiments.figures import values_of
-from benchmarks.experiments.tables import KEY_COLUMN, Paired, choose, markdown, paired, scores, summary
+from benchmarks.experiments.tables import (
+    KEY_COLUMN,
+    Paired,
+    choose,
+    markdown,
+    paired,
+    scores,
+    spread,
+    summary,
+    values_of,
+)
 
 __all__ = ["SECTIONS", "verdict"]
 
@@ -16,19 +25,14 @@ Line = Mapping[str, Any]
 LESION_COLUMNS = {"average_precision": "AP", "roc_auc": "ROC AUC", "dice": "Dice"}
 
 
-def verdict(found: Paired, spread: float, larger: bool = True) -> str:
-    """Whether the first arm of `found` is better than the second by more than `spread`."""
+def verdict(found: Paired, limit: float, larger: bool = True) -> str:
+    """Whether the first arm of `found` is better than the second by more than the spread `limit`."""
     gain = found.mean if larger else -found.mean
-    if gain > spread:
+    if gain > limit:
         return "better by more than the spread"
-    if gain < -spread:
+    if gain < -limit:
         return "worse by more than the spread"
     return "within the spread"
-
-
-def _spread(*arms: np.ndarray) -> float:
-    """The larger standard deviation over seeds."""
-    return max(float(np.nan_to_num(summary(arm).sd)) for arm in arms)
 
 
 def _p(value: float) -> str:
@@ -37,7 +41,7 @@ def _p(value: float) -> str:
 
 def _comparison(first: np.ndarray, second: np.ndarray, larger: bool = True) -> list[str]:
     found = paired(first, second)
-    decided = verdict(found, _spread(first, second), larger)
+    decided = verdict(found, spread(first, second), larger)
     return [str(found), _p(found.p_seeds), _p(found.p_subjects), decided]
 
 
@@ -89,8 +93,8 @@ def _lesion_claims(lines: Sequence[Line]) -> str:
                 if len(own) != len(other) or not own:
                     continue
                 for test in ("upright", "turned"):
-                    arms = [scores(each, test, "average_precision") for each in (own, other)]
-                    rows.append([f"{method} − {rival}", n, test, *_comparison(*arms)])
+                    a, b = (scores(each, test, "average_precision") for each in (own, other))
+                    rows.append([f"{method} − {rival}", n, test, *_comparison(a, b)])
     return "**Differences in AP**\n\n" + markdown(["arms", "subjects", "test heads", *COMPARED], rows)
 
 

@@ -22,7 +22,8 @@ class Size:
     what follows it.  rates: learning rates every method tries; rate: of the arms that try none.
     fractions: of the subjects that learn; labelled: subjects of fine-tuning; presets: of pretraining's artifacts.
     networks: method -> keys of train.json, all of about the same number of parameters but "pq", whose published
-    shape has fewer.  wider: those of the experiments that are not about the number of parameters.  widths: (method, keys) of the study of parameters.  pq_layers: of the study of kernels.
+    shape has fewer.  wider: those of the experiments that are not about the number of parameters.
+    widths: (method, keys) of the study of parameters.  pq_layers, q_out: of the study of kernels.
     """
 
     name: str

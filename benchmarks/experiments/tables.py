@@ -9,7 +9,18 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-__all__ = ["KEY_COLUMN", "Paired", "Summary", "choose", "markdown", "paired", "scores", "summary"]
+__all__ = [
+    "KEY_COLUMN",
+    "Paired",
+    "Summary",
+    "choose",
+    "markdown",
+    "paired",
+    "scores",
+    "spread",
+    "summary",
+    "values_of",
+]
 
 Line = Mapping[str, Any]
 KEY_COLUMN = {
@@ -59,6 +70,11 @@ def choose(lines: Sequence[Line], **labels: Any) -> list[Line]:
     return sorted(found, key=lambda line: line["seed"])
 
 
+def values_of(lines: Sequence[Line], name: str) -> list[Any]:
+    """Values of the label `name` in the order they first come."""
+    return list(dict.fromkeys(line["labels"][name] for line in lines if name in line["labels"]))
+
+
 def scores(lines: Sequence[Line], test: str, column: str) -> np.ndarray:
     """(seeds, subjects) of `column` on the cohort `test`; columns of its classes are averaged, NaN passed over."""
     if len({line["seed"] for line in lines}) != len(lines):
@@ -91,6 +107,11 @@ def paired(first: np.ndarray, second: np.ndarray) -> Paired:
         _p(a.mean(axis=0), b.mean(axis=0)),
         *a.shape,
     )
+
+
+def spread(*arms: np.ndarray) -> float:
+    """The larger standard deviation over seeds of (seeds, subjects) scores; 0 for one seed."""
+    return max(float(np.nan_to_num(summary(arm).sd)) for arm in arms)
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
