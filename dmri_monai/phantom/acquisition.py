@@ -64,7 +64,7 @@ class Scanner:
 
 def plan(seed: Seed, options: SubjectOptions) -> Scanner:
     """Draw from the seed what `options` leave open.  ValueError for impossible shapes, affines, schemes, SNR."""
-    anatomy = options.get("anatomy", "procedural")
+    anatomy = anatomy_name(options)
     wide = (options.get("acquisition") or Acquisition()).randomise
     spacing = options.get("spacing_mm") or (_spacing(seed) if wide else SPACING_MM)
     shape = options.get("shape") or (_shape(anatomy, spacing) if wide else SHAPES[anatomy])
@@ -78,6 +78,14 @@ def plan(seed: Seed, options: SubjectOptions) -> Scanner:
     affine = torch.as_tensor(affine).double().cpu()
     grid_rotation(affine)  # refuses singular and non-finite grids
     return Scanner(shape, affine, _table(seed, options.get("scheme"), wide), _snr(seed, options, wide))
+
+
+def anatomy_name(options: SubjectOptions) -> AnatomyName:
+    """Of `options`; ValueError for an unknown one."""
+    name = options.get("anatomy", "procedural")
+    if name not in SHAPES:
+        raise ValueError(f"unknown anatomy {name!r}, expected one of {', '.join(SHAPES)}")
+    return name
 
 
 def draw_affine(

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Unpack, get_args
+from typing import Unpack
 
 import torch
 from tqdm.auto import tqdm
@@ -22,6 +22,7 @@ from dmri_monai.phantom.acquisition import (
     Acquisition,
     AnatomyName,
     SubjectOptions,
+    anatomy_name,
     scanner_protocol,
 )
 from dmri_monai.phantom.mni.atlas import tracts
@@ -75,7 +76,7 @@ def write_dataset(
     if subjects < 1:
         raise ValueError(f"subjects: {subjects}, expected at least 1")
     out = Path(out)
-    anatomy = _anatomy(options)
+    anatomy = anatomy_name(options)
     _claim(out, _recipe(seed, options))
     _write_json(out / "dataset_description.json", _description(TITLES[anatomy], "raw"))
     _write_json(out / TRUTH / "dataset_description.json", _description("Phantom ground truth", "derivative"))
@@ -114,13 +115,6 @@ def _label(number: int) -> str:
     return f"sub-{number:02d}"
 
 
-def _anatomy(options: SubjectOptions) -> AnatomyName:
-    name = options.get("anatomy", "procedural")
-    if name not in TITLES:
-        raise ValueError(f"unknown anatomy {name!r}, expected one of {', '.join(get_args(AnatomyName))}")
-    return name
-
-
 def _files(label: str, anatomy: AnatomyName) -> list[Path]:
     """Every file of one subject, relative to the data set."""
     raw = [Path(label) / "dwi" / f"{label}_dwi{suffix}" for suffix in (".nii.gz", ".bval", ".bvec", ".json")]
@@ -131,7 +125,7 @@ def _files(label: str, anatomy: AnatomyName) -> list[Path]:
 
 def _recipe(seed: int, options: SubjectOptions) -> dict[str, object]:
     """What the files depend on, with the defaults filled in; the device is not part of it."""
-    anatomy, acquisition = _anatomy(options), options.get("acquisition") or Acquisition()
+    anatomy, acquisition = anatomy_name(options), options.get("acquisition") or Acquisition()
     wide = acquisition.randomise
     scheme = options.get("scheme") or (None if wide else "random")
     if isinstance(scheme, GradientTable):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import get_args
 
 import torch
 from torch import Tensor
@@ -48,14 +47,11 @@ def build_head(
 ) -> Head:
     """Subject `seed`'s head on the grid of `affine` (4, 4), whose voxel centres are `points` (V, 3), world mm.
 
-    wide: relaxation and timing vary as between scanners.  ValueError for unknown names, or without nilearn.
+    wide: relaxation and timing vary as between scanners.  ValueError for "mni152" without nilearn.
     """
-    if anatomy == "procedural":
-        return _procedural(seed, affine, shape, points)
     if anatomy == "mni152":
         return _mni152(seed, affine, shape, points, wide)
-    names = ", ".join(get_args(AnatomyName))
-    raise ValueError(f"unknown anatomy {anatomy!r}, expected one of {names}")
+    return _procedural(seed, affine, shape, points)
 
 
 def _procedural(seed: Seed, affine: Tensor, shape: tuple[int, int, int], points: Tensor) -> Head:
