@@ -116,7 +116,9 @@ def _description(size: Size) -> str:
 
 SCALE = {
     "small": "\nA reduced version in minutes on a CPU: coarse voxels, tiny networks, short trainings.\n"
-    "Networks are far from converged, so its numbers say nothing final about the methods.\n",
+    "Networks are far from converged and a lesion fills only a few voxels, so these numbers say nothing final\n"
+    "about the methods: they show that every comparison runs, and what to look at in the full size. A claim about\n"
+    "lesions is left open where the plain network has not learned to rank voxels in the steps that it is given.\n",
     "full": "\nFor one machine with a GPU.\n",
 }
 
