@@ -19,6 +19,7 @@ METHODS = ("plain", "equivariant", "pq")
 TRAINED = ((1000.0, 64),)
 # channels of orders that few directions cannot give are zero; b-values up to 35 % off the trained shell count for it
 TOLERANT = {"too_few": "zero", "shell_tolerance": 0.35}
+HIGHEST_B = 3000.0  # s/mm2, of the tests
 
 
 def run(runner: Runner, size: Size) -> None:
@@ -29,11 +30,19 @@ def run(runner: Runner, size: Size) -> None:
             {"method": method, "task": "tissue"},
             0,
             size.cohort("training", 401, test=False, shells=TRAINED),
-            size.settings(method, "tissue", wide=True, **TOLERANT),
+            settings(size, method),
             Budget(size.tune_steps),
             protocols(size),
         )
         runner.run(arm.with_seeds(size.seeds))
+
+
+def settings(size: Size, method: str) -> dict[str, Any]:
+    """Keys of train.json of a method; the length of q must be known for all shells of the tests."""
+    own = size.settings(method, "tissue", wide=True, **TOLERANT)
+    if method == "pq":
+        own["network_options"] = {**own.get("network_options", {}), "b_max": HIGHEST_B}
+    return own
 
 
 def protocols(size: Size) -> tuple[Cohort, ...]:
