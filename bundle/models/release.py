@@ -45,7 +45,7 @@ def trained_on(data: Path, settings: dict[str, Any]) -> dict[str, tuple[float, f
     A model trained with thinned tables has seen the fewest directions of `subsample_directions`.
     """
     checks = [check_scan(item["image"]) for item in tqdm(bids.data_list(data), desc="scans")]
-    directions = [used_directions(check, settings) for check in checks]
+    directions = [n for n in (used_directions(check, settings) for check in checks) if n]
     fewest = settings.get("subsample_directions") or [min(directions)]
     snr = [check.snr for check in checks if check.snr is not None]
     voxels = [size for check in checks for size in check.spacing_mm]
