@@ -1,5 +1,7 @@
 """What is given away: wheel, source archive, bundle, container file."""
 
+import hashlib
+import json
 import shutil
 import subprocess
 import sys
@@ -12,6 +14,8 @@ import pytest
 from monai.bundle import ConfigWorkflow
 
 import dmri_monai
+from dmri_monai.io import read_nifti
+from dmri_monai.phantom import write_dataset
 
 ROOT = Path(__file__).parents[1]
 
@@ -72,6 +76,30 @@ def test_bundle_from_a_zip_makes_its_network(tmp_path):
         bundle_root=str(tmp_path / "bundle"),
     )
     assert sum(p.numel() for p in workflow.parser.get_parsed_content("network_def").parameters())
+
+
+@pytest.mark.parametrize("name", ["pretrained", "tissue"])
+def test_released_weights_are_small_and_those_of_their_record(name):
+    path = ROOT / "bundle" / "models" / f"{name}.pt"
+    record = json.loads(path.with_suffix(".json").read_text())
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == record["sha256"]
+    assert path.stat().st_size <= 5 * 2**20
+
+
+def test_released_tissue_model_segments_a_head_it_has_not_seen(tmp_path):
+    """A small procedural head: another anatomy, voxel size and protocol than those it was trained on."""
+    write_dataset(tmp_path, subjects=1, seed=77, shape=(48, 56, 48), scheme="clinical-32", progress=False)
+    found = dmri_monai.predict(tmp_path / "sub-01" / "dwi" / "sub-01_dwi.nii.gz", device="cpu").image[0]
+    truth = read_nifti(next(tmp_path.rglob("sub-01_dseg.nii.gz")))[0].as_tensor()
+    shuffled = truth.flip(0)
+    for label in (1, 2, 3):
+        score = dice(found == label, truth == label)
+        assert score > dice(found == label, shuffled == label), label
+        assert score > 0.4, label
+
+
+def dice(a, b) -> float:
+    return float(2 * (a & b).sum() / (a.sum() + b.sum()))
 
 
 def test_container_file_is_clean():
