@@ -32,10 +32,10 @@ def table(n: int, seed: int = 0, b: float = 1000.0) -> GradientTable:
     return shell_table(np.random.default_rng(seed), {b: n}, n_b0=1, jitter=0.0)
 
 
-def centred(linear: np.ndarray) -> torch.Tensor:
+def centred(linear: np.ndarray, shape: tuple[int, int, int] = SHAPE) -> torch.Tensor:
     affine = np.eye(4)
     affine[:3, :3] = linear
-    affine[:3, 3] = -linear @ (np.array(SHAPE) - 1) / 2
+    affine[:3, 3] = -linear @ (np.array(shape) - 1) / 2
     return torch.from_numpy(affine)
 
 
@@ -115,12 +115,13 @@ def test_dipy_recovers_the_anisotropy_of_a_single_zeppelin(contrast):
     np.testing.assert_allclose(1000 * fit.md, (along + 2 * across) / 3, rtol=0.01)
 
 
-def test_anisotropy_from_64_directions_is_that_from_1000(head):
-    many = make_subject(5, anatomy="mni152", shape=SHAPE, affine=head.affine, scheme=dense_table())
-    where = (head.dseg == 1) & (torch.arange(SHAPE[2]) % 3 == 0)
+def test_anisotropy_from_64_directions_is_that_from_1000():
+    pytest.importorskip("nilearn", reason="the MNI152 template stands in nilearn's wheel")
+    slab = {"anatomy": "mni152", "shape": (34, 42, 6), "affine": centred(np.eye(3) * 5, (34, 42, 6))}
+    scans = [make_subject(5, scheme=scheme, **slab) for scheme in (table(64), dense_table())]
+    where = scans[0].dseg == 1
     fa = [
-        TensorModel(dipy_table(s.table, s.affine)).fit(s.clean[:, where].T.double().numpy()).fa
-        for s in (head, many)
+        TensorModel(dipy_table(s.table, s.affine)).fit(s.clean[:, where].T.double().numpy()).fa for s in scans
     ]
     assert int(where.sum()) > 700
     np.testing.assert_allclose(fa[0], fa[1], atol=MAX_FA_ERROR)
