@@ -38,7 +38,7 @@ def verdict(found: Paired, limit: float, larger: bool = True) -> str:
 def _p(value: float) -> str:
     if value != value:
         return "–"
-    return f"= {value:.3f}" if value >= 0.001 else "< 0.001"
+    return f"{value:.3f}" if value >= 0.001 else "< 0.001"
 
 
 def _comparison(first: np.ndarray, second: np.ndarray, larger: bool = True) -> list[str]:
@@ -130,7 +130,7 @@ def pretraining(lines: Sequence[Line]) -> str:
             for rival in ("none", "autoencoder"):
                 same = name == rival or rival not in arms or arms[rival].shape != values.shape
                 compared = [] if same else _comparison(values, arms[rival], task != "orientation")
-                cells.append("–" if same else f"{compared[0]}, p {compared[2]}: {compared[3]}")
+                cells.append("–" if same else f"{compared[0]}, {compared[3]} (p: {compared[2]})")
             rows.append([architecture, task, labelled, name, summary(values), *cells])
     head = ["network", "task", "labelled", "pretext", "score", "against none", "against autoencoder"]
     return markdown(head, rows)
