@@ -46,14 +46,28 @@ experiments: install
 experiments-small: install
 	$(BIN)/python -W ignore -m benchmarks.experiments all --small --out runs/experiments/results
 
-# the main job; a new demo replaces the old one
+# the main job; a new demo replaces the old one. WEIGHTS=released starts from the released weights instead of pretraining
+# `tiny` itself: two labelled heads, and the same from scratch beside it
+WEIGHTS ?= none
+ifeq ($(WEIGHTS),released)
+ARGS := configs/args/released
+PHANTOM := --subjects 6 --seed 900 --anatomy mni152 --scheme clinical-32 --shape 72 88 72 --snr 15 20
+else
+ARGS := configs/args
+PHANTOM := --subjects 12 --seed 0
+endif
+
 demo: install
 	rm -rf demo
-	$(BIN)/dmri-monai phantom --out demo/data --subjects 12 --seed 0
-	$(RUN) pretraining --args_file configs/args/pretrain.json
-	$(RUN) training --args_file configs/args/train.json
-	$(RUN) inferring --args_file configs/args/inference.json
-	$(RUN) evaluating --args_file configs/args/evaluate.json
+	$(BIN)/dmri-monai phantom --out demo/data $(PHANTOM)
+ifeq ($(WEIGHTS),released)
+	$(RUN) training --args_file $(ARGS)/scratch.json
+else
+	$(RUN) pretraining --args_file $(ARGS)/pretrain.json
+endif
+	$(RUN) training --args_file $(ARGS)/train.json
+	$(RUN) evaluating --args_file $(ARGS)/evaluate.json
+	$(RUN) inferring --args_file $(ARGS)/inference.json
 	@echo "report: demo/runs/inference/report.html   runs: demo/runs/mlruns.db"
 
 # MONAI Label has an environment of its own

@@ -1,6 +1,6 @@
 """Named helpers the bundle configs call."""
 
-from dmri_monai.workflows.checkpoint import Checkpoint, load_pretrained, load_weights
+from dmri_monai.workflows.checkpoint import Checkpoint, another, load_pretrained, load_weights
 from dmri_monai.workflows.data import first, harmonic_channels, scans, seed_everything, subjects
 from dmri_monai.workflows.encoding import encode, thin
 from dmri_monai.workflows.ensemble import RotationEnsemble, SplitUncertaintyd, ensemble_of, split_uncertainty
@@ -55,6 +55,7 @@ __all__ = [
     "ValidationPicture",
     "VolumeInferer",
     "WriteResults",
+    "another",
     "autocast",
     "build_network",
     "check_keys",

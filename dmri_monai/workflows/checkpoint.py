@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from dmri_monai.io.writing import replacing
 from dmri_monai.workflows.flags import flag
 from dmri_monai.workflows.parallel import is_main
 
-__all__ = ["Checkpoint", "load_pretrained", "load_weights"]
+__all__ = ["Checkpoint", "another", "load_pretrained", "load_weights"]
 
 logger = logging.getLogger(__name__)
 # settings of a model that say what its channels mean: weights made under others fit in shape only
@@ -159,6 +160,14 @@ def load_pretrained(
         _listed(sorted(set(source) - set(body))),
     )
     return network
+
+
+def another(
+    network: nn.Module, path: str | Path | None, settings: Mapping[str, Any] | None = None
+) -> nn.Module:
+    """A copy of `network` with the weights of checkpoint `path`, as :func:`load_weights`; None: with its own."""
+    copied = copy.deepcopy(network)
+    return copied if path is None else load_weights(copied, path, settings)
 
 
 def settings_path(path: str | Path) -> Path:

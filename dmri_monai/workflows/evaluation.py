@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -17,9 +17,18 @@ from dmri_monai.workflows.tracking import MLflowRun
 __all__ = ["compare", "methods"]
 
 
-def methods(task: Task, network: Evaluator, shuffled: Evaluator, kmeans: Evaluator) -> dict[str, Evaluator]:
-    """What :func:`compare` runs, by name; clustering is a baseline of tissue alone."""
-    found = {"network": network, "network, shuffled b-vectors": shuffled}
+def methods(
+    task: Task,
+    network: Evaluator,
+    shuffled: Evaluator,
+    kmeans: Evaluator,
+    compared: Mapping[str, Evaluator] | None = None,
+) -> dict[str, Evaluator]:
+    """What :func:`compare` runs, by name; clustering is a baseline of tissue alone.
+
+    compared: other weights of the network, by name.
+    """
+    found = {"network": network, **(compared or {}), "network, shuffled b-vectors": shuffled}
     return {**found, "k-means on b0, FA, MD": kmeans} if task.name == "tissue" else found
 
 

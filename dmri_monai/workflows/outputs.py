@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,8 @@ class WriteResults:
     world frame, MRtrix's convention.  The result of `sub-01_dwi.nii.gz` becomes `sub-01_<label of the task>.nii.gz`
     with the scan's own affine, its uncertainty `sub-01_<label>uncertainty.nii.gz`. A `label_path` in the item of the
     data list is the truth the report compares with.  inferer: whose deviation the report names, where there is any.
-    provenance, notes: what the report says of the model, and what it warns of.
+    provenance, notes: what the report says of the model, and what it warns of.  tables: heading -> CSV file, further
+    tables for the report, such as an evaluation's. ValueError for one that is not there.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class WriteResults:
         inferer: VolumeInferer | None = None,
         provenance: Mapping[str, Any] | None = None,
         notes: Sequence[str] = (),
+        tables: Mapping[str, str | Path] | None = None,
     ) -> None:
         self.task = task
         self.output_dir = Path(output_dir)
@@ -49,7 +52,9 @@ class WriteResults:
         self.title = task.title if title is None else title
         self.inferer = inferer
         self.provenance = dict(provenance or {})
-        self.notes = [{"warning": note} for note in notes]
+        self.tables = {name: _rows(path) for name, path in (tables or {}).items()}
+        if notes:
+            self.tables["Warnings"] = [{"warning": note} for note in notes]
         self.class_names = dict(enumerate(task.class_names, start=1))
         self.cases: list[Case] = []
 
@@ -81,7 +86,7 @@ class WriteResults:
             self.output_dir / "report.html",
             self.cases,
             title=self.title,
-            tables={"Warnings": self.notes} if self.notes else {},
+            tables=self.tables,
             provenance=self.provenance,
         )
         print(f"report: {path}")
@@ -117,3 +122,17 @@ class WriteResults:
         values = helper(found[None, None].long(), truth[None].round().long())[0]
         names = self.class_names.values()
         return {f"Dice {name}": float(v) for name, v in zip(names, values.reshape(-1), strict=True)}
+
+
+def _rows(path: str | Path) -> list[dict[str, str | float]]:
+    if not Path(path).is_file():
+        raise ValueError(f"tables: there is no file {path}")
+    with Path(path).open(newline="") as file:
+        return [{name: _number(text) for name, text in row.items()} for row in csv.DictReader(file)]
+
+
+def _number(text: str) -> str | float:
+    try:
+        return float(text)
+    except ValueError:
+        return text

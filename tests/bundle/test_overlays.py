@@ -28,7 +28,9 @@ def test_equivariant_network_pretrains_fine_tunes_and_infers(prepare, dataset_di
     assert len(list((tmp_path / "inference").glob("*_dseg.nii.gz"))) == 5
 
 
-@pytest.mark.parametrize("path", sorted((CONFIGS / "args").glob("*.json")), ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path", sorted((CONFIGS / "args").rglob("*.json")), ids=lambda p: str(p.relative_to(CONFIGS / "args"))
+)
 def test_files_named_by_an_args_file_exist_and_know_its_keys(path):
     args = json.loads(path.read_text())
     files = [CONFIGS.parent / name for name in args.pop("config_file")]

@@ -97,6 +97,37 @@ def test_evaluation_compares_with_both_controls(prepare, dataset_dir, trained, t
     assert "k-means on b0, FA, MD" in capsys.readouterr().out
 
 
+def test_evaluation_compares_with_other_weights_on_the_same_subjects(
+    prepare, dataset_dir, trained, pretrained, tmp_path
+):
+    own = {"checkpoint": str(trained / "model.pt")}
+    same = prepare(
+        "evaluate",
+        dataset_dir=dataset_dir,
+        output_dir=str(tmp_path),
+        compare_with=str(trained / "last.pt"),
+        **own,
+    )
+    evaluators = same.parser.get_parsed_content("evaluators")
+    assert list(evaluators)[:2] == ["network", str(trained / "last.pt")]
+    theirs = evaluators[str(trained / "last.pt")].network.state_dict()
+    expected = weights(trained / "last.pt")["network"]
+    torch.testing.assert_close(dict(theirs), dict(expected), rtol=0, atol=0)
+    best = same.parser.get_parsed_content("network").state_dict()
+    torch.testing.assert_close(dict(best), weights(trained / "model.pt"), rtol=0, atol=0)
+    same.run()
+    assert (tmp_path / "dice_summary.csv").read_text().splitlines()[2].startswith(str(trained / "last.pt"))
+
+
+def test_report_shows_the_tables_it_is_given(prepare, dataset_dir, trained, tmp_path):
+    table = tmp_path / "table.csv"
+    table.write_text("method,mean\nours,0.81234\n")
+    own = {"checkpoint": str(trained / "model.pt"), "tables": {"Compared": str(table)}}
+    prepare("inference", dataset_dir=dataset_dir, output_dir=str(tmp_path / "out"), **own).run()
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Compared" in page and "0.812" in page
+
+
 def test_inference_writes_label_maps_in_the_space_of_the_scan_and_a_report(
     prepare, dataset_dir, trained, tmp_path
 ):
