@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from dmri_monai import bids
 from dmri_monai.check import ScanCheck, check_scan
+from dmri_monai.io import read_dwi
 from dmri_monai.io.writing import replacing
 from dmri_monai.prediction import settings_of
 
@@ -33,6 +34,7 @@ def main() -> None:
     if (size := options.checkpoint.stat().st_size) > LARGEST:
         raise SystemExit(f"{options.checkpoint} has {size} bytes, at most {LARGEST} are released")
     settings["trained_on"] = trained_on(options.data, settings)
+    settings["scans"] = tables(options.data)
     settings["sha256"] = hashlib.sha256(options.checkpoint.read_bytes()).hexdigest()
     with replacing(FOLDER / f"{options.name}.pt", FOLDER / f"{options.name}.json") as (weights, record):
         shutil.copyfile(options.checkpoint, weights)
@@ -51,6 +53,12 @@ def trained_on(data: Path, settings: dict[str, Any]) -> dict[str, tuple[float, f
     voxels = [size for check in checks for size in check.spacing_mm]
     ranges = {"directions": [*directions, *fewest[:1]], "voxel_mm": voxels, "snr": snr}
     return {name: (round(min(v), 2), round(max(v), 2)) for name, v in ranges.items()}
+
+
+def tables(data: Path) -> dict[str, str]:
+    """Hash of the gradient table of every scan in `data`, to show that another data set shares none."""
+    scans = [Path(item["image"]) for item in bids.data_list(data)]
+    return {scan.name: read_dwi(scan)[1].sha256 for scan in scans}
 
 
 def used_directions(check: ScanCheck, settings: dict[str, Any]) -> int:
