@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 from monai.config import KeysCollection
@@ -10,6 +11,7 @@ from monai.transforms import MapTransform
 
 from dmri_monai.gradients import B0_THRESHOLD, GradientTable
 from dmri_monai.io import read_dwi, read_harmonics
+from dmri_monai.io.sidecars import find_sidecars
 from dmri_monai.qspace.conventions import Basis
 
 __all__ = ["LoadDWId", "LoadHarmonicsd"]
@@ -48,6 +50,15 @@ class LoadDWId(MapTransform):
             item["bvals"] = table.bvals.float()
             item["bvecs"] = table.bvecs.float()
         return item
+
+    def files(self, data: Mapping[Hashable, Any]) -> list[Path]:
+        """The files `data` is read from: scans, gradient tables, JSON sidecars.  Raises as `find_sidecars`."""
+        found: list[Path | None] = []
+        for key in self.key_iterator(dict(data)):
+            path = Path(data[key])
+            sidecars = find_sidecars(path, self.bvecs)
+            found += [path, sidecars.bval, sidecars.bvec, sidecars.mrtrix, *sidecars.json]
+        return [path for path in found if path is not None]
 
 
 def _same_table(a: GradientTable, b: GradientTable) -> bool:

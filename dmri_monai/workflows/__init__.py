@@ -1,5 +1,6 @@
 """Named helpers the bundle configs call."""
 
+from dmri_monai.workflows.caching import DiskCache
 from dmri_monai.workflows.checkpoint import Checkpoint, another, load_pretrained, load_weights
 from dmri_monai.workflows.data import first, harmonic_channels, scans, seed_everything, subjects
 from dmri_monai.workflows.encoding import encode, thin
@@ -32,6 +33,7 @@ __all__ = [
     "CheckLabeld",
     "Checkpoint",
     "CpuAutocast",
+    "DiskCache",
     "EarlyStopping",
     "EpochSampler",
     "FreezeBody",

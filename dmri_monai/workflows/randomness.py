@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
@@ -11,7 +12,10 @@ import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from monai.data import CacheDataset
+from monai.transforms import Compose
 from torch.utils.data import Sampler
+
+from dmri_monai.workflows.caching import DiskCache
 
 __all__ = ["EpochSampler", "SeedEpochs", "SeededDataset", "derive_seed"]
 
@@ -30,15 +34,25 @@ class SeededDataset(CacheDataset):
     """MONAI dataset whose random transforms are reseeded for every (epoch, index) that is asked for.
 
     Keys are (epoch, index) pairs, as :class:`EpochSampler` yields them, or plain indices (epoch 0). Each item also
-    gets `item_seed`, for randomness that is applied later, on the training device. `cache_rate` keeps the output of
-    the leading deterministic transforms in memory; 0 by default, because whole dMRI scans rarely fit.
+    gets `item_seed`, for randomness that is applied later, on the training device.
+
+    The output of the leading deterministic transforms can be kept, which changes no result: `cache_rate` is the share
+    of the items kept in memory, where whole dMRI scans rarely fit; `cache_dir` a folder, see :class:`DiskCache`.
     """
 
     def __init__(
-        self, data: Sequence[dict], transform: Callable, seed: int = 0, cache_rate: float = 0.0
+        self,
+        data: Sequence[dict],
+        transform: Compose,
+        seed: int = 0,
+        cache_rate: float = 0.0,
+        cache_dir: str | Path | None = None,
     ) -> None:
+        if cache_rate and cache_dir is not None:
+            raise ValueError(f"cache_rate is {cache_rate} and cache_dir is {cache_dir}, expected one of them")
         self.seed = seed
         super().__init__(data=data, transform=transform, cache_rate=cache_rate, num_workers=1, progress=False)
+        self.disk = None if cache_dir is None else DiskCache(cache_dir, self.transform)
 
     def __getitem__(self, key: tuple[int, int] | int) -> Any:
         epoch, index = key if isinstance(key, tuple) else (0, key)
@@ -48,6 +62,12 @@ class SeededDataset(CacheDataset):
         for part in item if isinstance(item, list) else [item]:
             part["item_seed"] = item_seed
         return item
+
+    def _transform(self, index: int) -> Any:
+        if self.disk is None:
+            return super()._transform(index)
+        kept = self.disk(self.data[index])
+        return kept if self.disk.end is None else self.transform(kept, start=self.disk.end)
 
 
 class EpochSampler(Sampler[tuple[int, int]]):

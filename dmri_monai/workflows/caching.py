@@ -1,0 +1,111 @@
+"""Preprocessed items on disk, read by memory map: cohorts larger than memory."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import tempfile
+import warnings
+from collections.abc import Iterable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data.utils import pickle_hashing
+from monai.transforms import Compose, Transform, reset_ops_id
+from monai.transforms.traits import RandomizableTrait
+from monai.utils import TraceKeys
+
+import dmri_monai
+from dmri_monai.io.writing import replacing
+from dmri_monai.transforms import LoadDWId
+
+__all__ = ["DiskCache"]
+
+# what meta data hold besides tensors, text and numbers: NumPy arrays, and the keys of MONAI's traces
+ARRAY = [np.ndarray, np.dtype, np.empty(0).__reduce__()[0], np.float64(0).__reduce__()[0]]
+NUMBERS = [type(np.dtype(code)) for code in "?bBhHiIlLqQefdU"]
+READABLE = [*ARRAY, *NUMBERS, TraceKeys]
+DAMAGED = (RuntimeError, ValueError, EOFError, pickle.UnpicklingError)
+
+
+class DiskCache:
+    """Items as the leading deterministic transforms leave them, a file each, read by memory map.
+
+    What follows, such as a random crop, then reads only the voxels it takes.  transform: its transforms up to the
+    first random one are kept.  folder: made if need be; trainings may share it, also at the same time.
+
+    A file's name is a hash of transforms with their settings, item, versions of torch, MONAI and this package, and
+    name, size and time of every file the item is read from, so what has changed is made anew; old files stay.
+    MONAI's `PersistentDataset` reads an item whole, keeps one whose scan has changed, and goes on silently where it
+    cannot write.  Raises OSError naming the folder or file that cannot be written.
+    """
+
+    def __init__(self, folder: str | Path, transform: Compose) -> None:
+        self.folder = Path(folder)
+        self.transform = transform
+        self.end = transform.get_index_of_first(
+            lambda t: isinstance(t, RandomizableTrait) or not isinstance(t, Transform)
+        )
+        self.leading = transform.transforms[: self.end]
+        releases = [dmri_monai.__version__, version("monai"), version("torch")]
+        self.settings = [*releases, pickle_hashing(self.leading).decode()]
+        _check_writable(self.folder)
+
+    def __call__(self, item: Mapping[str, Any]) -> Any:
+        """`item` after the leading transforms; its tensors may be changed, the file stays as it is."""
+        path = self.path(item)
+        try:
+            return _read(path)
+        except FileNotFoundError:
+            pass
+        except DAMAGED as error:
+            warnings.warn(f"damaged, made anew: {path} ({error})", stacklevel=2)
+        self._write(path, item)
+        return _read(path)
+
+    def path(self, item: Mapping[str, Any]) -> Path:
+        """Where `item` is or will be; FileNotFoundError naming a file that it lacks."""
+        stamps = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in _files(item, self.leading)]
+        parts = [*self.settings, pickle_hashing(dict(item)).decode(), *map(str, stamps)]
+        return self.folder / f"{hashlib.sha256('/'.join(parts).encode()).hexdigest()[:32]}.pt"
+
+    def _write(self, path: Path, item: Mapping[str, Any]) -> None:
+        done = self.transform(dict(item), end=self.end)
+        reset_ops_id(done)  # they are addresses in this process
+        try:
+            with replacing(path) as (aside,):
+                torch.save(done, aside)
+                _read(aside)
+        except (OSError, RuntimeError) as error:  # the latter where the disk is full
+            raise OSError(f"cannot write {path}: {error}") from error
+
+
+def _read(path: Path) -> Any:
+    """Only what cannot run code is read; the map is private, so changes stay in memory."""
+    if not path.is_file():
+        raise FileNotFoundError(path)
+    with torch.serialization.safe_globals(READABLE):
+        return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+
+
+def _files(item: Mapping[str, Any], transforms: Iterable[Any]) -> list[Path]:
+    """Every file that `item` is read from, sidecars included."""
+    named = {Path(value) for value in item.values() if isinstance(value, str | os.PathLike)}
+    found = {path for path in named if path.is_file()}
+    for transform in transforms:
+        if isinstance(transform, LoadDWId):
+            found |= set(transform.files(item))
+    return sorted(found)
+
+
+def _check_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(f"cannot write to the cache folder {folder}: {error}") from error
