@@ -69,6 +69,21 @@ def test_every_architecture_trains_evaluates_and_infers(prepare, dataset_dir, tm
     assert len(list((tmp_path / "i").glob(f"*_{WRITES[task]}.nii.gz"))) == 5
 
 
+@pytest.mark.parametrize("task", TASKS)
+def test_deep_supervision_trains_the_heads_of_all_levels(prepare, dataset_dir, tmp_path, task):
+    model = {**EQUIVARIANT, "network_options": {"deep_supervision": True}, "task": task}
+    workflow = prepare("train", dataset_dir=dataset_dir, output_dir=str(tmp_path / "t"), **model, **STEP)
+    start = {k: v.clone() for k, v in workflow.parser.get_parsed_content("network").state_dict().items()}
+    workflow.run()
+    moved = torch.load(tmp_path / "t" / "model.pt", weights_only=True)
+    heads = [name for name in start if name.startswith("head.") and "weight" in name]
+    assert len(heads) > 1
+    assert all((moved[name] != start[name]).any() for name in heads)
+    own = {"checkpoint": str(tmp_path / "t" / "model.pt"), "evaluators": {"network": "@evaluator"}, **model}
+    prepare("evaluate", dataset_dir=dataset_dir, output_dir=str(tmp_path / "e"), **own).run()
+    assert (tmp_path / "e" / "metrics.csv").is_file()
+
+
 @pytest.fixture(scope="module")
 def oriented(prepare, dataset_dir, tmp_path_factory):
     """Checkpoint of a tiny equivariant network for directions."""
