@@ -13,7 +13,7 @@ from scipy import stats
 
 from benchmarks.experiments import classical, generalisation, lesions, page, pretraining
 from benchmarks.experiments.arms import Arm, Budget
-from benchmarks.experiments.claims import lesion_claim, pretraining_claim
+from benchmarks.experiments.claims import lesion_claim, pretraining_claim, rotation_claim
 from benchmarks.experiments.cohorts import Cohort
 from benchmarks.experiments.results import Results
 from benchmarks.experiments.run import Runner, config_keys, workflow
@@ -384,3 +384,14 @@ def test_experiment_runs_and_is_drawn(name, tmp_path):
     text = (tmp_path / "results.md").read_text()
     assert f"### {page.TITLES[name]}" in text
     assert "nan" not in text.split(f"### {page.TITLES[name]}")[1].split("## Running")[0]
+
+
+@pytest.mark.parametrize(("change", "expected"), [(-0.01, "holds"), (-0.04, "does not hold")])
+def test_rotation_claim_compares_the_changes_of_both_networks(change, expected):
+    def arm(method: str, turned: float) -> dict:
+        tests = {"as trained": {"dice": [0.8]}, "turned heads": {"dice": [0.8 + turned]}}
+        return {"key": method, "labels": {"method": method}, "seed": 0, "tests": tests}
+
+    lines = [arm("equivariant", change), arm("plain", -0.06)]
+    assert rotation_claim(lines, "equivariant")[0] == expected
+    assert rotation_claim(lines, "pq") == ("open", "not run")

@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.experiments.tables import KEY_COLUMN, choose, paired, scores, spread, summary, values_of
 
-__all__ = ["claims", "lesion_claim", "pretraining_claim"]
+__all__ = ["claims", "lesion_claim", "pretraining_claim", "rotation_claim"]
 
 Line = Mapping[str, Any]
 LEARNED_AUC = 0.65  # below it a rival is no better than chance, and beating it shows nothing
@@ -30,6 +30,9 @@ def claims(experiments: Mapping[str, Sequence[Line]]) -> str:
             found = pretraining_claim(experiments["pretraining"], network, rival)
             text = f"Pretraining on artifacts is better than {rival} on two of the three tasks ({network} network)"
             rows.append((text, found))
+    for method in ("equivariant", "pq"):
+        text = f"Turning the heads changes tissue Dice of the {method} network a third as much as the plain one's, or less"
+        rows.append((text, rotation_claim(experiments["generalisation"], method)))
     text = "\n".join(f"- {statement}: **{holds}** ({why})." for statement, (holds, why) in rows)
     return f"The claims at this size, judged by the rule above:\n\n{text}\n"
 
@@ -69,6 +72,18 @@ def pretraining_claim(lines: Sequence[Line], network: str, rival: str) -> Verdic
         text = f"{task} " + ", ".join(f"{gain:+.3f}" for gain in gains if gain is not None)
         (passed if all(gain is not None and gain > 0 for gain in gains) else failed).append(text)
     return _judged(passed, failed, all_needed=False)
+
+
+def rotation_claim(lines: Sequence[Line], method: str) -> Verdict:
+    """Mean change of Dice from upright to turned heads, in size, of `method` and "plain"."""
+    arms = [choose(lines, method=name) for name in (method, "plain")]
+    if not all(arms):
+        return "open", "not run"
+    own, other = (
+        paired(scores(arm, "turned heads", "dice"), scores(arm, "as trained", "dice")).mean for arm in arms
+    )
+    holds = "holds" if abs(own) <= abs(other) / 3 else "does not hold"
+    return holds, f"{own:+.3f}, plain {other:+.3f}"
 
 
 def _gain(lines: Sequence[Line], task: str, rival: str) -> float | None:
