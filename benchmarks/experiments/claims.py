@@ -31,7 +31,7 @@ def claims(experiments: Mapping[str, Sequence[Line]]) -> str:
             text = f"Pretraining on artifacts is better than {rival} on two of the three tasks ({network} network)"
             rows.append((text, found))
     for method in ("equivariant", "pq"):
-        text = f"Turning the heads changes tissue Dice of the {method} network a third as much as the plain one's, or less"
+        text = f"Turned heads cost the {method} network at most a third of the tissue Dice they cost the plain one"
         rows.append((text, rotation_claim(experiments["generalisation"], method)))
     text = "\n".join(f"- {statement}: **{holds}** ({why})." for statement, (holds, why) in rows)
     return f"The claims at this size, judged by the rule above:\n\n{text}\n"
