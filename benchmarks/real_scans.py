@@ -1,0 +1,96 @@
+"""The released models on real scans: shares of tissue, and principal directions against DIPY's CSD, as JSON lines.
+
+The scans are the samples that come with DIPY (`small_64D`, `small_101D`: blocks of 10 and 6 voxels an axis) and any
+others named on the command line. No truth is known. angle_deg: median angle between the released orientation model and
+constrained spherical deconvolution, in voxels where it finds one fibre and FA is above 0.4; chance is 60 degrees.
+wm_where_anisotropic: share of these voxels that the tissue model calls white matter.
+
+Run: python benchmarks/real_scans.py [SCAN ...] [--figure docs/images/real-scans.png]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from dipy.data import get_fnames
+from torch import Tensor
+
+from dmri_monai import predict
+from dmri_monai.io import read_dwi
+from dmri_monai.labels import Labels, fibre_labels
+from dmri_monai.metrics.directions import axial_angle_deg
+
+SAMPLES = ("small_64D", "small_101D")
+ANISOTROPIC = 0.4  # FA
+TISSUES = ("background", "WM", "GM", "CSF")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("scans", nargs="*", type=Path)
+    parser.add_argument("--orientation", type=Path, help="checkpoint; else the released one")
+    parser.add_argument("--tissue", type=Path, help="checkpoint; else the released one")
+    parser.add_argument("--figure", type=Path, help="picture of the first scan")
+    options = parser.parse_args()
+    scans = [*(Path(get_fnames(name=name)[0]) for name in SAMPLES), *options.scans]
+    for number, scan in enumerate(scans):
+        image, table = read_dwi(scan)
+        whole = torch.ones(image.shape[1:], dtype=torch.bool)  # blocks from inside a brain
+        csd = fibre_labels(image.as_tensor(), table, mask=whole)
+        peaks = predict(scan, task="orientation", checkpoint=options.orientation)
+        tissue = predict(scan, task="tissue", checkpoint=options.tissue)
+        found = peaks.image.as_tensor()[:3]
+        print(
+            json.dumps({"scan": scan.name, **_compared(found, tissue.image.as_tensor()[0], csd)}), flush=True
+        )
+        if options.figure and number == 0:
+            _draw(options.figure, found, csd, image.affine)
+
+
+def _compared(found: Tensor, tissue: Tensor, csd: Labels) -> dict[str, Any]:
+    single = (csd.npeaks == 1) & (csd.fa > ANISOTROPIC)
+    angles = axial_angle_deg(found[:, single].T, csd.peaks_world[:3, single].T)
+    known = angles.isfinite()
+    shares = {name: float((tissue == i).float().mean()) for i, name in enumerate(TISSUES)}
+    return {
+        "voxels": int(single.sum()),
+        "predicted": int(known.sum()),
+        "angle_deg": round(float(angles[known].median()), 2),
+        "below_10_deg": round(float((angles[known] < 10).float().mean()), 3),
+        "wm_where_anisotropic": round(float((tissue[single] == 1).float().mean()), 3),
+        "tissue": {name: round(share, 3) for name, share in shares.items()},
+    }
+
+
+def _draw(path: Path, found: Tensor, csd: Labels, affine: Tensor) -> None:
+    """Middle slice seen along the third axis of the grid: sticks of both, projected on its first two axes."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    k = csd.fa.shape[2] // 2
+    axes = (affine[:3, :2] / affine[:3, :2].norm(dim=0)).float()  # world -> the grid's axes
+    figure, panels = pyplot.subplots(1, 2, figsize=(8, 4.3), constrained_layout=True)
+    for panel, name, field in zip(
+        panels, ("CSD (DIPY)", "orientation model"), (csd.peaks_world[:3], found), strict=True
+    ):
+        sticks = field[..., k] / field[..., k].norm(dim=0)
+        flat = torch.einsum("cxy,cd->dxy", sticks, axes).numpy()
+        x, y = np.meshgrid(*map(np.arange, sticks.shape[1:]), indexing="ij")
+        panel.imshow(csd.fa[..., k].T, cmap="gray", origin="lower", vmin=0, vmax=0.8)
+        colours = np.nan_to_num(sticks.abs().permute(1, 2, 0).reshape(-1, 3).numpy()).clip(0, 1)
+        panel.quiver(
+            x, y, *flat, color=colours, headwidth=0, headlength=0, headaxislength=0, pivot="mid", scale=12
+        )
+        panel.set(title=name, xticks=[], yticks=[])
+    figure.savefig(path, dpi=130)
+
+
+if __name__ == "__main__":
+    main()
