@@ -126,12 +126,11 @@ def sh_fit_matrix(
 
 def supported_order(directions: Tensor, l_max: int) -> int:
     """Greatest even order <= l_max whose harmonics `directions` (N, 3) can tell apart; -1 for none."""
-    supported = -1
-    for order in even_orders(l_max):
-        if not _is_determined(directions.double(), order):
-            break
-        supported = order
-    return supported
+    # from the top: leaving columns out never lowers the ratio of extreme singular values
+    for order in reversed(even_orders(l_max)):
+        if _is_determined(directions.double(), order):
+            return order
+    return -1
 
 
 def _is_determined(directions: Tensor, l_max: int) -> bool:
