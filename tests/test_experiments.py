@@ -386,6 +386,15 @@ def test_experiment_runs_and_is_drawn(name, tmp_path):
     assert "nan" not in text.split(f"### {page.TITLES[name]}")[1].split("## Running")[0]
 
 
+@pytest.mark.slow
+def test_network_pretrained_on_three_shells_is_tuned_on_one(tmp_path):
+    size = dataclasses.replace(TINY, hcp_shells=(1000.0, 2000.0, 3000.0), hcp_directions=16)
+    assert [b for b, _ in pretraining.hcp_cohort(size).shells] == [1000.0, 2000.0, 3000.0]
+    (arm,) = pretraining._seeds(size, "artifacts", "light", "plain", "tissue", 2)
+    found = Runner(tmp_path, Results(tmp_path / "results.jsonl")).line(arm)
+    assert np.isfinite(scores([found], "test", "dice")).all()
+
+
 @pytest.mark.parametrize(("change", "expected"), [(-0.01, "holds"), (-0.04, "does not hold")])
 def test_rotation_claim_compares_the_changes_of_both_networks(change, expected):
     def arm(method: str, turned: float) -> dict:

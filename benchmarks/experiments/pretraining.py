@@ -31,7 +31,8 @@ def hcp_cohort(size: Size) -> Cohort:
     """Unlabelled: smaller voxels, more directions, high SNR."""
     spacing, voxels = 0.8 * size.spacing_mm, round(size.voxels / 0.8)
     return size.cohort(
-        "hcp-like", 301, test=False, size=voxels, spacing_mm=spacing, shells=((1000.0, size.hcp_directions),),
+        "hcp-like", 301, test=False, size=voxels, spacing_mm=spacing, 
+        shells=tuple((b, size.hcp_directions) for b in size.hcp_shells),
         n_b0=6, snr=(20.0, 40.0),
     )  # fmt: skip
 
@@ -46,6 +47,13 @@ def clinical_cohorts(size: Size) -> tuple[Cohort, Cohort]:
     return size.cohort("clinical", 302, test=False, **protocol), size.cohort("test", 303, **protocol)
 
 
+def shells(size: Size) -> dict[str, Any]:
+    """Keys of train.json for a network that knows all shells of the pretraining and finds one in the clinical scans."""
+    if size.hcp_shells == (1000.0,):
+        return {}
+    return {"shells": list(size.hcp_shells), "missing": "zero"}
+
+
 def clinical_directions(size: Size) -> int:
     """At most 32."""
     return min(32, size.directions)
@@ -55,7 +63,11 @@ def pretraining_of(size: Size, pretext: str, preset: str) -> Pretraining | None:
     """The step before; None for the control, which starts from its random weights."""
     if pretext == "none":
         return None
-    settings = {"pretext": pretext, **({"corruption": preset} if pretext == "artifacts" else {})}
+    settings: dict[str, Any] = {"pretext": pretext}
+    if pretext == "artifacts":
+        settings["corruption"] = preset
+    if len(size.hcp_shells) > 1:
+        settings["drop_shells"] = 0.5
     return Pretraining(hcp_cohort(size), settings, Budget(size.pretrain_steps))
 
 
@@ -78,7 +90,7 @@ def _seeds(size: Size, pretext: str, preset: str, architecture: str, task: str, 
         labels,
         0,
         train,
-        size.settings(architecture, task, wide=True),
+        size.settings(architecture, task, wide=True, **shells(size)),
         Budget(size.tune_steps),
         (test,),
         train_subjects=labelled,

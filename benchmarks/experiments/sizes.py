@@ -20,6 +20,7 @@ class Size:
     voxels^3 of spacing_mm; directions at b = 1000 s/mm2; subjects: of a training cohort, a fifth of which validates.
     steps, seconds: the two budgets of a training from scratch; pretrain_steps, tune_steps: of pretraining and of
     what follows it.  rates: learning rates every method tries; rate: of the arms that try none.
+    hcp_shells, hcp_directions: of the cohort of pretraining: b-values, and directions of each.
     fractions: of the subjects that learn; labelled: subjects of fine-tuning; presets: of pretraining's artifacts.
     networks: method -> keys of train.json, all of about the same number of parameters but "pq", whose published
     shape has fewer.  wider: those of the experiments that are not about the number of parameters.
@@ -39,6 +40,7 @@ class Size:
     pretrain_steps: int
     tune_steps: int
     hcp_directions: int
+    hcp_shells: tuple[float, ...]
     crop: int
     rates: tuple[float, ...]
     rate: float
@@ -101,6 +103,7 @@ SMALL = Size(
     pretrain_steps=150,
     tune_steps=200,
     hcp_directions=30,
+    hcp_shells=(1000.0,),
     crop=24,
     rates=(0.003, 0.01),
     rate=0.01,
@@ -140,6 +143,7 @@ FULL = Size(
     pretrain_steps=10000,
     tune_steps=2000,
     hcp_directions=90,
+    hcp_shells=(1000.0, 2000.0, 3000.0),
     crop=48,
     rates=(0.001, 0.003, 0.01),
     rate=0.003,
