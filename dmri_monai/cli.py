@@ -146,18 +146,18 @@ def check(
 @app.command()
 @_one_line_errors
 def report(
-    outputs: Annotated[Path | None, typer.Argument(help="Folder with predicted *_dseg.nii.gz.")] = None,
+    outputs: Annotated[Path | None, typer.Argument(help="Folder with predicted *_<suffix>.nii.gz.")] = None,
     data: Annotated[Path | None, typer.Option(help="BIDS data set with scans and ground truth.")] = None,
     image: Annotated[Path | None, typer.Option(help="One DWI file, instead of a folder.")] = None,
-    prediction: Annotated[Path | None, typer.Option(help="Predicted label map of --image.")] = None,
-    truth: Annotated[Path | None, typer.Option(help="True label map of --image.")] = None,
+    prediction: Annotated[Path | None, typer.Option(help="Predicted labels or peaks of --image.")] = None,
+    truth: Annotated[Path | None, typer.Option(help="True labels or peaks of --image.")] = None,
     names: Annotated[Path | None, typer.Option(help="Class names: .tsv with index and name.")] = None,
-    suffix: Annotated[str, typer.Option(help="Which outputs: <name>_<suffix>.nii.gz.")] = "dseg",
+    suffix: Annotated[str, typer.Option(help="Which outputs: dseg, lesion, npeaks, peaks.")] = "dseg",
     out: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("report.html"),
     title: Annotated[str, typer.Option(help="Heading of the page.")] = "Diffusion MRI report",
     neurological: Annotated[bool, typer.Option(help="Show the patient's left on the left.")] = False,
 ) -> None:
-    """Write a self-contained HTML report of predicted label maps.
+    """Write a self-contained HTML report of predicted labels or fibre peaks.
 
     Either a folder of outputs with --data, or one scan with --image and, if wanted, --prediction and --truth.
     """

@@ -16,6 +16,7 @@ from dmri_monai.io import read_dwi
 __all__ = ["Case", "load_case"]
 
 AFFINE_TOLERANCE_MM = 1e-2
+DIRECTIONS = ("prediction", "truth")  # what may be a field of peaks
 
 
 @dataclass(frozen=True)
@@ -23,10 +24,11 @@ class Case:
     """One scan of a report.
 
     image: MetaTensor (N, X, Y, Z) of raw signal with its affine, or the path of a DWI file with sidecars.
-    table: its gradient table; None when `image` is a path (the sidecars are read). prediction, truth: integer
-    labels (X, Y, Z) or (1, X, Y, Z) on the image's grid; 0 is background. class_names: name of each label.
-    metrics: name -> value. maps: further scalar maps (X, Y, Z) or (1, X, Y, Z), such as an uncertainty, each
-    shown as its own picture.
+    table: its gradient table; None when `image` is a path (the sidecars are read). prediction, truth: on
+    the image's grid, integer labels (X, Y, Z) or (1, X, Y, Z), outlined, 0 is background; or peaks (3n, X, Y, Z), x
+    y z per peak in the world frame (RAS+), length = amplitude, NaN or zero for none, drawn as sticks.
+    class_names: name of each label.  metrics: name -> value.  maps: further scalar maps (X, Y, Z) or (1, X, Y, Z),
+    such as an uncertainty, each shown as its own picture.
     """
 
     name: str
@@ -40,7 +42,8 @@ class Case:
 
 
 def load_case(case: Case) -> tuple[MetaTensor, GradientTable, dict[str, Tensor]]:
-    """Image (N, X, Y, Z), its table, and the 3-D layers of `case` by name ("prediction", "truth", maps).
+    """Image (N, X, Y, Z), its table, and the layers of `case` by name ("prediction", "truth", maps): (X, Y, Z), or
+    (3n, X, Y, Z) where they are peaks.
 
     Raises TypeError for an image without affine and ValueError for a volume that is not on the image's grid.
     """
@@ -65,7 +68,8 @@ def _on_grid(case: str, name: str, volume: Tensor, image: MetaTensor) -> Tensor:
     plain = torch.as_tensor(volume)
     if plain.ndim == 4 and plain.shape[0] == 1:
         plain = plain[0]
-    if plain.shape != image.shape[1:]:
+    peaks = plain.ndim == 4 and name in DIRECTIONS and plain.shape[0] % 3 == 0
+    if plain.shape[-3:] != image.shape[1:] or not (peaks or plain.ndim == 3):
         raise ValueError(
             f"{case}: {name} has shape {tuple(volume.shape)}, the image's grid is {tuple(image.shape[1:])}"
         )

@@ -1,4 +1,4 @@
-"""Cases of a report from files: label maps in an output folder, scans and ground truth in a BIDS data set."""
+"""Cases of a report from files: labels or peaks in an output folder, scans and ground truth in a BIDS data set."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from monai.metrics import DiceHelper
 from torch import Tensor
 
 from dmri_monai.io import read_nifti
+from dmri_monai.io.nifti import nifti_stem
+from dmri_monai.metrics import AngularError
 from dmri_monai.report.case import Case
 
 __all__ = ["case_from_files", "cases_from_folder", "read_class_names"]
@@ -25,18 +27,22 @@ def case_from_files(
     name: str | None = None,
     class_names: Mapping[int, str] | None = None,
 ) -> Case:
-    """Case of a DWI file with sidecars and NIfTI label maps; Dice per class where both maps are given."""
+    """Case of a DWI file with sidecars and NIfTI maps of labels, or of peaks (3n volumes, x y z each, world frame).
+
+    Where both maps are given: Dice per class, or the angle between the largest peaks.  An uncertainty beside the
+    prediction (`<prediction>uncertainty.nii.gz`) is shown.
+    """
     scan = Path(scan)
-    volumes = [None if p is None else _read_labels(p) for p in (prediction, truth)]
+    found, true = (None if p is None else _read_map(p) for p in (prediction, truth))
     names = dict(class_names or {})
-    metrics = {} if any(v is None for v in volumes) else _dice(volumes[0], volumes[1], names)
     return Case(
         name or scan.name.split(".")[0],
         scan,
-        prediction=volumes[0],
-        truth=volumes[1],
+        prediction=found,
+        truth=true,
         class_names=names,
-        metrics=metrics,
+        metrics=_metrics(found, true, names),
+        maps={} if prediction is None else _uncertainty(Path(prediction)),
     )
 
 
@@ -83,24 +89,42 @@ def _find(folder: Path, name: str, apart_from: Path) -> Path | None:
     return found[0] if found else None
 
 
-def _read_labels(path: str | Path) -> MetaTensor:
+def _read_map(path: str | Path) -> MetaTensor:
+    """(1, X, Y, Z) integer labels or (3n, X, Y, Z) peaks."""
     volume = read_nifti(path)
-    if len(volume) != 1:
-        raise ValueError(f"label map has {len(volume)} volumes, expected 1: {path}")
-    return volume.round().to(torch.int64)
+    if len(volume) == 1:
+        return volume.round().to(torch.int64)
+    if len(volume) % 3:
+        raise ValueError(f"map has {len(volume)} volumes, expected 1 (labels) or 3 per peak: {path}")
+    return volume
 
 
-def _dice(prediction: Tensor | None, truth: Tensor | None, names: Mapping[int, str]) -> dict[str, float]:
-    assert prediction is not None
-    assert truth is not None
-    if prediction.shape != truth.shape:
+def _uncertainty(prediction: Path) -> dict[str, Tensor]:
+    path = prediction.with_name(f"{nifti_stem(prediction)}uncertainty.nii.gz")
+    return {"Uncertainty": read_nifti(path)} if path.is_file() else {}
+
+
+def _metrics(prediction: Tensor | None, truth: Tensor | None, names: Mapping[int, str]) -> dict[str, float]:
+    if prediction is None or truth is None:
+        return {}
+    if prediction.shape[1:] != truth.shape[1:] or (len(prediction) == 1) != (len(truth) == 1):
         raise ValueError(
             f"prediction {tuple(prediction.shape)} and truth {tuple(truth.shape)} differ in shape"
         )
-    maps = [torch.as_tensor(v).as_subclass(Tensor)[None] for v in (prediction, truth)]
-    count = int(max(m.max() for m in maps)) + 1
+    found, true = (torch.as_tensor(v).as_subclass(Tensor)[None] for v in (prediction, truth))
+    return _dice(found, true, names) if len(truth) == 1 else _angles(found, true)
+
+
+def _angles(prediction: Tensor, truth: Tensor) -> dict[str, float]:
+    """Of peaks (1, 3n, X, Y, Z): what a report says of the angle between the first ones."""
+    median, share = AngularError()(prediction, truth)[0].tolist()
+    return {"Median angle (°)": median, "Share below 10°": share}
+
+
+def _dice(prediction: Tensor, truth: Tensor, names: Mapping[int, str]) -> dict[str, float]:
+    count = int(max(prediction.max(), truth.max())) + 1
     if count < 2:
         return {}
     helper = DiceHelper(include_background=False, num_classes=count, reduction="none", get_not_nans=False)
-    values = helper(*maps)[0].tolist()
+    values = helper(prediction, truth)[0].tolist()
     return {f"Dice {names.get(i, f'class {i}')}": value for i, value in enumerate(values, start=1)}

@@ -16,7 +16,7 @@ import nibabel as nib
 import numpy as np
 from PIL import Image
 
-__all__ = ["Grid", "View", "label_uri", "picture_uri", "png_uri", "sprite"]
+__all__ = ["Grid", "View", "image_uri", "label_uri", "picture_uri", "png_uri", "sprite"]
 
 Convention = Literal["radiological", "neurological"]
 # axis across the slices, then those of a picture's columns and rows (rows run towards anterior or superior)
@@ -71,22 +71,30 @@ class Grid:
         axes = self.canonical_affine[:3, :3]
         size = np.linalg.norm(axes, axis=0) * mask.shape
         right, top = axes[:, column], axes[:, row]
-        if column == 0 and self.convention == "radiological":
+        if self._mirrored(column):
             right = -right
         letters = (edge_letters(-right), edge_letters(right), edge_letters(top), edge_letters(-top))
         return View(
             plane, tuple(chosen.tolist()), mask.shape[across], letters, float(size[column] / size[row])
         )
 
+    def in_picture(self, plane: str) -> np.ndarray:
+        """(2, 3): how many pixels to the right and down a world vector in mm reaches in a picture of `plane`."""
+        _, column, row = PLANES[plane]
+        voxels = np.linalg.inv(self.canonical_affine[:3, :3])
+        return np.stack([-voxels[column] if self._mirrored(column) else voxels[column], -voxels[row]])
+
     def pictures(self, volume: np.ndarray, view: View) -> list[np.ndarray]:
         """Pictures (rows, columns, ...) of the slices of `view`, top row first; `volume` is canonical."""
         across, column, _ = PLANES[view.plane]
-        flip_x = column == 0 and self.convention == "radiological"
         pictures = []
         for index in view.indices:
             picture = np.swapaxes(np.take(volume, index, axis=across), 0, 1)[::-1]
-            pictures.append(picture[:, ::-1] if flip_x else picture)
+            pictures.append(picture[:, ::-1] if self._mirrored(column) else picture)
         return pictures
+
+    def _mirrored(self, column: int) -> bool:
+        return column == 0 and self.convention == "radiological"
 
 
 def edge_letters(direction: np.ndarray) -> str:
@@ -135,7 +143,12 @@ def label_uri(pictures: list[np.ndarray], colours: dict[int, tuple[int, int, int
     large = [np.kron(p[::step, ::step], np.ones((zoom, zoom), int)) for p in pictures]
     image = Image.fromarray(np.concatenate([_outlined(p, index, width=1 + (zoom >= 4)) for p in large]))
     image.putpalette([0, 0, 0] + [value for rgb in palette for value in (*rgb, *rgb)])
-    return _uri("PNG", image, transparency=bytes([0] + [FILL_ALPHA, 255] * len(palette)), optimize=True)
+    return image_uri(image, transparency=bytes([0] + [FILL_ALPHA, 255] * len(palette)))
+
+
+def image_uri(image: Image.Image, transparency: bytes) -> str:
+    """Data URI of a palette image as PNG; transparency: opacity (0 to 255) of the palette's first entries."""
+    return _uri("PNG", image, transparency=transparency, optimize=True)
 
 
 def _outlined(labels: np.ndarray, index: dict[int, int], width: int) -> np.ndarray:

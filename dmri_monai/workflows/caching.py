@@ -7,7 +7,7 @@ import os
 import pickle
 import tempfile
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ class DiskCache:
         self.settings = [*releases, pickle_hashing(self.leading).decode()]
         _check_writable(self.folder)
 
-    def __call__(self, item: Mapping[str, Any]) -> Any:
+    def __call__(self, item: Mapping[Hashable, Any]) -> Any:
         """`item` after the leading transforms; its tensors may be changed, the file stays as it is."""
         path = self.path(item)
         try:
@@ -67,13 +67,13 @@ class DiskCache:
         self._write(path, item)
         return _read(path)
 
-    def path(self, item: Mapping[str, Any]) -> Path:
+    def path(self, item: Mapping[Hashable, Any]) -> Path:
         """Where `item` is or will be; FileNotFoundError naming a file that it lacks."""
         stamps = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in _files(item, self.leading)]
         parts = [*self.settings, pickle_hashing(dict(item)).decode(), *map(str, stamps)]
         return self.folder / f"{hashlib.sha256('/'.join(parts).encode()).hexdigest()[:32]}.pt"
 
-    def _write(self, path: Path, item: Mapping[str, Any]) -> None:
+    def _write(self, path: Path, item: Mapping[Hashable, Any]) -> None:
         done = self.transform(dict(item), end=self.end)
         reset_ops_id(done)  # they are addresses in this process
         try:
@@ -92,7 +92,7 @@ def _read(path: Path) -> Any:
         return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
 
 
-def _files(item: Mapping[str, Any], transforms: Iterable[Any]) -> list[Path]:
+def _files(item: Mapping[Hashable, Any], transforms: Iterable[Any]) -> list[Path]:
     """Every file that `item` is read from, sidecars included."""
     named = {Path(value) for value in item.values() if isinstance(value, str | os.PathLike)}
     found = {path for path in named if path.is_file()}

@@ -104,10 +104,9 @@ class WriteResults:
         metrics = {} if truth is None else self._metrics(found, truth)
         if self.inferer is not None and self.inferer.deviation:
             metrics["Deviation of windows"] = self.inferer.deviation
-        if self._is_field:
-            return Case(name, scan, metrics=metrics, maps=maps)
-        labels = None if truth is None else truth[0].round().to(torch.uint8)
-        return Case(name, scan, None, found, labels, self.class_names, metrics, maps)
+        if truth is not None and not self._is_field:
+            truth = truth[0].round().to(torch.uint8)
+        return Case(name, scan, None, found, truth, self.class_names, metrics, maps)
 
     def _metrics(self, found: Tensor, truth: Tensor) -> dict[str, float]:
         if self._is_field:

@@ -59,8 +59,33 @@ def test_a_broken_name_table_is_named(tmp_path):
         read_class_names(table)
 
 
-def test_a_label_map_of_many_volumes_is_refused(folders):
+def test_a_map_that_is_neither_labels_nor_peaks_is_refused(folders):
     out, data = folders
     write_nifti(out / "sub-01_dseg.nii.gz", torch.zeros(2, 4, 4, 4), AFFINE)
-    with pytest.raises(ValueError, match="label map has 2 volumes, expected 1"):
+    with pytest.raises(ValueError, match="map has 2 volumes, expected 1 .labels. or 3 per peak"):
         cases_from_folder(out, data)
+
+
+def test_peaks_are_compared_by_their_angle_and_drawn(folders, tmp_path):
+    out, data = folders
+    along = torch.zeros(3, *blob_at((0, 0, 0), AFFINE).shape)
+    along[1] = 0.5 * blob_at((0, 0, 0), AFFINE)
+    turned = along.clone()
+    turned[0] = along[1] * 3**0.5  # by 60 degrees
+    for name in ("sub-01", "sub-02"):
+        write_nifti(out / f"{name}_peaks.nii.gz", along, AFFINE)
+        write_nifti(data / "derivatives" / "ground-truth" / f"{name}_peaks.nii.gz", turned, AFFINE)
+    cases = cases_from_folder(out, data, suffix="peaks")
+    assert cases[0].metrics["Median angle (°)"] == pytest.approx(60, abs=0.1)
+    html = write_report(tmp_path / "r.html", cases, title="t").read_text()
+    assert html.count("prediction as sticks") == html.count("ground truth as sticks") == 2 * 3
+
+
+def test_an_uncertainty_beside_the_prediction_is_shown(folders, tmp_path):
+    out, data = folders
+    shape = blob_at((0, 0, 0), AFFINE).shape
+    write_nifti(out / "sub-01_dseguncertainty.nii.gz", torch.full(shape, 0.25), AFFINE)
+    first, second = cases_from_folder(out, data)
+    assert list(first.maps) == ["Uncertainty"]
+    assert not second.maps
+    assert "Uncertainty, 0 to 0.25" in write_report(tmp_path / "r.html", [first], title="t").read_text()
