@@ -31,7 +31,7 @@ def hcp_cohort(size: Size) -> Cohort:
     """Unlabelled: smaller voxels, more directions, high SNR."""
     spacing, voxels = 0.8 * size.spacing_mm, round(size.voxels / 0.8)
     return size.cohort(
-        "hcp-like", 301, test=False, size=voxels, spacing_mm=spacing, 
+        "hcp-like", 301, test=False, size=voxels, spacing_mm=spacing,
         shells=tuple((b, size.hcp_directions) for b in size.hcp_shells),
         n_b0=6, snr=(20.0, 40.0),
     )  # fmt: skip
