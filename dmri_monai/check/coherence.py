@@ -23,6 +23,8 @@ MIN_BLOCKS = 20
 MIN_Z = 4.0  # 23 alternatives are compared: at z = 4 chance alone alarms in less than 1 of 1000 scans
 MIN_GAIN = 1.15  # to accuse a table: a fan of fibres, right as it is, gains up to 1.12 when turned
 MIN_LEAD = 1.05  # to acquit it
+WHOLE_BRAIN_ML = 100.0  # of anisotropic tissue: many bundles, of which no single fan decides, so that
+MIN_GAIN_WHOLE, MIN_Z_WHOLE = 1.05, 8.0  # a smaller gain with stronger evidence accuses as well
 
 
 def _axis_changes() -> Tensor:
@@ -101,7 +103,9 @@ def judge_coherence(v1: Tensor, fa: Tensor, offsets_mm: Tensor, fsl_signs: Tenso
     z = float(gain.sum() / gain.square().sum().sqrt().clamp(min=1e-12))
     verdict = "inconclusive"
     if len(gain) >= MIN_BLOCKS and z >= MIN_Z:
-        if best and totals[best] >= MIN_GAIN * totals[0]:
+        volume_ml = float((fa > MIN_FA).sum()) * abs(float(torch.linalg.det(offsets_mm.double()))) / 1000
+        whole = volume_ml >= WHOLE_BRAIN_ML and z >= MIN_Z_WHOLE
+        if best and totals[best] >= (MIN_GAIN_WHOLE if whole else MIN_GAIN) * totals[0]:
             verdict = "wrong"
         elif not best and totals[0] >= MIN_LEAD * totals[rival]:
             verdict = "consistent"

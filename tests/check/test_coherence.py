@@ -9,6 +9,7 @@ import torch
 from dmri_monai.check import AXIS_CHANGES, check_image, coherence_index, describe
 from dmri_monai.check.coherence import Coherence
 from dmri_monai.gradients import GradientTable
+from dmri_monai.phantom import make_subject
 from tests.check.fibres import positions, ring_scan, signal, table
 from tests.conftest import STANDARD_AFFINES
 
@@ -107,3 +108,28 @@ def test_real_scan_of_a_few_voxels_is_not_called_wrong(shared_dir):
     from dmri_monai.check import check_scan
 
     assert check_scan(shared_dir / "data" / "mrtrix_dwi" / "dwi.nii.gz").coherence.verdict != "wrong"
+
+
+@pytest.fixture(scope="module")
+def whole_head():
+    pytest.importorskip("nilearn", reason="the MNI152 template stands in nilearn's wheel")
+    options = {"shape": (60, 72, 60), "spacing_mm": (3.0, 3.0, 3.0), "scheme": "clinical-32", "snr": 20.0}
+    return make_subject((900, 1), anatomy="mni152", **options)
+
+
+def test_right_vectors_of_a_whole_head_are_consistent(whole_head):
+    result = check_image(whole_head.image.as_tensor(), whole_head.table, whole_head.affine)
+    assert result.coherence.verdict == "consistent"
+
+
+@pytest.mark.parametrize("name", ["flipped in x", "flipped in y", "flipped in z", "swapped between x and y"])
+def test_wrong_axes_of_a_whole_head_are_named(whole_head, name):
+    wrong = mistaken(whole_head.table, whole_head.affine, CHANGES[name])
+    result = check_image(whole_head.image.as_tensor(), wrong, whole_head.affine)
+    assert result.coherence.description == name
+
+
+def test_fibres_that_fan_from_one_centre_are_not_accused():
+    subject = make_subject((0, 1), shape=(48, 56, 48), spacing_mm=(3.0, 3.0, 3.0))
+    result = check_image(subject.image.as_tensor(), subject.table, subject.affine)
+    assert result.coherence.verdict != "wrong"
