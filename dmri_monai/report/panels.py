@@ -30,14 +30,14 @@ TITLES = {"prediction": "Prediction", "truth": "Ground truth"}
 class Panel:
     """One sprite (`base`, data URI) with an optional transparent `overlay` and its text alternative.
 
-    dim: the base is darkened, so that thin coloured sticks stand out.
+    sticks: the overlay is thin coloured lines: the base is darkened, and the panel is larger.
     """
 
     title: str
     base: str
     alt: str
     overlay: str | None = None
-    dim: bool = False
+    sticks: bool = False
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,9 @@ def _plane(name: str, grid: Grid, view: View, layers: Layers) -> Plane:
         panels.append(Panel(title, bases[title], f"{name}: {title.lower()}{meaning}, {where}"))
     for title, (peaks, longest) in layers.peaks.items():
         alt = f"{name}: {title.lower()} as sticks ({CODE}), {where}"
-        panels.append(Panel(title, bases["Mean b0"], alt, sticks_uri(peaks, grid, view, longest), dim=True))
+        panels.append(
+            Panel(title, bases["Mean b0"], alt, sticks_uri(peaks, grid, view, longest), sticks=True)
+        )
     for title, volume in layers.labels.items():
         overlay = label_uri(grid.pictures(volume, view), layers.colours)
         alt = f"{name}: {title.lower()} outlined on the mean b0, {where}"

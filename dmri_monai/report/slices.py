@@ -24,13 +24,15 @@ PLANES = {"axial": (2, 0, 1), "coronal": (1, 0, 2), "sagittal": (0, 1, 2)}
 MAX_SIDE = 192
 OBLIQUE = 0.34  # a direction more than 20 degrees off an axis gets a second letter
 FILL_ALPHA = 56
+MARGIN = 3  # voxels of air around what is shown
 
 
 @dataclass(frozen=True)
 class View:
     """One plane of a grid: which slices are shown and what stands at the edges of the picture.
 
-    letters: left, right, top, bottom.  aspect: width over height in millimetres.
+    letters: left, right, top, bottom.  aspect: width over height in millimetres.  shown: ranges of the canonical axes
+    of a picture's columns and rows; what lies outside is air.
     """
 
     plane: str
@@ -38,6 +40,7 @@ class View:
     count: int
     letters: tuple[str, str, str, str]
     aspect: float
+    shown: tuple[slice, slice]
 
 
 @dataclass(frozen=True)
@@ -62,21 +65,25 @@ class Grid:
         return np.asarray(self.affine @ nib.orientations.inv_ornt_aff(ornt, self.shape))
 
     def view(self, plane: str, mask: np.ndarray, max_slices: int) -> View:
-        """Geometry of `plane`: up to `max_slices` slices over the extent of `mask` (canonical, bool)."""
+        """Geometry of `plane`: up to `max_slices` slices, and of each what holds `mask` (canonical, bool)."""
         across, column, row = PLANES[plane]
-        other = tuple(a for a in range(3) if a != across)
-        inside = np.flatnonzero(mask.any(axis=other))
-        first, last = (inside[0], inside[-1]) if len(inside) else (0, mask.shape[across] - 1)
+        first, last = _extent(mask, across)
         chosen = np.unique(np.linspace(first, last, min(max_slices, last - first + 1)).round().astype(int))
         axes = self.canonical_affine[:3, :3]
-        size = np.linalg.norm(axes, axis=0) * mask.shape
+        shown = [
+            slice(max(0, low - MARGIN), high + 1 + MARGIN)
+            for low, high in (_extent(mask, a) for a in range(3))
+        ]
+        size = np.linalg.norm(axes, axis=0) * [
+            len(range(n)[part]) for n, part in zip(mask.shape, shown, strict=True)
+        ]
         right, top = axes[:, column], axes[:, row]
         if self._mirrored(column):
             right = -right
         letters = (edge_letters(-right), edge_letters(right), edge_letters(top), edge_letters(-top))
-        return View(
-            plane, tuple(chosen.tolist()), mask.shape[across], letters, float(size[column] / size[row])
-        )
+        aspect = float(size[column] / size[row])
+        window = (shown[column], shown[row])
+        return View(plane, tuple(chosen.tolist()), mask.shape[across], letters, aspect, window)
 
     def in_picture(self, plane: str) -> np.ndarray:
         """(2, 3): how many pixels to the right and down a world vector in mm reaches in a picture of `plane`."""
@@ -89,12 +96,18 @@ class Grid:
         across, column, _ = PLANES[view.plane]
         pictures = []
         for index in view.indices:
-            picture = np.swapaxes(np.take(volume, index, axis=across), 0, 1)[::-1]
+            picture = np.swapaxes(np.take(volume, index, axis=across)[view.shown], 0, 1)[::-1]
             pictures.append(picture[:, ::-1] if self._mirrored(column) else picture)
         return pictures
 
     def _mirrored(self, column: int) -> bool:
         return column == 0 and self.convention == "radiological"
+
+
+def _extent(mask: np.ndarray, axis: int) -> tuple[int, int]:
+    """First and last index along `axis` where `mask` holds; all of it for an empty one."""
+    inside = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
+    return (int(inside[0]), int(inside[-1])) if len(inside) else (0, mask.shape[axis] - 1)
 
 
 def edge_letters(direction: np.ndarray) -> str:

@@ -127,6 +127,18 @@ def test_peaks_of_a_scan_stored_otherwise_are_the_same_in_the_world(prepare, dat
     assert np.nanpercentile(cosine, 1) > 0.999
 
 
+def test_report_of_inferred_directions_draws_them_beside_the_truth(prepare, dataset_dir, oriented, tmp_path):
+    one = tmp_path / "one"
+    one.mkdir()
+    for name in ("sub-01", "derivatives", "dataset_description.json"):
+        (one / name).symlink_to(f"{dataset_dir}/{name}")
+    infer_peaks(prepare, one, oriented, tmp_path / "out")
+    html = (tmp_path / "out" / "report.html").read_text()
+    for title in ("tensor&#39;s direction", "prediction", "ground truth"):
+        assert html.count(f": {title} as sticks (red left-right") == 3, title  # planes
+    assert html.count("Median angle") == 2  # the case's, and the head of the table of all
+
+
 def write_table(source, affine, stored_affine, target):
     """FSL table of the same world directions for the array axes of `stored_affine`."""
     from dmri_monai.gradients import GradientTable

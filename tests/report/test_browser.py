@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -9,10 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from dmri_monai.io import write_dwi
 from dmri_monai.report import Case, write_report
 from dmri_monai.report.colour import OKABE_ITO
+from dmri_monai.report.glyphs import DARK
+from dmri_monai.transforms.artifacts import corrupt
 from tests.conftest import STANDARD_AFFINES
 from tests.report.scenes import CLASSES, blob_at, fibres_along
 
@@ -28,16 +33,28 @@ slider.value = slider.max;
 slider.dispatchEvent(new Event("input"));
 const picture = slider.closest(".plane").querySelector("img");
 const window_ = picture.parentElement.getBoundingClientRect(), box = picture.getBoundingClientRect();
-document.body.dataset.probe = JSON.stringify({
+const seen = JSON.stringify({
   overflow: document.documentElement.scrollWidth - document.documentElement.clientWidth,
   hidden: slider.hidden,
   text: slider.closest(".plane").querySelector("output").textContent,
   gap: Math.abs(box.bottom - window_.bottom),
   slices: box.height / window_.height,
   loaded: [...document.images].every((i) => i.complete && i.naturalWidth > 0),
+  panels: Math.min(...[...document.querySelectorAll(".window")].map((w) => w.getBoundingClientRect().width)),
+  sticks: Math.min(...[...document.querySelectorAll(".sticks .window")].map((w) => w.getBoundingClientRect().width)),
+  table: document.querySelectorAll(".case .wide tbody tr").length,
+  width: innerWidth,
   small: [...document.querySelectorAll("input")].filter((i) => i.getBoundingClientRect().height < 24).length,
 }).replaceAll('"', "'");
+document.body.dataset.probe = seen;
+parent.postMessage(seen, "*");
 </script>"""
+# a frame of a phone's width: the browser's own window is never narrower than 500 pixels
+FRAME = """<!DOCTYPE html><body style="margin:0">
+<iframe src="{name}" style="border:0;width:{width}px;height:{height}px"></iframe>
+<script>addEventListener("message", (event) => {{ document.body.dataset.probe = event.data; }});</script></body>"""
+PHONE = 390
+SETTLED = ("--virtual-time-budget=5000",)  # milliseconds of the page's own clock, at most
 
 
 def browse(page: Path, profile: Path, *options: str) -> str:
@@ -52,29 +69,58 @@ def browse(page: Path, profile: Path, *options: str) -> str:
 def page(tmp_path_factory) -> Path:
     affine = STANDARD_AFFINES["oblique-left-iso2"]
     image, gradients = fibres_along((1, 0, 0), affine)
-    labels = blob_at((5, 0, 0), affine)
-    case = Case("sub-01 with a rather long name", image, gradients, labels, labels, class_names=CLASSES)
     folder = tmp_path_factory.mktemp("browser")
+    scan = folder / "sub-01_dwi.nii.gz"
+    write_dwi(scan, image, gradients)
+    table = {"bvals": gradients.bvals, "bvecs_voxel": gradients.in_voxel_frame(affine)}
+    _, record = corrupt(image, **table, affine=affine, preset="all", seed=1)
+    scan.with_name("sub-01_dwi.json").write_text(json.dumps({"Phantom": {"Artifacts": record}}))
+    labels = blob_at((5, 0, 0), affine)
+    maps = {"Uncertainty": torch.rand(labels.shape)}
+    case = Case("sub-01 with a rather long name", scan, None, labels, labels, CLASSES, maps=maps)
     return write_report(
         folder / "report.html", [case], title="Report", provenance={"hash": "0123456789abcdef" * 8}
     )
 
 
+def framed(page: Path, width: int, height: int = 900) -> Path:
+    """A page that shows `page` in a frame of that size."""
+    frame = page.with_name("frame.html")
+    frame.write_text(FRAME.format(name=page.name, width=width, height=height))
+    return frame
+
+
 def probe(page: Path, tmp_path: Path, width: int) -> dict[str, str]:
     probed = tmp_path / "probed.html"
     probed.write_text(page.read_text().replace("</body>", PROBE + "</body>"))
-    dom = browse(probed, tmp_path / "profile", f"--window-size={width},900", "--dump-dom")
+    dom = browse(
+        framed(probed, width), tmp_path / "profile", "--window-size=1300,900", *SETTLED, "--dump-dom"
+    )
     found = re.search(r'data-probe="\{([^"]*)\}"', dom)
     assert found, "the page's scripts did not run"
-    return dict(re.findall(r"'(\w+)':('[^']*'|[^,]+)", found[1]))
+    seen = dict(re.findall(r"'(\w+)':('[^']*'|[^,]+)", found[1]))
+    assert float(seen["width"]) == width
+    return seen
 
 
-@pytest.mark.parametrize("width", [500, 1280], ids=["narrow", "desk"])
+@pytest.mark.parametrize("width", [320, PHONE, 768, 1280], ids=["small-phone", "phone", "tablet", "desk"])
 def test_page_shows_all_pictures_without_sideways_scrolling(page, tmp_path, width):
     seen = probe(page, tmp_path, width)
     assert seen["overflow"] == "0"
     assert seen["loaded"] == "true"
     assert seen["small"] == "0"
+
+
+def test_pictures_are_large_enough_on_a_phone_and_sticks_take_its_width(page, tmp_path):
+    seen = probe(page, tmp_path, PHONE)
+    assert float(seen["panels"]) > 140
+    assert float(seen["sticks"]) > 300
+
+
+def test_record_of_artifacts_is_a_table_in_its_case(page, tmp_path):
+    rows = re.findall(r"<tr><td>([^<]+)</td><td>\d+ of 33</td><td>\d+ of", page.read_text())
+    assert len(rows) > 3
+    assert int(probe(page, tmp_path, 1280)["table"]) == len(rows)
 
 
 def test_the_slider_at_its_end_shows_the_last_slice(page, tmp_path):
@@ -87,17 +133,20 @@ def test_the_slider_at_its_end_shows_the_last_slice(page, tmp_path):
     assert float(seen["slices"]) == pytest.approx(len(shown), rel=1e-3)
 
 
+@pytest.mark.parametrize("width", [PHONE, 1280], ids=["phone", "desk"])
 @pytest.mark.parametrize("scripts", [True, False], ids=["with-scripts", "without-scripts"])
-def test_screenshot_shows_red_fibres_and_the_outline(page, tmp_path, scripts):
+def test_screenshot_shows_red_fibres_the_outline_and_sticks(page, tmp_path, scripts, width):
     shown = tmp_path / "shown.html"
     text = page.read_text()
     shown.write_text(text if scripts else re.sub(r"<script>.*</script>", "", text, flags=re.S))
     shot = tmp_path / "shot.png"
-    browse(
-        shown, tmp_path / "profile", "--window-size=1000,1400", "--hide-scrollbars", f"--screenshot={shot}"
-    )
+    frame = framed(shown, width, 2400)
+    options = ("--window-size=1300,2400", *SETTLED, "--hide-scrollbars", f"--screenshot={shot}")
+    browse(frame, tmp_path / "profile", *options)
     pixels = np.asarray(Image.open(shot).convert("RGB")).astype(int)
     red = (pixels[..., 0] > 150) & (pixels[..., 1:].max(axis=-1) < 40)
     outline = np.abs(pixels - np.array(OKABE_ITO[0])).max(axis=-1) < 12
+    sticks = np.abs(pixels - [255, DARK, DARK]).max(axis=-1) < 25
     assert red.sum() > 2000
     assert outline.sum() > 200
+    assert sticks.sum() > 500

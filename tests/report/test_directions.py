@@ -9,7 +9,7 @@ import torch
 from dmri_monai.gradients import grid_rotation
 from dmri_monai.maps import brain_mask, direction_maps, mean_b0
 from dmri_monai.report.colour import direction_colours
-from dmri_monai.report.slices import PLANES, Grid
+from dmri_monai.report.slices import MARGIN, PLANES, Grid
 from tests.conftest import STANDARD_AFFINES
 from tests.report.scenes import blob_at, fibres_along
 
@@ -88,3 +88,27 @@ def test_pictures_keep_the_proportions_in_millimetres():
     assert views["axial"] == pytest.approx(20 / 30)
     assert views["coronal"] == pytest.approx(20 * 1.7 / (10 * 5))
     assert views["sagittal"] == pytest.approx(30 * 1.7 / (10 * 5))
+
+
+def test_pictures_leave_out_the_air_and_nothing_else():
+    """A block of label 1 is whole in every plane's pictures, and their proportions are those of what is shown."""
+    affine = STANDARD_AFFINES["PLS-1.7x1.7x5"]
+    label = np.zeros((40, 60, 20), bool)
+    label[20:30, 10:25, 8:14] = True
+    grid = Grid(affine.numpy(), label.shape)
+    volume = grid.canonical(label)
+    for plane in PLANES:
+        view = grid.view(plane, volume, 1000)
+        pictures = grid.pictures(volume, view)
+        assert sum(int(p.sum()) for p in pictures) == label.sum()
+        rows, columns = pictures[0].shape
+        assert (rows, columns) == tuple(n + 2 * MARGIN for n in np.ptp(np.nonzero(pictures[0]), axis=1) + 1)
+        spacing = np.linalg.norm(grid.canonical_affine[:3, :3], axis=0)
+        _, column, row = PLANES[plane]
+        assert view.aspect == pytest.approx(columns * spacing[column] / (rows * spacing[row]))
+
+
+def test_an_empty_mask_shows_the_whole_slice():
+    grid = Grid(np.eye(4), (6, 7, 8))
+    view = grid.view("axial", np.zeros((6, 7, 8), bool), 4)
+    assert grid.pictures(np.zeros((6, 7, 8)), view)[0].shape == (7, 6)
