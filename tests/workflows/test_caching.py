@@ -248,5 +248,5 @@ def test_a_scan_that_is_gone_is_an_error_even_if_its_entry_is_there(scan, tmp_pa
 
 
 def test_memory_and_disk_cannot_both_be_asked_for(tmp_path):
-    with pytest.raises(ValueError, match=r"cache_rate is 0.5 and cache_dir is .*cache, expected one"):
+    with pytest.raises(ValueError, match=r"cache_rate is 0.5 and cache_dir is .*cache: set one of them alone"):
         SeededDataset([{"image": "x"}], preprocessing(), cache_rate=0.5, cache_dir=tmp_path / "cache")
