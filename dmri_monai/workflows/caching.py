@@ -7,7 +7,7 @@ import os
 import pickle
 import tempfile
 import warnings
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,8 @@ class DiskCache:
     A file's name is a hash of transforms with their settings, item, versions of torch, MONAI and this package, and
     name, size and time of every file the item is read from, so what has changed is made anew; old files stay.
     MONAI's `PersistentDataset` reads an item whole, keeps one whose scan has changed, and goes on silently where it
-    cannot write.  Raises OSError naming the folder or file that cannot be written.
+    cannot write.  Raises OSError naming the folder or file that cannot be written,
+    TypeError for settings that cannot be compared (a lambda) and items that cannot be read back safely.
     """
 
     def __init__(self, folder: str | Path, transform: Compose) -> None:
@@ -52,7 +53,7 @@ class DiskCache:
         )
         self.leading = transform.transforms[: self.end]
         releases = [dmri_monai.__version__, version("monai"), version("torch")]
-        self.settings = [*releases, pickle_hashing(self.leading).decode()]
+        self.settings = [*releases, _settings_hash(self.leading)]
         _check_writable(self.folder)
 
     def __call__(self, item: Mapping[Hashable, Any]) -> Any:
@@ -82,6 +83,16 @@ class DiskCache:
                 _read(aside)
         except (OSError, RuntimeError) as error:  # the latter where the disk is full
             raise OSError(f"cannot write {path}: {error}") from error
+        except (pickle.PickleError, AttributeError, TypeError) as error:
+            raise TypeError(f"cache: an item may hold tensors, arrays, text and numbers: {error}") from error
+
+
+def _settings_hash(transforms: Sequence[Any]) -> str:
+    try:
+        return str(pickle_hashing(transforms).decode())
+    except (pickle.PickleError, AttributeError, TypeError) as error:  # such as of a lambda
+        names = ", ".join(type(t).__name__ for t in transforms)
+        raise TypeError(f"cache: the settings of one of {names} cannot be compared: {error}") from error
 
 
 def _read(path: Path) -> Any:

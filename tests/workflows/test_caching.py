@@ -10,7 +10,17 @@ from pathlib import Path
 import pytest
 import torch
 from monai.data import DataLoader, MetaTensor
-from monai.transforms import Compose, Orientationd, RandFlipd, RandSpatialCropSamplesd, Spacingd
+from monai.transforms import (
+    Compose,
+    CropForegroundd,
+    Lambdad,
+    Orientationd,
+    RandFlipd,
+    RandSpatialCropSamplesd,
+    Spacingd,
+    SpatialPadd,
+    Transform,
+)
 
 from dmri_monai.io import write_dwi
 from dmri_monai.phantom import make_subject
@@ -239,6 +249,36 @@ def test_a_folder_without_write_permission_is_named_at_once(tmp_path):
         DiskCache(tmp_path, preprocessing())
 
 
+def test_settings_that_cannot_be_compared_are_refused(tmp_path):
+    transform = Compose([LoadDWId("image"), Lambdad("image", lambda image: 2 * image)])
+    with pytest.raises(TypeError, match="cache: the settings of one of LoadDWId, Lambdad cannot be compared"):
+        DiskCache(tmp_path, transform)
+
+
+class Label(Transform):
+    """Adds what cannot be read back without running code."""
+
+    def __call__(self, data):
+        return {**data, "of": Path("x")}
+
+
+def test_an_item_that_could_not_be_read_back_is_refused_and_not_kept(tmp_path):
+    with pytest.raises(TypeError, match="cache: an item may hold tensors, arrays, text and numbers"):
+        DiskCache(tmp_path, Compose([Label()]))({"image": "x"})
+    assert not list(tmp_path.iterdir())
+
+
+def test_items_of_cropped_and_padded_scans_can_be_kept(scan, tmp_path):
+    more = [
+        CropForegroundd("image", source_key="image", allow_smaller=True),
+        SpatialPadd("image", [20, 20, 20]),
+    ]
+    transform = Compose([*leading(), *more, *preprocessing().transforms[3:]])
+    kept = DiskCache(tmp_path / "cache", transform)({"image": str(scan)})
+    assert kept["image"].shape[1:] == (20, 20, 20)
+    assert len(kept["image"].applied_operations) == 4
+
+
 def test_a_scan_that_is_gone_is_an_error_even_if_its_entry_is_there(scan, tmp_path):
     cache = DiskCache(tmp_path / "cache", preprocessing())
     cache({"image": str(scan)})
@@ -248,5 +288,7 @@ def test_a_scan_that_is_gone_is_an_error_even_if_its_entry_is_there(scan, tmp_pa
 
 
 def test_memory_and_disk_cannot_both_be_asked_for(tmp_path):
-    with pytest.raises(ValueError, match=r"cache_rate is 0.5 and cache_dir is .*cache: set one of them alone"):
+    with pytest.raises(
+        ValueError, match=r"cache_rate is 0.5 and cache_dir is .*cache: set one of them alone"
+    ):
         SeededDataset([{"image": "x"}], preprocessing(), cache_rate=0.5, cache_dir=tmp_path / "cache")
