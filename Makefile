@@ -79,17 +79,23 @@ $(LABEL_STAMP): requirements-label.lock pyproject.toml
 	$(LABEL_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 
-# serves the demo's data and model on 127.0.0.1 until Ctrl-C
+# serves the demo's model and data, before any demo the released model and three heads, on 127.0.0.1 until Ctrl-C
+PORT ?= 8000
+DEMO_MODEL := $(wildcard demo/runs/training/model.pt)
+LABEL_MODEL := $(or $(DEMO_MODEL),bundle/models/tissue.pt)
+LABEL_DATA := $(if $(DEMO_MODEL),demo/data,demo/label/data)
+LABEL_PHANTOM := --subjects 3 --seed 900 --anatomy mni152 --scheme clinical-32 --shape 72 88 72 --snr 15 20
+
 label-demo: install label-env
-	test -f demo/runs/training/model.pt || $(MAKE) demo
 	rm -rf demo/label
-	$(BIN)/dmri-monai label-studies demo/data demo/label/studies
+	test -n "$(DEMO_MODEL)" || $(BIN)/dmri-monai phantom --out $(LABEL_DATA) $(LABEL_PHANTOM)
+	$(BIN)/dmri-monai label-studies $(LABEL_DATA) demo/label/studies --labels dseg
 	cd demo/label && MONAI_ZOO_SOURCE=local PYTHONPATH=../../tests/label_server \
 		../../$(LABEL_VENV)/bin/python -m monailabel.main apps --download --name monaibundle --output apps
-	$(BIN)/dmri-monai label-bundle demo/runs/training/model.pt demo/label/apps/monaibundle/model/dmri_tissue
+	$(BIN)/dmri-monai label-bundle $(LABEL_MODEL) demo/label/apps/monaibundle/model/dmri_tissue
 	cd demo/label && MONAI_ZOO_SOURCE=local MONAI_LABEL_DATASTORE_FILE_EXT='["*.nii.gz"]' \
 		PYTHONPATH=../../tests/label_server ../../$(LABEL_VENV)/bin/python -m monailabel.main start_server \
-		--app apps/monaibundle --studies studies --host 127.0.0.1 --port 8000 --conf models dmri_tissue
+		--app apps/monaibundle --studies studies --host 127.0.0.1 --port $(PORT) --conf models dmri_tissue
 
 clean:
 	rm -rf $(VENV) $(LABEL_VENV) demo build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -101,7 +101,7 @@ def phantom(
         acquisition=Acquisition(randomise, artifacts) if randomise or artifacts else None,
         device=device,
     )
-    typer.echo(f"{subjects} subjects in {path}")
+    typer.echo(f"{subjects} subject{'s' if subjects > 1 else ''} in {path}")
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""Shared fixtures: the standard affines of direction features, the folder of real samples, MLflow servers."""
+"""Shared fixtures: standard affines of direction features, real samples, a scan and a model, MLflow servers."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from dmri_monai.phantom import write_dataset
+from tests.small_models import save_model
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -68,6 +71,20 @@ def shared_dir() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"needs the real samples in {SHARED}")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def scan(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small, oblique phantom scan."""
+    out = tmp_path_factory.mktemp("scan") / "data"
+    write_dataset(out, subjects=1, seed=0, shape=(20, 24, 20), spacing_mm=(6.0, 6.0, 6.0), progress=False)
+    return out / "sub-01" / "dwi" / "sub-01_dwi.nii.gz"
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained tissue model with its settings."""
+    return save_model(tmp_path_factory.mktemp("model") / "model.pt")
 
 
 def _serving(options: list[str], health: str, home: Path) -> Iterator[str]:

@@ -163,6 +163,7 @@ def test_phantom_writes_a_scan_that_check_reads(tmp_path):
     result = run("phantom", "--out", tmp_path / "bids", "--subjects", 1, "--seed", 3,
                  "--shape", 16, 18, 16, "--spacing", 8, 8, 8, "--scheme", "clinical-32")  # fmt: skip
     assert result.exit_code == 0, result.output
+    assert "1 subject in" in result.stdout
     image, table = read_dwi(tmp_path / "bids" / "sub-01" / "dwi" / "sub-01_dwi.nii.gz")
     assert image.shape[1:] == (16, 18, 16)
     assert sum(len(s.indices) for s in table.shells()) == 32

@@ -14,13 +14,13 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-import torch
 
 from dmri_monai.io import read_dwi
 from dmri_monai.label import publish, write_label_bundle, write_studies
 from dmri_monai.phantom import write_dataset
 from dmri_monai.prediction import predict
-from dmri_monai.workflows import Model, build_network, task
+from dmri_monai.workflows import Model
+from tests.small_models import save_model
 
 ROOT = Path(__file__).parents[1]
 PYTHON = ROOT / ".venv-label" / "bin" / "python"
@@ -32,19 +32,6 @@ def data(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("label") / "data"
     write_dataset(out, subjects=3, seed=0, shape=(20, 24, 20), spacing_mm=(6.0, 6.0, 6.0), progress=False)
     return out
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> Path:
-    """An untrained model with its settings."""
-    return save_model(tmp_path_factory.mktemp("model") / "model.pt", Model(size="tiny"), "tissue")
-
-
-def save_model(path, model, name) -> Path:
-    torch.manual_seed(0)
-    torch.save(build_network(model, task(name).irreps_out).state_dict(), path)
-    path.with_suffix(".json").write_text(json.dumps(model.settings(task=name, spacing_mm=[6.0, 6.0, 6.0])))
-    return path
 
 
 def test_study_is_a_scan_whose_gradient_table_is_found(data, tmp_path):
@@ -88,7 +75,7 @@ def test_corrected_label_survives_laying_out_again(data, tmp_path):
 
 
 def test_bundle_names_the_classes_of_its_task(tmp_path):
-    lesion = save_model(tmp_path / "model.pt", Model(size="tiny"), "lesion")
+    lesion = save_model(tmp_path / "model.pt", "lesion")
     metadata = json.loads(
         (write_label_bundle(lesion, tmp_path / "app") / "configs/metadata.json").read_text()
     )
@@ -105,14 +92,14 @@ def test_folder_that_is_not_empty_is_left_alone(checkpoint, tmp_path):
 
 @pytest.mark.parametrize(("architecture", "name"), [("pq", "tissue"), ("equivariant", "orientation")])
 def test_model_that_the_server_cannot_run_is_refused(tmp_path, architecture, name):
-    model = save_model(tmp_path / "model.pt", Model(architecture=architecture, size="tiny"), name)
+    model = save_model(tmp_path / "model.pt", name, Model(architecture=architecture, size="tiny"))
     with pytest.raises(ValueError, match=f"{architecture}.*{name}"):
         write_label_bundle(model, tmp_path / "app")
 
 
 def test_finished_training_takes_the_place_of_the_served_model(checkpoint, tmp_path):
     app = write_label_bundle(checkpoint, tmp_path / "app")
-    trained = save_model(tmp_path / "model.pt", Model(size="tiny", shells=(700.0,)), "tissue")
+    trained = save_model(tmp_path / "model.pt", model=Model(size="tiny", shells=(700.0,)))
     publish(trained.parent, app)
     assert (app / "models" / "model.pt").read_bytes() == trained.read_bytes()
     assert json.loads((app / "models" / "model.json").read_text())["shells"] == [700.0]

@@ -1,42 +1,16 @@
 """`dmri_monai.predict`: from a scan, or an array and its table, to a map on the scan's grid."""
 
 import json
-from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
-import torch
 
 import dmri_monai
 from dmri_monai.check import check_image
 from dmri_monai.io import read_dwi
-from dmri_monai.phantom import write_dataset
 from dmri_monai.prediction import out_of_range, predict
-from dmri_monai.workflows import Model, build_network, task
-
-
-@pytest.fixture(scope="module")
-def scan(tmp_path_factory) -> Path:
-    """An oblique phantom scan."""
-    out = tmp_path_factory.mktemp("prediction") / "data"
-    write_dataset(out, subjects=1, seed=0, shape=(20, 24, 20), spacing_mm=(6.0, 6.0, 6.0), progress=False)
-    return out / "sub-01" / "dwi" / "sub-01_dwi.nii.gz"
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> Path:
-    return save_model(tmp_path_factory.mktemp("model") / "model.pt", "tissue")
-
-
-def save_model(path, name, **settings) -> Path:
-    """An untrained tiny model, with its settings."""
-    torch.manual_seed(0)
-    model = Model(size="tiny")
-    torch.save(build_network(model, task(name).irreps_out).state_dict(), path)
-    content = model.settings(task=name, spacing_mm=[6.0, 6.0, 6.0]) | settings
-    path.with_suffix(".json").write_text(json.dumps(content))
-    return path
+from tests.small_models import save_model
 
 
 def test_map_lies_on_the_grid_of_the_scan(scan, checkpoint, tmp_path):

@@ -2,34 +2,14 @@
 
 import json
 import urllib.request
-from pathlib import Path
 
 import mlflow
 import numpy as np
 import pytest
-import torch
 
 from dmri_monai.io import read_dwi
-from dmri_monai.phantom import write_dataset
 from dmri_monai.prediction import predict
 from dmri_monai.serving import register_model
-from dmri_monai.workflows import Model, build_network, task
-
-
-@pytest.fixture(scope="module")
-def scan(tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("serving") / "data"
-    write_dataset(out, subjects=1, seed=0, shape=(20, 24, 20), spacing_mm=(6.0, 6.0, 6.0), progress=False)
-    return out / "sub-01" / "dwi" / "sub-01_dwi.nii.gz"
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> Path:
-    path, model = tmp_path_factory.mktemp("model") / "model.pt", Model(size="tiny")
-    torch.manual_seed(0)
-    torch.save(build_network(model, task("tissue").irreps_out).state_dict(), path)
-    path.with_suffix(".json").write_text(json.dumps(model.settings(task="tissue", spacing_mm=[6.0] * 3)))
-    return path
 
 
 def ask(uri, row) -> np.ndarray:

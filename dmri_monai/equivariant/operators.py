@@ -53,6 +53,17 @@ class SharedKernel(Operator):
         return plain_conv(x, kernel, options).expand(-1, -1, n_out, -1, -1, -1)
 
 
+def _prepare_terms(
+    self: SumOperator | ConcatOperator,
+    q_out: Tensor | None,
+    q_in: Tensor | None,
+    x: Tensor,
+    options: ConvOptions,
+) -> list[Any]:
+    """`prepare` of an operator of several terms."""
+    return [term.prepare(q_out, q_in, x, options) for term in _operators(self.terms)]
+
+
 class SumOperator(Operator):
     """Operator of `Sum`."""
 
@@ -69,10 +80,7 @@ class SumOperator(Operator):
     def dense(self, q_out: Tensor | None, q_in: Tensor | None, offsets: Tensor | None = None) -> Tensor:
         return torch.stack([term.dense(q_out, q_in, offsets) for term in _operators(self.terms)]).sum(0)
 
-    def prepare(
-        self, q_out: Tensor | None, q_in: Tensor | None, x: Tensor, options: ConvOptions
-    ) -> list[Any]:
-        return [term.prepare(q_out, q_in, x, options) for term in _operators(self.terms)]
+    prepare = _prepare_terms
 
     def contract(self, x: Tensor, prepared: list[Any], options: ConvOptions) -> Tensor:
         terms = zip(_operators(self.terms), prepared, strict=True)
@@ -108,10 +116,7 @@ class ConcatOperator(Operator):
             [term.dense(q_out, q_in, offsets) for term in _operators(self.terms)], dim=-5
         ).index_select(-5, self.order)
 
-    def prepare(
-        self, q_out: Tensor | None, q_in: Tensor | None, x: Tensor, options: ConvOptions
-    ) -> list[Any]:
-        return [term.prepare(q_out, q_in, x, options) for term in _operators(self.terms)]
+    prepare = _prepare_terms
 
     def contract(self, x: Tensor, prepared: list[Any], options: ConvOptions) -> Tensor:
         terms = zip(_operators(self.terms), prepared, strict=True)
