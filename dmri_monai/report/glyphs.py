@@ -11,7 +11,7 @@ from dmri_monai.report.slices import Grid, View, image_uri
 
 __all__ = ["stick_colours", "sticks_uri"]
 
-CELLS = 40  # most sticks along a side: more would be too small to see on a phone
+CELLS = 48  # most sticks along a side: more would be too small to see on a phone
 CELL = 12  # pixels
 FILL = 0.95  # of its cell, that a full stick in the plane takes
 LEVELS = 6  # of each channel: 216 colours, and the border
