@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import compress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -53,8 +54,9 @@ class InvariantNormGate(nn.Module):
     @torch.jit.unused
     def fused(self, x: Tensor) -> Tensor:
         """`forward` as one autograd operation."""
-        weights = self.mix.parameters()
-        gated: Tensor = _Fused.apply(x, self, torch.is_grad_enabled(), *weights)  # type: ignore[no-untyped-call]
+        weights = list(self.mix.parameters())
+        learns = torch.is_grad_enabled() and any(value.requires_grad for value in (x, *weights))
+        gated: Tensor = _Fused.apply(x, self, learns, *weights)  # type: ignore[no-untyped-call]
         return gated
 
     # what follows is also compiled by TorchScript, which knows neither unpacking nor comprehensions over two lists
@@ -126,7 +128,8 @@ class _Fused(torch.autograd.Function):
         (_, *fields), (grad_scalars, *grad_fields) = ctx.gate.parts(x), ctx.gate.parts(grad)
         pairs = zip(grad_fields, fields, ctx.controls[1:], strict=True)
         inner = [grad_scalars, *(_dot(g, field).to(factor.dtype) for g, field, factor in pairs)]
-        inputs = [*ctx.leaves, *weights]
+        learning = ctx.needs_input_grad[3:]  # weights may be frozen
+        inputs = [*ctx.leaves, *compress(weights, learning)]
         grads = torch.autograd.grad(ctx.controls, inputs, inner, retain_graph=True, allow_unused=True)
         grad_x = torch.empty_like(x)
         first, *rest = ctx.gate.parts(grad_x)
@@ -135,7 +138,8 @@ class _Fused(torch.autograd.Function):
         for target, g, field, factor, of_power in blocks:
             torch.mul(g, factor.detach().unsqueeze(2), out=target)
             target.addcmul_(field, of_power.to(field.dtype).unsqueeze(2), value=2)
-        return grad_x, None, None, *grads[len(ctx.leaves) :]
+        of_weights = iter(grads[len(ctx.leaves) :])
+        return grad_x, None, None, *(next(of_weights) if learns else None for learns in learning)
 
 
 def _at_least_float32(x: Tensor) -> Tensor:

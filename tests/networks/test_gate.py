@@ -34,6 +34,17 @@ def test_scripted_and_fused_give_the_same_values(irreps):
     torch.testing.assert_close(torch.jit.script(gate)(x), gate(x))
 
 
+@pytest.mark.parametrize("frozen", [("weight", "bias"), ("weight",), ("bias",)], ids="+".join)
+def test_frozen_weights_pass_the_gradient_on_and_get_none(gate, frozen):
+    x = field(4, 3, 5)
+    (expected,) = torch.autograd.grad(gate(x).pow(3).sum(), x)
+    for name in frozen:
+        getattr(gate.mix, name).requires_grad_(False)
+    gate(x).pow(3).sum().backward()
+    torch.testing.assert_close(x.grad, expected)
+    assert {name for name, p in gate.mix.named_parameters() if p.grad is None} == set(frozen)
+
+
 def test_fused_gradients_agree_with_finite_differences(gate):
     assert torch.autograd.gradcheck(gate, field(2, 2, 1))
 
