@@ -16,6 +16,8 @@ def _check_size(image: Tensor, in_channels: int) -> None:
     for n in size[2:]:
         if n % 8 != 0:
             raise ValueError(f"PlainUNet: spatial size {size[2:]} is not a multiple of 8")
+    if max(size[2:]) == 8:
+        raise ValueError(f"PlainUNet: spatial size {size[2:]} is too small, one axis must exceed 8 voxels")
 
 
 def _conv(in_channels: int, out_channels: int) -> nn.Sequential:
@@ -40,7 +42,7 @@ class PlainUNet(nn.Module):
     """U-Net with three levels, double convolutions, instance norm and transposed convolutions; a separate 1x1x1 head.
 
     forward: (B, in_channels, X, Y, Z) -> (B, out_channels, X, Y, Z), or the (B, filters, X, Y, Z) features when
-    `out_channels` is None. X, Y and Z must be multiples of 8; other sizes raise ValueError.
+    `out_channels` is None. X, Y and Z must be multiples of 8, one above 8; other sizes raise ValueError.
 
     The body's parameter names are those of the published code, so its state dicts load.
     Reference: Weninger et al. 2022, "Diffusion MRI Specific Pretraining by

@@ -52,6 +52,11 @@ def test_size_that_is_no_multiple_of_eight_raises_with_both_numbers():
         PlainUNet(in_channels=1, filters=2)(torch.zeros(1, 1, 8, 12, 8))
 
 
+def test_size_of_one_voxel_at_the_coarsest_level_is_refused():
+    with pytest.raises(ValueError, match=r"\[8, 8, 8\] is too small, one axis must exceed 8 voxels"):
+        PlainUNet(in_channels=1, filters=2)(torch.zeros(1, 1, 8, 8, 8))
+
+
 def test_wrong_channel_count_raises_with_both_numbers():
     with pytest.raises(ValueError, match=r"\[1, 3, 8, 8, 8\], expected \[B, 1, X, Y, Z\]"):
         PlainUNet(in_channels=1, filters=2)(torch.zeros(1, 3, 8, 8, 8))
