@@ -1,12 +1,12 @@
 """Metrics a voxel and a subject, for MONAI's evaluators.
 
-Dice, Hausdorff distance and surface distance need nothing of their own: `monai.handlers.MeanDice`,
-`HausdorffDistance` (percentile=95) and `SurfaceDistance`.  The metrics here hold one row of named values a subject;
+Dice needs nothing of its own: `monai.handlers.MeanDice`.  The metrics here hold one row of named values a subject;
 `MetricHandler` attaches them to an evaluator and `SubjectTable` writes them, MONAI's own included.
 """
 
 from dmri_monai.metrics.classes import ClassificationScore, ConfusionMatrix
 from dmri_monai.metrics.directions import AngularError, PolarAngleError
+from dmri_monai.metrics.distances import HausdorffDistanceMM
 from dmri_monai.metrics.handlers import MetricHandler
 from dmri_monai.metrics.images import MaskedPSNR, MaskedSSIM
 from dmri_monai.metrics.ranking import VoxelRanking
@@ -19,6 +19,7 @@ __all__ = [
     "ClassificationScore",
     "ConfusionMatrix",
     "HarmonicTensorError",
+    "HausdorffDistanceMM",
     "MaskedPSNR",
     "MaskedSSIM",
     "MetricHandler",

@@ -14,7 +14,7 @@ from torch import Tensor
 from dmri_monai.gradients import B0_THRESHOLD
 from dmri_monai.qspace.axes import harmonics_to_axis
 from dmri_monai.qspace.harmonics import b0_reference, mean_b0
-from dmri_monai.transforms.rows import item_table, like
+from dmri_monai.transforms.rows import item_table, like, plain, with_meta
 
 __all__ = ["CheckLabeld", "HarmonicsToPeaksd", "HeadMaskd", "IgnoreOutsided", "LesionMapsd"]
 
@@ -117,11 +117,12 @@ class LesionMapsd(MapTransform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
-        label = torch.as_tensor(item[self.label_key]).as_subclass(Tensor)
+        label = plain(item[self.label_key])
         for key in self.key_iterator(item):
-            scores = torch.as_tensor(item[key]).as_subclass(Tensor)
-            item[f"{key}_map"] = ((scores >= self.threshold) & (label.to(scores.device) >= 0)).float()
-            item[f"{self.label_key}_map"] = (label > 0).float()
+            scores = plain(item[key])
+            found = (scores >= self.threshold) & (label.to(scores.device) >= 0)
+            item[f"{key}_map"] = with_meta(item[key], found.float())
+            item[f"{self.label_key}_map"] = with_meta(item[self.label_key], (label > 0).float())
         return item
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from ignite.metrics import Metric
-from monai.handlers import HausdorffDistance, MeanDice, from_engine
+from monai.handlers import MeanDice, from_engine
 from monai.losses import DiceCELoss, DiceFocalLoss
 from monai.transforms import Activationsd, AsDiscreted, MapTransform
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from dmri_monai.losses import AxialLoss, CountedVoxelsLoss, CrossingsLoss
 from dmri_monai.metrics import (
     AngularError,
     ClassificationScore,
+    HausdorffDistanceMM,
     MetricHandler,
     PolarAngleError,
     VoxelRanking,
@@ -119,7 +120,7 @@ def _dice(keys: Sequence[str] = ("pred", "label"), **options: Any) -> Metric:
 
 
 def _distance_95(keys: Sequence[str] = ("pred", "label"), **options: Any) -> Metric:
-    return HausdorffDistance(percentile=95, output_transform=from_engine(list(keys)), **options)
+    return MetricHandler(HausdorffDistanceMM(**options), output_transform=from_engine(list(keys)))
 
 
 def _one_hot(n_classes: int) -> MapTransform:

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from ignite.engine import Engine
 from monai.data import MetaTensor
 from monai.transforms import Compose
 
@@ -53,6 +54,23 @@ def test_right_output_has_a_perfect_key_metric(name):
     value = metric.metric_fn.aggregate()
     value = value[0] if isinstance(value, tuple) else value
     assert float(value) == pytest.approx(0.0 if this.lower_is_better else 1.0, abs=0.1)
+
+
+@pytest.mark.parametrize("name", ["tissue", "lesion"])
+def test_surface_distance_of_a_task_is_in_millimetres(name):
+    this, spacing = task(name), torch.diag(torch.tensor([3.0, 3.0, 3.0, 1.0]))
+    label, output = (
+        torch.zeros(1, 6, 6, 6),
+        torch.full((this.n_classes if name == "tissue" else 1, 6, 6, 6), -9.0),
+    )
+    label[:, 1:3] = 1
+    output[-3 if name == "tissue" else 0, 1:4] = 9.0
+    output = output.softmax(0) if name == "tissue" else output.sigmoid()
+    found = Compose(this.score())({"pred": grid(output, spacing), "label": grid(label, spacing)})
+    engine, metric = Engine(lambda *_: [found]), this.further()["hd95"]
+    metric.attach(engine, "hd95")
+    engine.run([0])
+    assert float(engine.state.metric_details["hd95"][0, 0]) == pytest.approx(3.0)
 
 
 def test_unknown_task_names_the_choices():
