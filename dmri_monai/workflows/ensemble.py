@@ -21,13 +21,7 @@ __all__ = ["RotationEnsemble", "SplitUncertaintyd", "ensemble_of", "grid_symmetr
 Group = Literal["rotations", "flips"]
 
 
-def ensemble_of(
-    inferer: Inferer,
-    group: Group | None,
-    model: Model,
-    task: Task,
-    spacing_mm: Sequence[float] = (1.0, 1.0, 1.0),
-) -> Inferer:
+def ensemble_of(inferer: Inferer, group: Group | None, model: Model, task: Task) -> Inferer:
     """`inferer` itself for None, else an ensemble over the turns of `group` that the grid permits."""
     if group is None:
         return inferer
@@ -36,24 +30,30 @@ def ensemble_of(
             "ensemble: 'plain-directions' has directions fixed in the voxel frame, which cannot be turned"
         )
     irreps = model.irreps if model.takes == "harmonics" else None
-    return RotationEnsemble(
-        inferer, grid_symmetries(group, spacing_mm), irreps, task.irreps_out, task.features
-    )
+    return RotationEnsemble(inferer, grid_symmetries(group), irreps, task.irreps_out, task.features)
 
 
-def grid_symmetries(group: Group, spacing_mm: Sequence[float]) -> list[Tensor]:
-    """The 24 rotations of the cube ("rotations"), or the 8 mirrorings along axes ("flips"), that keep the spacing."""
+def grid_symmetries(group: Group) -> list[Tensor]:
+    """The 24 rotations of the cube ("rotations"), or the 8 mirrorings along axes ("flips")."""
     if group not in get_args(Group):
         raise ValueError(f"ensemble is {group!r}, expected null or one of {', '.join(get_args(Group))}")
-    spacing = torch.tensor([float(s) for s in spacing_mm], dtype=torch.float64)
-    if group == "flips":
-        return [r for r in cube_rotations(reflections=True) if r.abs().equal(torch.eye(3, dtype=r.dtype))]
-    return [r for r in cube_rotations() if ((r.abs() @ spacing - spacing).abs() <= 1e-3 * spacing).all()]
+    if group == "rotations":
+        return list(cube_rotations())
+    return [r for r in cube_rotations(reflections=True) if r.abs().equal(torch.eye(3, dtype=r.dtype))]
+
+
+def permitted(symmetries: Sequence[Tensor], image: Tensor) -> list[Tensor]:
+    """Those of `symmetries` that keep the voxel size of `image`; all of them where it has no affine."""
+    if not isinstance(image, MetaTensor):
+        return list(symmetries)
+    spacing = torch.as_tensor(image.affine).double().cpu()[..., :3, :3].norm(dim=-2).reshape(-1, 3)
+    return [r for r in symmetries if ((spacing @ r.abs().T - spacing).abs() <= 1e-3 * spacing).all()]
 
 
 class RotationEnsemble(Inferer):
-    """Mean output over `symmetries` (3, 3) of scan and directions together, and one more channel: the spread.
+    """Mean output over turns of scan and directions together, and one more channel: the spread.
 
+    symmetries: the turns (3, 3); those that would change the voxel size of a scan are left out.
     Each member sees the volume turned, exactly, with its harmonics (irreps) or, for None, the `bvecs_voxel` among the
     arguments turned too; its output (irreps_out) is turned back.
     features: of an output (B, K, X, Y, Z), vectors of length at most 1, e.g. class probabilities.  The spread is the
@@ -77,13 +77,14 @@ class RotationEnsemble(Inferer):
         plain = inputs.as_subclass(Tensor)
         irreps = self.irreps or f"{plain.shape[1]}x0e"
         output = mean = square = torch.zeros(())
-        for turn in self.symmetries:
+        symmetries = permitted(self.symmetries, inputs)
+        for turn in symmetries:
             turned = act_on_field(turn, plain, irreps).contiguous()
             answer = self.inferer(turned, network, *args, **self._turned_table(kwargs, turn))
             back = act_on_field(turn.T, answer.as_subclass(Tensor), self.irreps_out)
             features = self.features(back)
             output, mean, square = output + back, mean + features, square + features.square()
-        n = len(self.symmetries)
+        n = len(symmetries)
         variance = (square / n - (mean / n).square()).clamp(min=0).sum(dim=1, keepdim=True)
         result = torch.cat([output / n, variance.sqrt()], dim=1)
         return like_batch(inputs, result)

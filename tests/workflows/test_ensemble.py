@@ -1,11 +1,13 @@
 import pytest
 import torch
+from monai.data import MetaTensor
 from torch import nn
 
 from dmri_monai.networks import PQSegmentationNet
 from dmri_monai.testing import act_on_field, assert_equivariant
 from dmri_monai.workflows import FullVolumeInferer, Model, SplitUncertaintyd, ensemble_of, task
 from dmri_monai.workflows.ensemble import RotationEnsemble, grid_symmetries
+from tests.conftest import ORIENTATIONS, grid_affine
 
 MODEL = Model(architecture="plain", size="tiny")
 IRREPS = MODEL.irreps
@@ -29,15 +31,24 @@ def network(out=4):
         ("flips", (2, 2, 3), 8),
     ],
 )
-def test_only_turns_that_keep_the_spacing_are_used(group, spacing, count):
-    assert len(grid_symmetries(group, spacing)) == count
+def test_only_turns_that_keep_the_voxel_size_of_the_scan_are_used(group, spacing, count):
+    seen = []
+
+    def counting(image):
+        seen.append(image)
+        return image[:, :4]
+
+    affine = grid_affine(ORIENTATIONS["oblique-left"], spacing)
+    image = MetaTensor(volume(), affine=affine)
+    ensemble_of(FullVolumeInferer(), group, MODEL, task("tissue"))(image, counting)
+    assert len(seen) == count
 
 
 @pytest.mark.parametrize("name", ["tissue", "orientation"])
 def test_ensemble_makes_any_network_equivariant(name):
     this = task(name)
     single = network(4 if name == "tissue" else 5)
-    ensemble = ensemble_of(FullVolumeInferer(), "rotations", MODEL, this, (2.0, 2.0, 2.0))
+    ensemble = ensemble_of(FullVolumeInferer(), "rotations", MODEL, this)
     channels = 4 if name == "tissue" else 5
 
     def answer(image):
@@ -52,7 +63,7 @@ def test_spread_is_zero_where_all_members_agree_and_positive_where_not():
     def invariant(image):
         return torch.cat([image[:, :2], image[:, 2:7].norm(dim=1, keepdim=True), image[:, :1]], dim=1)
 
-    ensemble = ensemble_of(FullVolumeInferer(), "rotations", MODEL, task("tissue"), (2.0, 2.0, 2.0))
+    ensemble = ensemble_of(FullVolumeInferer(), "rotations", MODEL, task("tissue"))
     assert float(ensemble(volume(), invariant)[:, 4].max()) < 1e-3
     assert float(ensemble(volume(), network())[:, 4].mean()) > 1e-2
 
@@ -67,7 +78,7 @@ def test_table_of_a_network_on_samples_turns_with_the_scan():
     image = torch.rand(1, 6, 5, 6, 7, generator=generator)
     ensemble = RotationEnsemble(
         FullVolumeInferer(),
-        grid_symmetries("rotations", (1, 1, 1))[:5],
+        grid_symmetries("rotations")[:5],
         None,
         "1x2e",
         task("orientation").features,
@@ -79,7 +90,7 @@ def test_table_of_a_network_on_samples_turns_with_the_scan():
 
 
 def test_turned_volume_is_turned_back_exactly():
-    for turn in grid_symmetries("flips", (1, 1, 1)):
+    for turn in grid_symmetries("flips"):
         there = act_on_field(turn, volume(), IRREPS)
         torch.testing.assert_close(act_on_field(turn.T, there, IRREPS), volume())
 
