@@ -1,5 +1,9 @@
-"""Named helpers the bundle configs call."""
+"""Named helpers the bundle configs call.
 
+Importing them registers layers and networks, so that configs may say `monai.networks.nets.EquivariantUNet`.
+"""
+
+from dmri_monai.register import register
 from dmri_monai.workflows.caching import DiskCache
 from dmri_monai.workflows.checkpoint import Checkpoint, another, load_pretrained, load_weights
 from dmri_monai.workflows.data import first, harmonic_channels, scans, seed_everything, subjects
@@ -94,3 +98,5 @@ __all__ = [
     "task",
     "thin",
 ]
+
+register()
