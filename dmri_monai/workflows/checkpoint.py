@@ -21,7 +21,17 @@ __all__ = ["Checkpoint", "another", "load_pretrained", "load_weights"]
 
 logger = logging.getLogger(__name__)
 # settings of a model that say what its channels mean: weights made under others fit in shape only
-SHAPE_SETTINGS = ("architecture", "size", "options", "l_max", "missing", "order_scale", "n_directions")
+SHAPE_SETTINGS = (
+    "architecture",
+    "size",
+    "options",
+    "b_max",
+    "l_max",
+    "missing",
+    "order_scale",
+    "n_directions",
+)
+HEAD_OPTIONS = ("deep_supervision",)  # options of a network that change nothing but its head
 
 # ignite's and MONAI's savers remove the old file before they write the new one: a kill in between loses both
 
@@ -39,7 +49,7 @@ class Checkpoint:
     the trainer and of the best metric; `model.pt` holds the network alone, the latest where there is no `evaluator`,
     and `model.json` the `settings` it was made with.  Attach it last, after validation, schedule and early stopping.
 
-    resume: continue from `last.pt`; ValueError when there is none.
+    resume: continue from `last.pt`; ValueError when there is none, and for other `settings`, data or batch sizes.
     overwrite: start anew in a folder that already holds a `last.pt`; ValueError otherwise, because it would be lost.
     """
 
@@ -95,6 +105,7 @@ class Checkpoint:
         save_atomically(self.network.state_dict(), self.best)
 
     def restore(self, engine: Engine) -> None:
+        _check_settings(self.settings or {}, self.best, ("task", *SHAPE_SETTINGS))
         state = torch.load(self.last, map_location="cpu", weights_only=True)
         length = state["trainer"]["epoch_length"]
         if length != engine.state.epoch_length:
@@ -146,7 +157,7 @@ def load_pretrained(
     if not path:
         return network
     source = _read(path)
-    _check_settings(settings or {}, path, SHAPE_SETTINGS)
+    _check_settings(settings or {}, path, SHAPE_SETTINGS, but=HEAD_OPTIONS)
     target = network.state_dict()
     body = {name: value for name, value in target.items() if not name.startswith("head.")}
     _check_fit(network, body, source, path)
@@ -186,13 +197,18 @@ def _read(path: str | Path) -> dict[str, Tensor]:
     return content.get("network", content)
 
 
-def _check_settings(settings: Mapping[str, Any], path: str | Path, names: tuple[str, ...]) -> None:
-    """ValueError where one of `names` differs between `settings` and those beside the checkpoint, if there are any."""
+def _check_settings(
+    settings: Mapping[str, Any], path: str | Path, names: tuple[str, ...], but: tuple[str, ...] = ()
+) -> None:
+    """ValueError where one of `names` differs between `settings` and those beside the checkpoint, if there are any.
+
+    but: options of the network that may differ.
+    """
     record = settings_path(path)
     if not record.is_file():
         return
-    theirs = json.loads(record.read_text())
-    ours = json.loads(json.dumps(dict(settings), default=str))
+    theirs = _without(but, json.loads(record.read_text()))
+    ours = _without(but, json.loads(json.dumps(dict(settings), default=str)))
     for name in names:
         if name in ours and name in theirs and ours[name] != theirs[name]:
             _refuse(path, name, theirs[name], ours[name])
@@ -201,6 +217,12 @@ def _check_settings(settings: Mapping[str, Any], path: str | Path, names: tuple[
         _refuse(path, "shells", *shells)
     if all(shells) and shells[0] != shells[1]:
         logger.warning("%s was made with shells %s, the configuration has %s", path, *shells)
+
+
+def _without(names: tuple[str, ...], settings: dict[str, Any]) -> dict[str, Any]:
+    """`settings` without the options `names`."""
+    options = {k: v for k, v in settings.get("options", {}).items() if k not in names}
+    return {**settings, "options": options} if "options" in settings else settings
 
 
 def _refuse(path: str | Path, name: str, theirs: Any, ours: Any) -> None:

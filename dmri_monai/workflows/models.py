@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from itertools import chain
 from typing import Any
 
@@ -14,7 +14,7 @@ from monai.engines.utils import default_prepare_batch
 from monai.transforms import MapTransform
 from torch import nn
 
-from dmri_monai.equivariant import as_irreps
+from dmri_monai.equivariant import Concat, Sum, as_irreps
 from dmri_monai.networks import EquivariantUNet, PlainUNet, PQSegmentationNet
 from dmri_monai.qspace.basis import ShellFit, harmonic_irreps
 from dmri_monai.transforms import NormalizeByB0d, ResampleDirectionsd, SphericalHarmonicsd, ToVoxelFramed
@@ -115,9 +115,20 @@ class Model:
         shells |= {"missing": self.missing, "too_few": self.too_few, "order_scale": self.order_scale}
         return [SphericalHarmonicsd("image", **shells)]
 
+    @property
+    def b_max(self) -> float:
+        """s/mm² at which |q| is 1 for a network on samples: with another one its weights mean something else."""
+        b_max: float = self.options.get("b_max", max(self.shells))
+        return b_max
+
     def settings(self, **more: Any) -> dict[str, Any]:
-        """Everything a checkpoint of this model depends on, and `more` such as its task, as plain JSON values."""
-        settings: dict[str, Any] = json.loads(json.dumps({**more, **asdict(self)}, default=str))
+        """Everything a checkpoint of this model depends on, and `more` such as its task, as plain JSON values.
+
+        Objects among the options, such as a kernel, are written as the entries of a config that make them.
+        """
+        own = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        scale = {"b_max": self.b_max} if self.takes == "samples" else {}
+        settings: dict[str, Any] = json.loads(json.dumps({**more, **own, **scale}, default=_as_config))
         return settings
 
 
@@ -128,7 +139,7 @@ def build_network(model: Model, irreps_out: str) -> nn.Module:
     assert isinstance(model.size, str)  # __post_init__ has checked it
     if model.architecture == "pq":
         options = {**PQ_SIZES[model.size], **model.options}
-        return PQSegmentationNet(irreps_out, **{"b_max": max(model.shells), **options})
+        return PQSegmentationNet(irreps_out, **{**options, "b_max": model.b_max})
     options = {"filters": FILTERS[model.size], **model.options}
     assert model.in_channels is not None  # of samples alone
     return PlainUNet(model.in_channels, as_irreps(irreps_out).dim, **options)
@@ -145,6 +156,17 @@ def place(network: nn.Module, device: torch.device) -> nn.Module:
 def prepare_batch(model: Model) -> Callable[..., Any]:
     """`prepare_batch` of MONAI's engines: adds the gradient table where the network takes samples."""
     return PrepareBatchExtraInput(SAMPLE_KEYS) if model.takes == "samples" else default_prepare_batch
+
+
+def _as_config(value: Any) -> Any:
+    """`value` as the entry of a config that makes it; as text where it is neither a kernel nor a dataclass."""
+    if isinstance(value, Sum | Concat):
+        content = {"kernels": value.terms if isinstance(value, Sum) else value.parts}
+    elif is_dataclass(value):
+        content = {entry.name: getattr(value, entry.name) for entry in fields(value)}
+    else:
+        return str(value)
+    return {"_target_": f"{type(value).__module__}.{type(value).__qualname__}", **content}
 
 
 def _check_choice(name: str, value: Any, choices: Mapping[str, Any]) -> None:

@@ -80,6 +80,14 @@ def test_resume_with_other_data_names_both_lengths(tmp_path):
         engine.run(DATA * 2, max_epochs=2)
 
 
+def test_resume_under_other_settings_names_both(tmp_path):
+    make(tmp_path, settings=SETTINGS)[0].run(DATA, max_epochs=1)
+    engine, _ = make(tmp_path, resume=True, settings={**SETTINGS, "order_scale": [1.0, 1.0]})
+    expected = r"made with order_scale = \[1.0, 15.0\], the configuration says \[1.0, 1.0\]"
+    with pytest.raises(ValueError, match=expected):
+        engine.run(DATA, max_epochs=2)
+
+
 def test_a_failed_save_leaves_the_last_checkpoint_and_no_temporary_file(tmp_path, monkeypatch):
     engine, _ = make(tmp_path)
     engine.run(DATA, max_epochs=1)
@@ -185,6 +193,20 @@ def test_checkpoint_of_another_task_is_a_start_but_not_a_model(described):
     load_pretrained(body, path, {**SETTINGS, "task": "lesion"})
     with pytest.raises(ValueError, match="made with task = 'tissue', the configuration says 'lesion'"):
         load_weights(body, path, {**SETTINGS, "task": "lesion"})
+
+
+def test_deep_supervision_may_begin_at_fine_tuning(described):
+    body, path = described
+    options = {"filters": 2}
+    path.with_suffix(".json").write_text(json.dumps({**SETTINGS, "options": options}))
+    deep = {**SETTINGS, "options": {**options, "deep_supervision": True}}
+    load_pretrained(body, path, deep)
+    with pytest.raises(ValueError, match="the configuration says {'filters': 2, 'deep_supervision': True}"):
+        load_weights(body, path, deep)
+    with pytest.raises(
+        ValueError, match="made with options = {'filters': 2}, the configuration says {'filters': 3}"
+    ):
+        load_pretrained(body, path, {**SETTINGS, "options": {"filters": 3}})
 
 
 def test_other_b_values_are_warned_of(described, caplog):

@@ -1,9 +1,12 @@
 import pytest
 import torch
+from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from monai.transforms import Compose
 from torch.nn.functional import normalize
 
+from dmri_monai.equivariant import Concat, Cosine, Gaussian, PQDiff, PQTensorProduct, PSpace, RadialMLP, Sum
+from dmri_monai.networks import PQOptions
 from dmri_monai.transforms import collate_dwi
 from dmri_monai.workflows import ARCHITECTURES, Model, build_network, encode, prepare_batch, thin
 
@@ -61,6 +64,35 @@ def test_settings_are_plain_json_values():
     settings = Model("plain", order_scale=(1.0, 2.0, 3.0)).settings(task="lesion")
     assert settings["task"] == "lesion"
     assert settings["order_scale"] == [1.0, 2.0, 3.0]
+
+
+OBJECTS = {
+    "kernel": PQTensorProduct(rule="TP-vec", p_radial=Cosine(mlp=RadialMLP((5, 5)))),
+    "sum": Sum(PQDiff(l_max=2), PSpace(l_max=2)),
+    "concat": Concat((PQDiff(), "2x0e"), (PSpace(p_radial=Gaussian(n=3)), "1x0e+1x1o")),
+    "options": PQOptions(parity=False, q_out=(5, None)),
+}
+
+
+@pytest.mark.parametrize("value", OBJECTS.values(), ids=OBJECTS.keys())
+def test_settings_hold_the_config_of_an_object_among_the_options(value):
+    settings = Model("pq", "tiny", {"value": value}).settings()
+    again = ConfigParser(settings["options"]).get_parsed_content("value")
+    assert type(again) is type(value)
+    assert Model("pq", "tiny", {"value": again}).settings() == settings
+
+
+def test_settings_tell_radial_functions_apart():
+    kernels = [PQTensorProduct(p_radial=radial) for radial in (Cosine(), Gaussian())]
+    one, other = (Model("pq", "tiny", {"kernel": kernel}).settings() for kernel in kernels)
+    assert one != other
+
+
+def test_settings_of_a_network_on_samples_hold_the_scale_of_q():
+    assert Model("pq", shells=[1000.0, 3000.0]).settings()["b_max"] == 3000
+    assert Model("pq", options={"b_max": 2500}).settings()["b_max"] == 2500
+    assert build_network(Model("pq", "tiny", {"b_max": 2500}), "1x0e").b_max == 2500
+    assert "b_max" not in Model("plain").settings()
 
 
 def test_thinning_keeps_as_many_directions_as_asked_for():
