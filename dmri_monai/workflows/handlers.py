@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import inf, isnan
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,8 @@ class EarlyStopping:
         engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), self._handler)
 
     def _score(self, engine: Engine) -> float:
-        return self.sign * float(self.evaluator.state.metrics[self.metric])
+        score = self.sign * float(self.evaluator.state.metrics[self.metric])
+        return -inf if isnan(score) else score  # ignite takes NaN for an improvement
 
     def state_dict(self) -> dict[str, Any]:
         return dict(self._attached().state_dict())

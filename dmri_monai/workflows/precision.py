@@ -11,16 +11,16 @@ __all__ = ["CpuAutocast", "autocast", "cuda_amp"]
 
 
 class CpuAutocast(nn.Module):
-    """Runs `network` under bf16 autocast on the CPU; inputs and outputs stay float32."""
+    """Runs `network` under bf16 autocast on the CPU; inputs and outputs, also a list of these, stay float32."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
-    def forward(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
+    def forward(self, *args: Tensor, **kwargs: Tensor) -> Tensor | list[Tensor]:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             output = self.network(*args, **kwargs)
-        return output.float()
+        return [level.float() for level in output] if isinstance(output, list) else output.float()
 
 
 def autocast(network: nn.Module, amp: bool, device: torch.device) -> nn.Module:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from math import isnan
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from dmri_monai.gradients import cluster_shells
 from dmri_monai.losses import HarmonicReconstructionLoss, MaskedReconstructionLoss, SignalReconstructionLoss
-from dmri_monai.qspace.basis import n_coefficients
+from dmri_monai.qspace.basis import even_orders, n_coefficients
 from dmri_monai.qspace.harmonics import signal_to_harmonics
 from dmri_monai.transforms import check_voxel_frame, collate_dwi
 from dmri_monai.transforms.artifacts import corrupt, load_preset
@@ -92,10 +93,9 @@ class PretrainBatch:
         return corrupted
 
     def _masked(self, image: Tensor, batch: Mapping[str, Any], harmonics: Tensor) -> tuple[Any, ...]:
-        fewest = n_coefficients(self.model.l_max)
         hidden = torch.stack(
             [
-                hide(bvals, valid.bool(), self.hidden_fraction, fewest, int(seed))
+                hide(bvals, valid.bool(), self.hidden_fraction, self.model.l_max, int(seed))
                 for bvals, valid, seed in zip(batch["bvals"], batch["valid"], batch["item_seed"], strict=True)
             ]
         )
@@ -129,14 +129,19 @@ class PretrainBatch:
         return inputs.as_tensor(), target, *table
 
 
-def hide(bvals: Tensor, valid: Tensor, fraction: float, fewest: int, seed: int) -> Tensor:
-    """(N,) bool: a random `fraction` of the measurements of every shell of `bvals` (N,), `fewest` stay visible."""
+def hide(bvals: Tensor, valid: Tensor, fraction: float, l_max: int, seed: int) -> Tensor:
+    """(N,) bool: a random `fraction` of the measurements of every shell of `bvals` (N,), at least one.
+
+    As many stay visible as harmonics up to `l_max` need; up to a lower order where nothing could be hidden otherwise.
+    """
+    sizes = [n_coefficients(order) for order in even_orders(l_max)]
     random = np.random.RandomState(seed % 2**32)
     hidden = torch.zeros_like(valid, dtype=torch.bool)
     rows = torch.nonzero(valid).flatten()
     for shell in cluster_shells(bvals[rows].cpu()):
         n = len(shell.indices)
-        count = max(0, min(round(fraction * n), n - fewest))
+        fewest = max((size for size in sizes if size < n), default=n)
+        count = min(max(1, round(fraction * n)), n - fewest)
         hidden[rows[shell.indices[torch.from_numpy(random.permutation(n)[:count].copy())]]] = True
     return hidden
 
@@ -153,8 +158,13 @@ def check_pretext(pretext: str) -> None:
 
 
 def pretext_loss(pretext: Pretext, model: Model) -> nn.Module:
-    """Loss of a pretext: of harmonic channels, or ("masked") of the signal at the hidden measurements."""
+    """Loss of a pretext: of harmonic channels, or ("masked") of the signal at the hidden measurements.
+
+    ValueError for a network with deep supervision: the targets exist at full size alone.
+    """
     check_pretext(pretext)
+    if model.options.get("deep_supervision"):
+        raise ValueError("deep_supervision is for training on labels, set it there: a pretext has one output")
     if pretext == "masked":
         return MaskedReconstructionLoss(
             SignalReconstructionLoss(model.shells, model.l_max, b0_weight=0.0, fit=model.fit())
@@ -174,8 +184,8 @@ def pretrain(trainer: Engine, pretext: Pretext, checkpoint: Checkpoint) -> None:
 
 
 def lower_is_better(current: float, best: float) -> bool:
-    """For `metric_cmp_fn` of MONAI's evaluators."""
-    return current < best
+    """For `metric_cmp_fn` of MONAI's evaluators; anything is better than no value (NaN)."""
+    return isnan(best) or current < best
 
 
 def loss_of(

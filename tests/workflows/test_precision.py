@@ -50,3 +50,11 @@ def test_the_word_false_of_a_command_line_is_false(dtypes, word):
 def test_any_other_word_is_refused():
     with pytest.raises(ValueError, match="amp is 'off', expected true or false"):
         cuda_amp("off", CUDA)
+
+
+def test_every_output_of_deep_supervision_returns_as_float32():
+    def levels(image):
+        return [image.bfloat16(), image[..., ::2].bfloat16()]
+
+    outputs = CpuAutocast(levels)(torch.rand(1, 2, 8, 8, 8))
+    assert [output.dtype for output in outputs] == [torch.float32] * 2

@@ -6,7 +6,8 @@ from monai.data import MetaTensor
 from torch.nn.functional import normalize
 
 from dmri_monai.transforms import ToVoxelFramed, collate_dwi
-from dmri_monai.workflows import Model, PretrainBatch, derive_seed
+from dmri_monai.workflows import Model, PretrainBatch, derive_seed, lower_is_better, pretext_loss
+from dmri_monai.workflows.pretraining import hide
 
 MODEL = Model(architecture="plain", shells=[1000.0])
 
@@ -60,3 +61,26 @@ def test_order_scale_scales_input_and_target():
 def test_unknown_pretext_names_the_choices():
     with pytest.raises(ValueError, match="pretext is 'denoise', expected one of"):
         PretrainBatch("denoise", MODEL)
+
+
+@pytest.mark.parametrize(
+    ("n", "hidden"), [(64, 19), (30, 9), (20, 5), (16, 1), (15, 4), (12, 4), (7, 1), (6, 2), (2, 1)]
+)
+def test_what_stays_visible_determines_the_greatest_order_that_leaves_something_to_hide(n, hidden):
+    bvals = torch.tensor([0.0] + [1000.0] * n + [0.0, 1000.0])
+    valid = torch.ones(n + 3, dtype=torch.bool)
+    valid[-2:] = False
+    found = hide(bvals, valid, 0.3, l_max=4, seed=0)
+    assert int(found.sum()) == hidden
+    assert not found[[0, n + 1, n + 2]].any()
+
+
+def test_deep_supervision_is_refused_for_a_pretext():
+    model = Model("equivariant", options={"deep_supervision": True})
+    with pytest.raises(ValueError, match="deep_supervision is for training on labels"):
+        pretext_loss("artifacts", model)
+
+
+def test_any_loss_is_better_than_none():
+    assert lower_is_better(0.5, float("nan"))
+    assert not lower_is_better(float("nan"), 0.5)
