@@ -32,9 +32,9 @@ def data(tmp_path_factory) -> str:
     return str(out)
 
 
-def train(processes, data, out, **settings):
+def train(processes, data, out, config="train", **settings):
     """Folder of a training with torchrun, one scan a batch and process of two."""
-    configs = ["bundle/configs/train.json", *(["configs/multi_gpu.json"] if processes > 1 else [])]
+    configs = [f"bundle/configs/{config}.json", *(["configs/multi_gpu.json"] if processes > 1 else [])]
     options = {
         **SETTINGS,
         "dataset_dir": data,
@@ -60,6 +60,16 @@ def history(out, name):
     assert len(client.search_runs([client.get_experiment_by_name("dmri_monai").experiment_id])) == 1
     points = client.get_metric_history(record["run_id"], name)
     return torch.tensor([p.value for p in sorted(points, key=lambda p: p.step)])
+
+
+@pytest.mark.slow
+def test_two_processes_pretrain_as_one_that_gathers_the_gradients_of_two_batches(data, tmp_path):
+    """Not as one with a batch twice as large: the pretext's loss is a mean over the head's voxels of a batch."""
+    one = train(1, data, tmp_path / "one" / "run", "pretrain", batch_size="1", accumulation_steps="2")
+    two = train(2, data, tmp_path / "two" / "run", "pretrain")
+    for name in ("train_loss", "val_loss"):
+        torch.testing.assert_close(history(two, name), history(one, name), rtol=0, atol=1e-4)
+    load_weights(build_network(Model(size="tiny"), Model().irreps), two / "model.pt")
 
 
 @pytest.mark.slow
