@@ -3,7 +3,8 @@
 50 subjects of 96 x 96 x 60 voxels and 65 volumes: one MNI152 phantom, and links to it under the names of the
 others, each of which is cached for itself.  A tiny network learns for two epochs; the first one fills the cache.
 
-peak_gib: resident memory of the training process, mapped pages of the cache included; with workers, theirs added.
+peak_gib: resident memory of the training process, mapped pages of the cache included, as the kernel recorded it.
+with_workers_gib: proportional memory (shared pages divided by their users) of it and its workers, sampled.
 in_memory_gib: what `cache_rate=1` would hold, the size of all entries.  item_s: one training item, crop and
 harmonics, from the cache and from the scan; medians of interleaved runs.  The cache needs as much disk as that.
 
@@ -14,17 +15,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
+import re
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
+import psutil
 from monai.bundle import ConfigWorkflow
 
 from dmri_monai.phantom import shell_table, write_dataset
@@ -72,10 +75,20 @@ def prepare(scratch: Path, workers: int = 0, **more: Any) -> ConfigWorkflow:
 
 
 def train(scratch: Path, workers: int) -> None:
-    """In a process of its own: prints its peak resident memory in KiB."""
+    """In a process of its own: prints its peak resident memory in KiB; `getrusage` would begin with its parent's."""
     prepare(scratch, workers, cache_dir=str(scratch / "cache")).run()
-    own, theirs = (resource.getrusage(w).ru_maxrss for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    print(own + workers * theirs)
+    print(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
+
+
+def sampled_bytes(process: psutil.Popen) -> int:
+    """Peak of the proportional memory of `process` and its children until it ends, ten samples a second."""
+    peak = 0
+    while process.poll() is None:
+        with suppress(psutil.Error):  # one of them has just ended
+            family = [process, *process.children(recursive=True)]
+            peak = max(peak, sum(one.memory_full_info().pss for one in family))
+        time.sleep(0.1)
+    return peak
 
 
 def item_seconds(scratch: Path, repeats: int) -> dict[str, float]:
@@ -101,13 +114,18 @@ def measure(scratch: Path, subjects: int, workers: int, repeats: int) -> dict[st
     write_cohort(scratch / "data", subjects)
     command = [sys.executable, "-W", "ignore", __file__, "--train", str(scratch), "--workers", str(workers)]
     start = time.perf_counter()
-    printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    with psutil.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        sampled = sampled_bytes(process)
+        printed = process.stdout.read()
+    if process.returncode:
+        raise SystemExit(f"the training ended with code {process.returncode}")
     taken = time.perf_counter() - start
     entries = [path.stat().st_size for path in (scratch / "cache").iterdir()]
     return {
         "subjects": subjects,
         "workers": workers,
         "peak_gib": round(int(printed.split()[-1]) / 2**20, 2),
+        "with_workers_gib": round(sampled / 2**30, 2),
         "target_gib": TARGET_GIB,
         "in_memory_gib": round(sum(entries) / 2**30, 2),
         "entries": len(entries),
