@@ -275,6 +275,18 @@ def predict(
         typer.echo(path)
 
 
+@app.command()
+@_one_line_errors
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="Trained model.pt with its model.json beside it.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="File to write, .ts.")],
+) -> None:
+    """Write a trained network as TorchScript, which runs without this package."""
+    from dmri_monai.export import export_model
+
+    typer.echo(export_model(checkpoint, out))
+
+
 @app.command("label-studies")
 @_one_line_errors
 def label_studies(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -85,6 +87,22 @@ def scan(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained tissue model with its settings."""
     return save_model(tmp_path_factory.mktemp("model") / "model.pt")
+
+
+@pytest.fixture
+def full_disk() -> AbstractContextManager[None]:
+    """Context in which no file grows beyond 2 kB: the operating system ends such a write as it does on a full disk."""
+    return _small_files(2000)
+
+
+@contextmanager
+def _small_files(size: int) -> Iterator[None]:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def _serving(options: list[str], health: str, home: Path) -> Iterator[str]:

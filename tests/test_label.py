@@ -90,6 +90,12 @@ def test_folder_that_is_not_empty_is_left_alone(checkpoint, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
+def test_full_disk_leaves_no_bundle(checkpoint, tmp_path, full_disk):
+    with full_disk, pytest.raises(OSError, match="app"):
+        write_label_bundle(checkpoint, tmp_path / "app")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(("architecture", "name"), [("pq", "tissue"), ("equivariant", "orientation")])
 def test_model_that_the_server_cannot_run_is_refused(tmp_path, architecture, name):
     model = save_model(tmp_path / "model.pt", name, Model(architecture=architecture, size="tiny"))

@@ -21,7 +21,7 @@ RANKS = (
     ("register", "check", "report", "labels"),
     ("workflows",),  # handlers write the report, so it lies below them
     ("runs", "prediction"),
-    ("label", "serving"),
+    ("export", "label", "serving"),
     ("cli",),
     ("__init__",),
 )

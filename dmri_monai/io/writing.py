@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,12 +20,16 @@ from dmri_monai.io.nifti import nifti_stem
 
 __all__ = ["replacing", "save_nifti", "write_nifti"]
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SCANNER = 1  # NIfTI code: scanner-based anatomical coordinates
 
 
 @contextmanager
 def replacing(*targets: Path) -> Iterator[tuple[Path, ...]]:
-    """Temporary paths beside `targets`: renamed onto them in order if the block succeeds, removed if not."""
+    """Temporary paths beside `targets`: renamed onto them in order if the block succeeds, removed if not.
+
+    OSError for a full disk names the first of `targets`, which the operating system does not.
+    """
     for folder in {target.parent for target in targets}:
         folder.mkdir(parents=True, exist_ok=True)
     token = uuid.uuid4().hex[:12]
@@ -33,6 +38,10 @@ def replacing(*targets: Path) -> Iterator[tuple[Path, ...]]:
         yield temporary
         for source, target in zip(temporary, targets, strict=True):
             source.replace(target)
+    except OSError as error:
+        if error.errno in FULL and error.filename is None:
+            raise OSError(error.errno, error.strerror, str(targets[0])) from error
+        raise
     finally:
         for path in temporary:
             path.unlink(missing_ok=True)

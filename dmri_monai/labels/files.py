@@ -11,6 +11,7 @@ from torch import Tensor
 
 import dmri_monai
 from dmri_monai.io import read_dwi, read_nifti, write_nifti
+from dmri_monai.io.writing import replacing
 from dmri_monai.labels.deconvolution import PeakRule
 from dmri_monai.labels.fibres import Labels, Method, fibre_labels
 from dmri_monai.transforms.rows import check_same_grid
@@ -100,4 +101,5 @@ def _describe(out_dir: Path) -> None:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n")
+    with replacing(path) as (temporary,):
+        temporary.write_text(json.dumps(content, indent=2) + "\n")

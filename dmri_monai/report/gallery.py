@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dmri_monai.io.writing import replacing
 from dmri_monai.phantom import make_subject
 from dmri_monai.transforms.artifacts import Artifact, Preset, corrupt, load_preset
 
@@ -38,7 +39,8 @@ def gallery(out: str | Path, *, preset: str = "strong", seed: int = 0) -> Path:
         _row(axes, artifact.name, subject.clean, changed)
     for axis, title in zip(rows[0], ("clean", "corrupted", "difference"), strict=True):
         axis.set_title(title, fontsize=10)
-    figure.savefig(out)
+    with replacing(Path(out)) as (temporary,):
+        figure.savefig(temporary)
     return Path(out)
 
 

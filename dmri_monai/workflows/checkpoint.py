@@ -37,9 +37,12 @@ HEAD_OPTIONS = ("deep_supervision",)  # options of a network that change nothing
 
 
 def save_atomically(content: Any, path: Path) -> None:
-    """torch.save under a temporary name in the same folder, then rename."""
-    with replacing(path) as (temporary,):
-        torch.save(content, temporary)
+    """torch.save under a temporary name in the same folder, then rename; OSError when the disk is full."""
+    with replacing(path) as (temporary,), temporary.open("wb") as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # what torch says hides the file's own error
+            raise error.__context__ if isinstance(error.__context__, OSError) else error from error
 
 
 class Checkpoint:

@@ -164,3 +164,20 @@ class TestAllOrNone:
         with pytest.raises(error, match=rf"{match}.*dwi\.nii"):
             write_dwi(tmp_path / "dwi.nii", *change(*scan))
         assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["image.nii", "image.nii.gz"])
+def test_full_disk_leaves_nothing_and_names_the_file(tmp_path, full_disk, name):
+    with full_disk, pytest.raises(OSError, match=name.replace(".", r"\.")):
+        write_nifti(tmp_path / name, torch.rand(16, 16, 16), AFFINE)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_full_disk_leaves_the_earlier_scan_whole(tmp_path, full_disk):
+    table = GradientTable(torch.tensor([0.0, 1000, 1000, 1000]), torch.eye(4)[:, 1:])
+    image = MetaTensor(torch.rand(4, 12, 12, 12), affine=AFFINE)
+    write_dwi(tmp_path / "scan.nii.gz", image, table)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with full_disk, pytest.raises(OSError, match="scan"):
+        write_dwi(tmp_path / "scan.nii.gz", image * 2, table)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before

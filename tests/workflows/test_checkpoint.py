@@ -55,6 +55,16 @@ def test_resuming_a_finished_training_changes_nothing(tmp_path):
     torch.testing.assert_close(again.state_dict(), network.state_dict(), rtol=0, atol=0)
 
 
+def test_full_disk_names_the_file_and_leaves_the_last_epoch(tmp_path, full_disk):
+    make(tmp_path)[0].run(DATA, max_epochs=1)
+    names, last = sorted(tmp_path.iterdir()), (tmp_path / "last.pt").read_bytes()
+    resumed, _ = make(tmp_path, resume=True)
+    with full_disk, pytest.raises(OSError, match=r"last\.pt"):
+        resumed.run(DATA, max_epochs=2)
+    assert sorted(tmp_path.iterdir()) == names
+    assert (tmp_path / "last.pt").read_bytes() == last
+
+
 def test_checkpoints_load_with_weights_only(tmp_path):
     make(tmp_path)[0].run(DATA, max_epochs=1)
     assert set(torch.load(tmp_path / "last.pt", weights_only=True)) == {"network", "optimizer", "trainer"}
