@@ -49,7 +49,8 @@ class SignalReconstructionLoss(nn.Module):
 
     def forward(self, pred: Tensor, target: Mapping[str, Tensor], rows: Tensor | None = None) -> Tensor:
         """rows: (B, N) weight of each measurement within its shell; all 1 by default."""
-        scan, pred = _checked(target, pred), plain(pred)
+        pred = plain(pred)  # first: a half-precision prediction must not round the target
+        scan = _checked(target, pred)
         weights = self._row_weights(scan, rows).to(pred.device)
         b0, clean, voxels = self._clean(scan)
         signal = harmonics_to_signal(

@@ -157,6 +157,12 @@ def test_voxels_outside_the_mask_do_not_count():
     assert loss(pred, clean) > 1
 
 
+def test_a_prediction_in_half_precision_leaves_the_target_as_it_is():
+    target, pred = scan(channels(0)), channels(1).bfloat16()
+    loss = SignalReconstructionLoss(SHELLS)
+    torch.testing.assert_close(loss(pred, target), loss(pred.float(), target), rtol=0, atol=0)
+
+
 def test_scaling_the_raw_scan_changes_nothing():
     clean, pred = scan(channels(0)), normalised(channels(1))
     loss = SignalReconstructionLoss(SHELLS)
