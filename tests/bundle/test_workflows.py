@@ -97,6 +97,16 @@ def test_evaluation_compares_with_both_controls(prepare, dataset_dir, trained, t
     assert "k-means on b0, FA, MD" in capsys.readouterr().out
 
 
+def test_evaluation_gives_all_methods_the_same_brain_mask(prepare, dataset_dir, trained, tmp_path):
+    own = {"checkpoint": str(trained / "model.pt"), "masked": True}
+    workflow = prepare("evaluate", dataset_dir=dataset_dir, output_dir=str(tmp_path), **own)
+    for method in ("", "shuffled#", "kmeans#"):
+        names = [
+            type(t).__name__ for t in workflow.parser.get_parsed_content(f"{method}preprocessing").transforms
+        ]
+        assert "IgnoreOutsided" in names, method
+
+
 def test_evaluation_compares_with_other_weights_on_the_same_subjects(
     prepare, dataset_dir, trained, pretrained, tmp_path
 ):
@@ -125,7 +135,8 @@ def test_report_shows_the_tables_it_is_given(prepare, dataset_dir, trained, tmp_
     own = {"checkpoint": str(trained / "model.pt"), "tables": {"Compared": str(table)}}
     prepare("inference", dataset_dir=dataset_dir, output_dir=str(tmp_path / "out"), **own).run()
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "Compared" in page and "0.812" in page
+    assert "Compared" in page
+    assert "0.812" in page
 
 
 def test_inference_writes_label_maps_in_the_space_of_the_scan_and_a_report(
