@@ -37,6 +37,7 @@ def subjects(
     masked: items also get the path of their brain `mask`; scans without one are an error.
     layout: "bids", or "hcp" (`<subject>/T1w/Diffusion`, without labels).
     fold: part of a cross-validation of `n_folds` instead of `fractions`; the subjects then stay in sorted order.
+    Asking the result for a part that there is not raises ValueError naming those there are.
     """
     items = _items(dataset_dir, layout, dict(labels or {}))
     if flag("masked", masked):
@@ -46,8 +47,13 @@ def subjects(
     else:
         items = [{key: value for key, value in item.items() if key != "mask"} for item in items]
     if fold is not None:
-        return bids.split_fold(items, fold, n_folds, seed=None)
-    return bids.split(items, fractions, seed=seed)
+        return _Parts(bids.split_fold(items, fold, n_folds, seed=None))
+    return _Parts(bids.split(items, fractions, seed=seed))
+
+
+class _Parts(dict[str, list[dict[str, Any]]]):
+    def __missing__(self, name: str) -> list[dict[str, Any]]:
+        raise ValueError(f"the split has no part {name!r}, only {', '.join(self)}")
 
 
 def _items(dataset_dir: str | Path, layout: Layout, labels: dict[str, str]) -> list[dict[str, Any]]:

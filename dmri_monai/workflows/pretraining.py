@@ -55,8 +55,8 @@ class PretrainBatch:
         self.pretext, self.model, self.hidden_fraction = pretext, model, hidden_fraction
         self.preset = load_preset(corruption)
         # the visible rest of a shell may determine lower orders only
-        self.fit = replace(model.fit(), too_few="zero") if pretext == "masked" else model.fit()
-        self.encode = Compose(model.encode())
+        lenient = replace(model, too_few="zero") if pretext == "masked" else model
+        self.fit, self.encode = lenient.fit(), Compose(lenient.encode())
         self.with_table = prepare_batch(model)
 
     def __call__(

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dmri_monai.phantom import write_dataset
-from dmri_monai.workflows import scans
+from dmri_monai.workflows import scans, subjects
 
 
 @pytest.fixture(scope="module")
@@ -50,3 +50,12 @@ def test_scan_of_a_data_set_has_its_truth(scan):
 def test_folder_without_scans_is_named(tmp_path):
     with pytest.raises(ValueError, match=str(tmp_path)):
         scans(tmp_path)
+
+
+def test_part_that_the_split_does_not_have_is_named(scan, tmp_path):
+    for name in ("100307", "100408"):
+        hcp(scan, tmp_path / name / "T1w" / "Diffusion")
+    parts = subjects(tmp_path, {"train": 0.5, "val": 0.5}, layout="hcp")
+    assert [len(parts[name]) for name in ("train", "val")] == [1, 1]
+    with pytest.raises(ValueError, match="the split has no part 'test', only train, val"):
+        parts["test"]

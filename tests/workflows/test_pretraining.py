@@ -6,21 +6,29 @@ from monai.data import MetaTensor
 from torch.nn.functional import normalize
 
 from dmri_monai.transforms import ToVoxelFramed, collate_dwi
-from dmri_monai.workflows import Model, PretrainBatch, derive_seed, lower_is_better, pretext_loss
+from dmri_monai.workflows import (
+    ARCHITECTURES,
+    Model,
+    PretrainBatch,
+    derive_seed,
+    lower_is_better,
+    pretext_loss,
+)
 from dmri_monai.workflows.pretraining import hide
 
 MODEL = Model(architecture="plain", shells=[1000.0])
 
 
-def batch(phase_encoding=None, seeds=(1, 2)):
-    """Two small raw scans with 20 directions, collated."""
+def batch(phase_encoding=None, seeds=(1, 2), directions=20):
+    """Two small raw scans, collated."""
     items = []
     for seed in seeds:
         generator = torch.Generator().manual_seed(0)
-        bvals = torch.full((22,), 1000.0)
+        n = directions + 2
+        bvals = torch.full((n,), 1000.0)
         bvals[:2] = 0
-        bvecs = normalize(torch.randn(22, 3, generator=generator), dim=1) * (bvals > 0).unsqueeze(1)
-        image = MetaTensor(100 + 50 * torch.rand(22, 10, 12, 8, generator=generator), affine=torch.eye(4) * 2)
+        bvecs = normalize(torch.randn(n, 3, generator=generator), dim=1) * (bvals > 0).unsqueeze(1)
+        image = MetaTensor(100 + 50 * torch.rand(n, 10, 12, 8, generator=generator), affine=torch.eye(4) * 2)
         image.affine[3, 3] = 1
         if phase_encoding is not None:
             image.meta["phase_encoding_world"] = torch.tensor(phase_encoding)
@@ -73,6 +81,13 @@ def test_what_stays_visible_determines_the_greatest_order_that_leaves_something_
     found = hide(bvals, valid, 0.3, l_max=4, seed=0)
     assert int(found.sum()) == hidden
     assert not found[[0, n + 1, n + 2]].any()
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_masking_hides_measurements_of_few_directions_from_every_architecture(architecture):
+    model = Model(architecture, "tiny", shells=[1000.0], n_directions=12)
+    _, target, *_ = PretrainBatch("masked", model)(batch(directions=15))
+    assert target["hidden"].sum(dim=1).tolist() == [4, 4]
 
 
 def test_deep_supervision_is_refused_for_a_pretext():
