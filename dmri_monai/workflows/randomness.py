@@ -49,7 +49,9 @@ class SeededDataset(CacheDataset):
         cache_dir: str | Path | None = None,
     ) -> None:
         if cache_rate and cache_dir is not None:
-            raise ValueError(f"cache_rate is {cache_rate} and cache_dir is {cache_dir}: set one of them alone")
+            raise ValueError(
+                f"cache_rate is {cache_rate} and cache_dir is {cache_dir}: set one of them alone"
+            )
         self.seed = seed
         super().__init__(data=data, transform=transform, cache_rate=cache_rate, num_workers=1, progress=False)
         self.disk = None if cache_dir is None else DiskCache(cache_dir, self.transform)

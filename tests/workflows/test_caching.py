@@ -38,7 +38,7 @@ def subject():
 @pytest.fixture
 def scan(subject, tmp_path) -> Path:
     path = tmp_path / "sub-01_dwi.nii.gz"
-    write_dwi(path, MetaTensor(subject.image, affine=subject.affine), subject.table)
+    write_dwi(path, subject.image, subject.table)
     path.with_name("sub-01_dwi.json").write_text('{"PhaseEncodingDirection": "j-"}')
     return path
 
@@ -155,7 +155,7 @@ def test_an_entry_made_before_its_scan_changed_is_not_read(scan, tmp_path, subje
 def test_another_image_under_the_same_name_gives_another_item(scan, tmp_path, subject):
     cache = DiskCache(tmp_path / "cache", preprocessing())
     first = cache({"image": str(scan)})["image"].as_tensor().clone()
-    write_dwi(scan, MetaTensor(2 * subject.image, affine=subject.affine), subject.table)
+    write_dwi(scan, 2 * subject.image, subject.table)
     torch.testing.assert_close(cache({"image": str(scan)})["image"].as_tensor(), 2 * first)
 
 
