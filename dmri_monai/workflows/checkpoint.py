@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ SHAPE_SETTINGS = (
     "order_scale",
     "n_directions",
 )
+UNREADABLE = (RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError)  # of torch.load
 HEAD_OPTIONS = ("deep_supervision",)  # options of a network that change nothing but its head
 
 # ignite's and MONAI's savers remove the old file before they write the new one: a kill in between loses both
@@ -196,8 +198,14 @@ def _listed(names: list[str]) -> str:
 def _read(path: str | Path) -> dict[str, Tensor]:
     if not Path(path).is_file():
         raise ValueError(f"there is no checkpoint {path}")
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    return content.get("network", content)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except UNREADABLE as error:
+        raise ValueError(f"{path} cannot be read as a checkpoint ({type(error).__name__})") from error
+    weights = content.get("network", content) if isinstance(content, dict) else {}
+    if not weights or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise ValueError(f"{path} holds no state dict of tensors, nor one as its 'network'")
+    return weights
 
 
 def _check_settings(

@@ -98,22 +98,6 @@ def test_resume_under_other_settings_names_both(tmp_path):
         engine.run(DATA, max_epochs=2)
 
 
-def test_a_failed_save_leaves_the_last_checkpoint_and_no_temporary_file(tmp_path, monkeypatch):
-    engine, _ = make(tmp_path)
-    engine.run(DATA, max_epochs=1)
-    before = (tmp_path / "last.pt").read_bytes()
-
-    def broken(content, path):
-        path.write_bytes(b"half")
-        raise OSError("disk full")
-
-    monkeypatch.setattr(torch, "save", broken)
-    with pytest.raises(OSError, match="disk full"):
-        engine.run(DATA, max_epochs=2)
-    assert (tmp_path / "last.pt").read_bytes() == before
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["last.pt", "model.pt"]
-
-
 @pytest.fixture
 def pretrained(tmp_path):
     torch.manual_seed(1)
@@ -147,6 +131,25 @@ def test_checkpoint_of_another_width_names_both_shapes(pretrained):
 def test_missing_checkpoint_is_named(tmp_path):
     with pytest.raises(ValueError, match="no checkpoint .*nowhere.pt"):
         load_pretrained(nn.Linear(1, 1), tmp_path / "nowhere.pt")
+
+
+NO_CHECKPOINTS = {
+    "text": (lambda path: path.write_bytes(b"hello"), "cannot be read as a checkpoint"),
+    "empty": (lambda path: path.write_bytes(b""), "cannot be read as a checkpoint"),
+    "cut": (lambda path: path.write_bytes(path.read_bytes()[:500]), "cannot be read as a checkpoint"),
+    "module": (lambda path: torch.save(nn.Linear(1, 1), path), "cannot be read as a checkpoint"),
+    "tensor": (lambda path: torch.save(torch.zeros(3), path), "holds no state dict of tensors"),
+    "other": (lambda path: torch.save({"epoch": 3}, path), "holds no state dict of tensors"),
+}
+
+
+@pytest.mark.parametrize(("spoil", "message"), NO_CHECKPOINTS.values(), ids=NO_CHECKPOINTS.keys())
+@pytest.mark.parametrize("load", [load_weights, load_pretrained])
+def test_file_that_is_no_checkpoint_is_named(pretrained, load, spoil, message):
+    body, path = pretrained
+    spoil(path)
+    with pytest.raises(ValueError, match=f"pretrained.pt {message}"):
+        load(body, path)
 
 
 def test_load_weights_needs_the_head_too(pretrained):
