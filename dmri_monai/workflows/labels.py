@@ -14,7 +14,7 @@ from torch import Tensor
 from dmri_monai.gradients import B0_THRESHOLD
 from dmri_monai.qspace.axes import harmonics_to_axis
 from dmri_monai.qspace.harmonics import b0_reference, mean_b0
-from dmri_monai.transforms.rows import item_table, like, plain, with_meta
+from dmri_monai.transforms.rows import check_same_grid, item_table, like, plain, with_meta
 
 __all__ = ["CheckLabeld", "HarmonicsToPeaksd", "HeadMaskd", "IgnoreOutsided", "LesionMapsd"]
 
@@ -65,7 +65,10 @@ class CheckLabeld(MapTransform):
 
 
 class IgnoreOutsided(MapTransform):
-    """Set a label to `value` where `mask` (1, X, Y, Z) is 0, for losses and metrics that pass over that value."""
+    """Set a label to `value` where `mask` (1, X, Y, Z) is 0, for losses and metrics that pass over that value.
+
+    ValueError for a mask on another grid.
+    """
 
     def __init__(self, keys: KeysCollection = "label", value: float = -1.0, mask_key: str = "mask") -> None:
         super().__init__(keys)
@@ -74,9 +77,10 @@ class IgnoreOutsided(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
         if self.mask_key in item:
-            inside = torch.as_tensor(item[self.mask_key]).as_subclass(Tensor) > 0
+            mask = torch.as_tensor(item[self.mask_key])
             for key in self.key_iterator(item):
-                item[key] = like(item[key], torch.where(inside, item[key].as_tensor(), self.value))
+                check_same_grid(item[key], mask, self.mask_key, "IgnoreOutsided")
+                item[key] = like(item[key], torch.where(plain(mask) > 0, item[key].as_tensor(), self.value))
         return item
 
 

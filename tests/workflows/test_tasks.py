@@ -6,7 +6,7 @@ from monai.transforms import Compose
 
 from dmri_monai.losses import AxialLoss
 from dmri_monai.qspace.axes import axis_to_harmonics
-from dmri_monai.workflows import TASKS, CheckLabeld, HarmonicsToPeaksd, select_by, task
+from dmri_monai.workflows import TASKS, CheckLabeld, HarmonicsToPeaksd, IgnoreOutsided, select_by, task
 
 SIZE = (4, 5, 6)
 
@@ -133,6 +133,14 @@ def test_voxels_outside_the_brain_mask_do_not_count(name, ignored):
     loss, spoilt = this.loss(), output.clone()
     spoilt[..., 0] = -output[..., 0].roll(1, dims=-1) - 1
     torch.testing.assert_close(loss(spoilt, masked), loss(output, masked))
+
+
+def test_mask_stored_in_another_orientation_than_the_label_is_refused():
+    mirrored = torch.eye(4)
+    mirrored[0, 0], mirrored[0, 3] = -1, SIZE[0] - 1.0  # the same brain, the other way round
+    mask, label = grid(torch.ones(1, *SIZE), mirrored), grid(torch.ones(1, *SIZE))
+    with pytest.raises(ValueError, match="IgnoreOutsided: 'mask' lies up to 3.0 mm beside the image"):
+        IgnoreOutsided("label")({"label": label, "mask": mask})
 
 
 def test_selection_by_loss_sees_the_output_before_it_is_discretised():
