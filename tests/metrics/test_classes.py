@@ -11,7 +11,8 @@ from dmri_monai.metrics import ClassificationScore, ConfusionMatrix
 
 GENERATOR = torch.Generator().manual_seed(0)
 TRUE = torch.randint(0, 4, (2, 1, 6, 7, 8), generator=GENERATOR)
-PRED = torch.where(torch.rand(TRUE.shape, generator=GENERATOR) < 0.7, TRUE, torch.randint(0, 4, TRUE.shape))
+GUESS = torch.randint(0, 4, TRUE.shape, generator=GENERATOR)
+PRED = torch.where(torch.rand(TRUE.shape, generator=GENERATOR) < 0.7, TRUE, GUESS)
 
 
 def one_hot(classes: torch.Tensor) -> torch.Tensor:

@@ -53,7 +53,7 @@ def test_harmonics_of_an_axis_have_its_error():
 
 
 def test_turning_prediction_and_truth_together_leaves_the_error():
-    rotation = o3.rand_matrix(dtype=torch.float64)
+    rotation = o3.angles_to_matrix(*torch.tensor([0.7, 1.1, -0.4], dtype=torch.float64))
     turned = [torch.einsum("ij,bjxyz->bixyz", rotation, v) for v in (PRED, AXES)]
     torch.testing.assert_close(AngularError()(*turned), AngularError()(PRED, AXES))
     assert AngularError()(turned[0], AXES)[0, 0] > AngularError()(PRED, AXES)[0, 0] + 1  # the control
