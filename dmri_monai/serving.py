@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -17,8 +18,11 @@ import dmri_monai
 from dmri_monai.prediction import Prediction, predict, settings_of
 from dmri_monai.runs import store_uri
 from dmri_monai.workflows.checkpoint import settings_path
+from dmri_monai.workflows.parallel import is_main
 
-__all__ = ["DWIModel", "register_model"]
+__all__ = ["DWIModel", "register_best", "register_model"]
+
+logger = logging.getLogger(__name__)
 
 # a model is stored as code, not pickled: loading a pickle runs whatever it holds
 CODE = """from mlflow.models import set_model
@@ -88,6 +92,22 @@ def register_model(
         except MlflowException as error:
             raise OSError(f"MLflow store {uri}: {error}") from error
     return f"models:/{name}/{logged.registered_model_version}"
+
+
+def register_best(output_dir: str | Path, name: str | None) -> None:
+    """At the end of a training: enter the model.pt of its `output_dir` as `name`; None does nothing.
+
+    ValueError for a training that was not tracked in MLflow.
+    """
+    if not name or not is_main():
+        return
+    checkpoint = Path(output_dir, "model.pt")
+    if not _training_of(checkpoint):
+        raise ValueError(
+            f"registered_model is {name!r}, but the training was not tracked (mlflow = false); its model {checkpoint} "
+            f"can be entered with `dmri-monai register-model {checkpoint} --name {name} --store ...`"
+        )
+    logger.info("registered %s", register_model(checkpoint, name))
 
 
 def _training_of(checkpoint: Path) -> dict[str, Any]:

@@ -105,11 +105,14 @@ def _small_files(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def _serving(options: list[str], health: str, home: Path) -> Iterator[str]:
-    """URI of `python -m mlflow <options>` on a free port of this machine, as soon as it answers at `health`."""
+def _free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return int(free.getsockname()[1])
+
+
+def _serving(options: list[str], health: str, home: Path, port: int) -> Iterator[str]:
+    """URI of `python -m mlflow <options>` on this machine, as soon as it answers at `health`."""
     command = [sys.executable, "-m", "mlflow", *options, "--host", "127.0.0.1", "--port", str(port)]
     log = home / f"{options[0]}.log"
     # it starts uvicorn by its name
@@ -135,13 +138,41 @@ def _answers(url: str) -> bool:
         return False
 
 
+class MLflowServer:
+    """A real MLflow server, sqlite with artifacts in a folder, that can be stopped and started again."""
+
+    def __init__(self, home: Path) -> None:
+        self.home, self.port = home, _free_port()
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self._running: Iterator[str] = iter(())
+
+    def start(self) -> None:
+        store = ["--backend-store-uri", f"sqlite:///{self.home / 'mlflow.db'}"]
+        files = ["--artifacts-destination", str(self.home / "artifacts"), "--workers", "1"]
+        self._running = _serving(["server", *store, *files], "/health", self.home, self.port)
+        next(self._running)
+
+    def stop(self) -> None:
+        next(self._running, None)
+
+
 @pytest.fixture(scope="session")
 def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """URI of a real MLflow server: sqlite, artifacts in a folder."""
-    home = tmp_path_factory.mktemp("mlflow")
-    store = ["--backend-store-uri", f"sqlite:///{home / 'mlflow.db'}"]
-    files = ["--artifacts-destination", str(home / "artifacts"), "--workers", "1"]
-    yield from _serving(["server", *store, *files], "/health", home)
+    """URI of a real MLflow server."""
+    server = MLflowServer(tmp_path_factory.mktemp("mlflow"))
+    server.start()
+    yield server.uri
+    server.stop()
+
+
+@pytest.fixture
+def stoppable_server(tmp_path: Path) -> Iterator[MLflowServer]:
+    """An MLflow server of this test alone."""
+    (tmp_path / "mlflow").mkdir()
+    server = MLflowServer(tmp_path / "mlflow")
+    server.start()
+    yield server
+    server.stop()
 
 
 @pytest.fixture
@@ -151,7 +182,7 @@ def serve_model(tmp_path: Path) -> Iterator[Callable[[str], str]]:
 
     def serve(model: str) -> str:
         options = ["models", "serve", "--model-uri", model, "--env-manager", "local"]
-        running.append(_serving(options, "/ping", tmp_path))
+        running.append(_serving(options, "/ping", tmp_path, _free_port()))
         return next(running[-1])
 
     yield serve

@@ -6,10 +6,11 @@ import urllib.request
 import mlflow
 import numpy as np
 import pytest
+from mlflow import MlflowClient
 
 from dmri_monai.io import read_dwi
 from dmri_monai.prediction import predict
-from dmri_monai.serving import register_model
+from dmri_monai.serving import register_best, register_model
 
 
 def ask(uri, row) -> np.ndarray:
@@ -42,3 +43,17 @@ def test_checkpoint_without_settings_is_refused(tmp_path):
     (tmp_path / "model.pt").write_bytes(b"")
     with pytest.raises(OSError, match="model.json"):
         register_model(tmp_path / "model.pt", "tissue", tmp_path)
+
+
+def test_training_that_was_not_tracked_cannot_register_its_model(tmp_path):
+    with pytest.raises(ValueError, match=r"not tracked .* `dmri-monai register-model"):
+        register_best(tmp_path, "tissue")
+
+
+def test_full_disk_enters_no_model(checkpoint, tmp_path, full_disk, monkeypatch):
+    store = f"sqlite:///{tmp_path / 'mlruns.db'}"
+    monkeypatch.chdir(tmp_path)
+    MlflowClient(store).search_experiments()  # makes the store
+    with full_disk, pytest.raises(OSError, match="mlruns|model|disk|large"):
+        register_model(checkpoint, "tissue", store)
+    assert list(MlflowClient(store).search_registered_models()) == []

@@ -28,7 +28,7 @@ SCANNER = 1  # NIfTI code: scanner-based anatomical coordinates
 def replacing(*targets: Path) -> Iterator[tuple[Path, ...]]:
     """Temporary paths beside `targets`: renamed onto them in order if the block succeeds, removed if not.
 
-    OSError for a full disk names the first of `targets`, which the operating system does not.
+    OSError for a full disk names the last of `targets`, which the operating system does not.
     """
     for folder in {target.parent for target in targets}:
         folder.mkdir(parents=True, exist_ok=True)
@@ -40,7 +40,7 @@ def replacing(*targets: Path) -> Iterator[tuple[Path, ...]]:
             source.replace(target)
     except OSError as error:
         if error.errno in FULL and error.filename is None:
-            raise OSError(error.errno, error.strerror, str(targets[0])) from error
+            raise OSError(error.errno, error.strerror, str(targets[-1])) from error
         raise
     finally:
         for path in temporary:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -12,7 +13,8 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from dmri_monai.workflows.parallel import is_main
 
 __all__ = ["MLflowRun", "LogMetrics", "current_config", "data_record", "default_store"]
 
+logger = logging.getLogger(__name__)
 RUN_FILE = "mlflow_run.json"
 EXPERIMENT = "dmri_monai"
 
@@ -83,7 +86,8 @@ class MLflowRun:
     :func:`data_record`), the git revision, the metrics of every epoch, and at the end the files in `artifacts` that
     exist. The run is FINISHED on completion and FAILED on an exception, Ctrl-C or SIGTERM; after SIGKILL it stays
     RUNNING until `resume` continues it (its id is kept in `output_dir`/mlflow_run.json) or `dmri-monai runs
-    --mark-dead` settles it.
+    --mark-dead` settles it.  A store that stops answering in between ends the tracking with a warning, never the
+    training: `resume` goes on in the same run once it is back.
 
     parent: name of a run that this one is nested in, made if there is none: the folds of a cross-validation.
     enabled=False makes every method a no-op.
@@ -112,6 +116,7 @@ class MLflowRun:
         self.parent = parent
         self.run_id: str | None = None
         self._client: Any = None
+        self._lost = False
         self._sigterm: Any = None
 
     def attach(self, engine: Engine) -> None:
@@ -129,7 +134,26 @@ class MLflowRun:
         try:
             self._start()
         except MlflowException as error:
-            raise OSError(f"MLflow store {self.tracking_uri}: {error}") from error
+            raise OSError(
+                f"MLflow store {self.tracking_uri}: {error} (`--mlflow false` trains without it)"
+            ) from error
+
+    @contextmanager
+    def _reaching(self) -> Iterator[None]:
+        """Around what tells the store something: nothing more is told to one that has failed."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            yield
+        except (MlflowException, OSError) as error:
+            self._lost = True
+            logger.warning(
+                "MLflow store %s is lost (%s): the training goes on, its run %s ends here until `--resume true`",
+                *(self.tracking_uri, error, self.run_id),
+            )
+
+    def _tracks(self) -> bool:
+        return bool(self.enabled and self.run_id and not self._lost)
 
     def _start(self) -> None:
         from mlflow import MlflowClient
@@ -162,10 +186,12 @@ class MLflowRun:
             self._sigterm = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
     def _settle(self, status: str) -> None:
-        self._client.set_terminated(self.run_id, status)
         if self._sigterm is not None:
             signal.signal(signal.SIGTERM, self._sigterm)
             self._sigterm = None
+        if self._tracks():
+            with self._reaching():
+                self._client.set_terminated(self.run_id, status)
 
     def _parent(self, experiment: str) -> str:
         """Id of the run named `parent`, the same for every fold."""
@@ -204,16 +230,19 @@ class MLflowRun:
 
     def log_metrics(self, engine: Engine) -> None:
         """Log the scalar metrics of `engine` at its epoch."""
-        if not (self.enabled and self.run_id):
+        if not self._tracks():
             return
-        for name, value in engine.state.metrics.items():
-            if isinstance(value, int | float):
-                self._client.log_metric(self.run_id, name, float(value), step=engine.state.epoch)
+        found = {name: float(v) for name, v in engine.state.metrics.items() if isinstance(v, int | float)}
+        with self._reaching():
+            for name, value in found.items():
+                self._client.log_metric(self.run_id, name, value, step=engine.state.epoch)
 
     def log_files(self, paths: Sequence[str | Path]) -> None:
         """Copy those of `paths` that exist into the run's artifacts."""
-        for path in paths:
-            if self.run_id and Path(path).is_file():
+        if not self._tracks():
+            return
+        with self._reaching():
+            for path in filter(os.path.isfile, paths):
                 self._client.log_artifact(self.run_id, str(path))
 
     def finish(self, engine: Engine) -> None:
@@ -221,9 +250,10 @@ class MLflowRun:
         self._settle("FINISHED")
 
     def fail(self, engine: Engine, error: BaseException) -> None:
-        if self.run_id:
-            self._client.set_tag(self.run_id, "error", f"{type(error).__name__}: {error}"[:500])
-            self._settle("FAILED")
+        if self._tracks():
+            with self._reaching():
+                self._client.set_tag(self.run_id, "error", f"{type(error).__name__}: {error}"[:500])
+        self._settle("FAILED")
         raise error  # ignite swallows an exception that has a handler
 
 

@@ -44,6 +44,17 @@ def test_new_training_is_a_new_run(run, prepare, dataset_dir, trained):
     assert record["run_name"] != run[0].info.run_name
 
 
+def test_best_model_is_registered_at_the_end(prepare, dataset_dir, trained):
+    out = trained.parent / "registered"
+    settings = {"dataset_dir": dataset_dir, "output_dir": str(out), "max_epochs": 1}
+    prepare("train", **settings, mlflow=True, registered_model="tissue").run()
+    record = json.loads((out / "mlflow_run.json").read_text())
+    client = MlflowClient(record["tracking_uri"])
+    (version,) = client.search_model_versions("name = 'tissue'")
+    assert version.run_id == record["run_id"]
+    assert client.get_run(record["run_id"]).info.status == "FINISHED"
+
+
 def test_exception_marks_the_run_failed_and_is_raised(prepare, dataset_dir, trained):
     out = trained.parent / "failing"
     workflow = prepare("train", dataset_dir=dataset_dir, output_dir=str(out), mlflow=True)

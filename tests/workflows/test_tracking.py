@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from ignite.engine import Engine
+from ignite.engine import Engine, Events
 from mlflow import MlflowClient
 
 from dmri_monai.runs import list_runs
@@ -135,3 +135,42 @@ def test_server_that_does_not_answer_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     with pytest.raises(OSError, match="http://127.0.0.1:9"):
         track(tmp_path / "training", tracking_uri="http://127.0.0.1:9")
+
+
+def test_store_that_fails_in_between_ends_the_tracking_but_not_the_training(tmp_path, caplog):
+    engine, run = Engine(lambda *_: None), MLflowRun("training", tmp_path / "training", {})
+    run.attach(engine)
+    engine.add_event_handler(Events.EPOCH_STARTED(once=2), lambda: (tmp_path / "mlruns.db").write_bytes(b""))
+    engine.add_event_handler(Events.EPOCH_STARTED, lambda: engine.state.metrics.update(loss=1.0))
+    engine.run([0], max_epochs=4)
+    assert engine.state.epoch == 4
+    assert [r.getMessage().split(" (")[0] for r in caplog.records if r.name.endswith("tracking")] == [
+        f"MLflow store sqlite:///{tmp_path / 'mlruns.db'} is lost"
+    ]
+
+
+def test_error_of_the_training_is_raised_though_the_store_is_lost(tmp_path):
+    def step(*_):
+        (tmp_path / "mlruns.db").write_bytes(b"")
+        raise RuntimeError("out of luck")
+
+    engine = Engine(step)
+    MLflowRun("training", tmp_path / "training", {}).attach(engine)
+    with pytest.raises(RuntimeError, match="out of luck"):
+        engine.run([0])
+
+
+@pytest.mark.slow
+def test_training_outlives_its_server_and_goes_on_in_the_same_run(tmp_path, monkeypatch, stoppable_server):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    out, settings = tmp_path / "training", {"tracking_uri": stoppable_server.uri}
+    engine, run = Engine(lambda *_: None), MLflowRun("training", out, {}, **settings)
+    run.attach(engine)
+    engine.add_event_handler(Events.EPOCH_STARTED(once=2), stoppable_server.stop)
+    engine.add_event_handler(Events.EPOCH_STARTED, lambda: engine.state.metrics.update(loss=1.0))
+    engine.run([0], max_epochs=3)
+    assert engine.state.epoch == 3
+    stoppable_server.start()
+    assert recorded(out).info.status == "RUNNING"
+    assert track(out, resume=True, **settings).run_id == run.run_id
+    assert recorded(out).info.status == "FINISHED"
