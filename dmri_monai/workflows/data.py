@@ -104,11 +104,16 @@ def _is_scan(path: Path) -> bool:
     return len(open_nifti(path).shape) == 4
 
 
-def first(items: Sequence[Any], count: int | None = None) -> list[Any]:
-    """The first `count` items, all for None.  ValueError when there are fewer."""
-    if count is not None and not 0 < count <= len(items):
-        raise ValueError(f"asked for {count} subjects, there are {len(items)}")
-    return list(items[:count])
+def first(items: Sequence[Mapping[str, Any]], count: int | None = None) -> list[Mapping[str, Any]]:
+    """All items of the first `count` subjects, of everybody for None; an item without `subject` is one of its own.
+
+    ValueError when there are fewer subjects.
+    """
+    owners = [item.get("subject", item["image"]) for item in items]
+    names = list(dict.fromkeys(owners))
+    if count is not None and not 0 < count <= len(names):
+        raise ValueError(f"asked for {count} subjects, there are {len(names)}")
+    return [item for item, owner in zip(items, owners, strict=True) if owner in names[:count]]
 
 
 def harmonic_channels(shells: Sequence[float], l_max: int = 4, missing: str = "error") -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dmri_monai.phantom import write_dataset
-from dmri_monai.workflows import scans, subjects
+from dmri_monai.workflows import first, scans, subjects
 
 
 @pytest.fixture(scope="module")
@@ -59,3 +59,19 @@ def test_part_that_the_split_does_not_have_is_named(scan, tmp_path):
     assert [len(parts[name]) for name in ("train", "val")] == [1, 1]
     with pytest.raises(ValueError, match="the split has no part 'test', only train, val"):
         parts["test"]
+
+
+SESSIONS = [
+    {"subject": name, "image": f"{name}-{i}"} for i, name in enumerate(["01", "01", "02", "03", "03"])
+]
+
+
+@pytest.mark.parametrize(("count", "scans_left"), [(1, 2), (2, 3), (3, 5), (None, 5)])
+def test_first_subjects_keep_all_their_scans(count, scans_left):
+    assert first(SESSIONS, count) == SESSIONS[:scans_left]
+
+
+@pytest.mark.parametrize("count", [0, -1, 4])
+def test_number_of_subjects_that_there_are_not_is_named_with_both(count):
+    with pytest.raises(ValueError, match=f"asked for {count} subjects, there are 3"):
+        first(SESSIONS, count)
