@@ -56,6 +56,7 @@ SETTINGS = (
     "n_directions",
     "spacing_mm",
 )
+NEEDED = ("task", "architecture", "shells", "tolerance", "missing")
 
 
 @dataclass(frozen=True)
@@ -133,11 +134,22 @@ def bundle_folder() -> Path:
 
 
 def settings_of(checkpoint: Path) -> dict[str, Any]:
-    """The settings that training wrote beside a checkpoint; FileNotFoundError naming both files without them."""
-    for path in (checkpoint, settings_path(checkpoint)):
+    """The settings that training wrote beside a checkpoint.
+
+    FileNotFoundError naming both files without them; ValueError for a file that holds none, or no task: a pretrained
+    model has none before it is fine-tuned.
+    """
+    record = settings_path(checkpoint)
+    for path in (checkpoint, record):
         if not path.is_file():
             raise FileNotFoundError(f"{path} does not exist; a checkpoint needs its settings beside it")
-    settings: dict[str, Any] = json.loads(settings_path(checkpoint).read_text())
+    try:
+        settings: dict[str, Any] = json.loads(record.read_text())
+    except ValueError as error:
+        raise ValueError(f"{record} is not the settings of a model: {error}") from error
+    missing = [name for name in NEEDED if name not in settings]
+    if missing:
+        raise ValueError(f"{record} is not the settings of a model trained for a task: it has no {missing}")
     return settings
 
 

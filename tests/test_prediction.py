@@ -9,7 +9,7 @@ import pytest
 import dmri_monai
 from dmri_monai.check import check_image
 from dmri_monai.io import read_dwi
-from dmri_monai.prediction import out_of_range, predict
+from dmri_monai.prediction import bundle_folder, out_of_range, predict
 from tests.small_models import save_model
 
 
@@ -117,6 +117,23 @@ def test_mistakes_are_named(scan, arguments, message, monkeypatch, tmp_path):
     monkeypatch.setattr("dmri_monai.prediction.bundle_folder", lambda: tmp_path)
     with pytest.raises((ValueError, OSError), match=message):
         predict(scan, **{"checkpoint": None, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("{}", "no .*task"), ("[]", "no .*task"), ("half {", "not the settings")],
+    ids=["no settings", "a list", "no JSON"],
+)
+def test_file_that_holds_no_settings_is_named(scan, tmp_path, content, message):
+    (tmp_path / "model.pt").write_bytes(b"")
+    (tmp_path / "model.json").write_text(content)
+    with pytest.raises(ValueError, match=rf"model\.json.*{message}"):
+        predict(scan, checkpoint=tmp_path / "model.pt")
+
+
+def test_pretrained_model_has_no_task_yet(scan):
+    with pytest.raises(ValueError, match=r"pretrained\.json.*task"):
+        predict(scan, checkpoint=bundle_folder() / "models" / "pretrained.pt")
 
 
 def test_two_tables_for_one_scan_are_refused(scan, checkpoint):
