@@ -72,6 +72,7 @@ def scans(path: str | Path, label: str | None = None) -> list[dict[str, Any]]:
     """Items to infer: one scan file, or every DWI of a folder (BIDS, HCP, or a plain folder of scans with sidecars).
 
     label: suffix of a derivative that is the truth, e.g. "dseg"; where a scan has it, the item gets its `label_path`.
+    HCP's scans, which all have one name, get their `subject`.
     """
     path = Path(path)
     if path.is_file():
@@ -81,7 +82,7 @@ def scans(path: str | Path, label: str | None = None) -> list[dict[str, Any]]:
     if any(entry.is_dir() for entry in path.glob("sub-*")):
         return _bids_scans(path, label)
     if any(path.glob("*/T1w/Diffusion")):
-        return [{"image": item["image"]} for item in bids.hcp_list(path)]
+        return [{"image": item["image"], "subject": item["subject"]} for item in bids.hcp_list(path)]
     found = [f for f in sorted(path.iterdir()) if f.name.endswith((".nii", ".nii.gz")) and _is_scan(f)]
     if not found:
         raise ValueError(f"no diffusion scan (NIfTI with .bval and .bvec) in {path}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,9 @@ class WriteResults:
     Items of `engine.state.output` hold `pred`, and `uncertainty` (1, X, Y, Z) if an ensemble gave one, on the grid of
     the scan file named by `pred.meta["filename_or_obj"]`: class numbers (1, X, Y, Z), or peaks (3n, X, Y, Z) in the
     world frame, MRtrix's convention.  The result of `sub-01_dwi.nii.gz` becomes `sub-01_<label of the task>.nii.gz`
-    with the scan's own affine, its uncertainty `sub-01_<label>uncertainty.nii.gz`. A `label_path` in the item of the
-    data list is the truth the report compares with.  inferer: whose deviation the report names, where there is any.
+    with the scan's own affine, its uncertainty `sub-01_<label>uncertainty.nii.gz`; scans of one name get their item's
+    `subject` in front, ValueError where that does not tell them apart. A `label_path` in the item of the data list is
+    the truth the report compares with.  inferer: whose deviation the report names, where there is any.
     provenance, notes: what the report says of the model, and what it warns of.  tables: heading -> CSV file, further
     tables for the report, such as an evaluation's. ValueError for one that is not there.
     """
@@ -48,7 +50,8 @@ class WriteResults:
     ) -> None:
         self.task = task
         self.output_dir = Path(output_dir)
-        self.truths = {str(Path(item["image"]).resolve()): item.get("label_path") for item in data}
+        self.truths = {Path(item["image"]).absolute(): item.get("label_path") for item in data}
+        self.names = _names(data)
         self.title = task.title if title is None else title
         self.inferer = inferer
         self.provenance = dict(provenance or {})
@@ -67,7 +70,7 @@ class WriteResults:
         for item in engine.state.output:
             pred = item["pred"]
             scan = Path(pred.meta["filename_or_obj"])
-            name = nifti_stem(scan).removesuffix("_dwi")
+            name = self.names[scan.absolute()]
             found = pred.as_subclass(Tensor).cpu()
             found = found.float() if self._is_field else found[0].round().to(torch.uint8)
             write_nifti(self._path(name), found, pred.affine)
@@ -99,7 +102,7 @@ class WriteResults:
         return self.output_dir / f"{name}_{self.task.label}{kind}.nii.gz"
 
     def _case(self, name: str, scan: Path, found: Tensor, maps: dict[str, Tensor]) -> Case:
-        truth_path = self.truths.get(str(scan.resolve()))
+        truth_path = self.truths.get(scan.absolute())
         truth = None if truth_path is None else read_nifti(truth_path).as_subclass(Tensor)
         metrics = {} if truth is None else self._metrics(found, truth)
         if self.inferer is not None and self.inferer.deviation:
@@ -121,6 +124,27 @@ class WriteResults:
         values = helper(found[None, None].long(), truth[None].round().long())[0]
         names = self.class_names.values()
         return {f"Dice {name}": float(v) for name, v in zip(names, values.reshape(-1), strict=True)}
+
+
+def _names(data: Sequence[Mapping[str, Any]]) -> dict[Path, str]:
+    """Scan -> name of its results, which no two scans share."""
+    stems = {
+        Path(item["image"]).absolute(): nifti_stem(Path(item["image"])).removesuffix("_dwi") for item in data
+    }
+    counts = Counter(stems.values())
+    names: dict[Path, str] = {}
+    for item in data:
+        scan = Path(item["image"]).absolute()
+        subject = f"{item['subject']}_" if counts[stems[scan]] > 1 and item.get("subject") else ""
+        names[scan] = subject + stems[scan]
+    for name, count in Counter(names.values()).items():
+        if count > 1:
+            raise ValueError(f"{count} scans would write the same {name}_*: {_listed(names, name)}")
+    return names
+
+
+def _listed(names: Mapping[Path, str], name: str) -> str:
+    return ", ".join(str(scan) for scan, own in names.items() if own == name)
 
 
 def _rows(path: str | Path) -> list[dict[str, str | float]]:

@@ -1,9 +1,12 @@
 import json
+import shutil
 
 import nibabel
 import numpy as np
 import pytest
 import torch
+
+from dmri_monai.workflows import TASKS, WriteResults
 
 RUN_IDS = {"pretrain": "pretraining", "train": "training", "evaluate": "evaluating", "inference": "inferring"}
 
@@ -151,6 +154,25 @@ def test_inference_writes_label_maps_in_the_space_of_the_scan_and_a_report(
     assert written.shape == scan.shape[:3]
     assert set(np.unique(written.dataobj)) <= {0, 1, 2, 3}
     assert "Dice WM" in (tmp_path / "report.html").read_text()
+
+
+def test_scans_of_one_name_get_their_subject_in_front(prepare, dataset_dir, trained, tmp_path):
+    for number, subject in enumerate(("100307", "100408"), start=1):
+        folder = tmp_path / "hcp" / subject / "T1w" / "Diffusion"
+        folder.mkdir(parents=True)
+        source = f"{dataset_dir}/sub-0{number}/dwi/sub-0{number}_dwi"
+        for theirs, name in (("nii.gz", "data.nii.gz"), ("bval", "bvals"), ("bvec", "bvecs")):
+            shutil.copy(f"{source}.{theirs}", folder / name)
+    own = {"checkpoint": str(trained / "model.pt"), "output_dir": str(tmp_path / "out")}
+    prepare("inference", dataset_dir=str(tmp_path / "hcp"), **own).run()
+    found = {path.name for path in (tmp_path / "out").glob("*_dseg.nii.gz")}
+    assert found == {"100307_data_dseg.nii.gz", "100408_data_dseg.nii.gz"}
+
+
+def test_scans_that_would_overwrite_each_other_are_refused(tmp_path):
+    data = [{"image": str(tmp_path / folder / "scan.nii.gz")} for folder in "ab"]
+    with pytest.raises(ValueError, match=r"2 scans would write the same scan_\*"):
+        WriteResults(TASKS["tissue"], tmp_path, data)
 
 
 def test_amp_on_the_cpu_trains_in_bf16(prepare, dataset_dir, tmp_path):

@@ -34,7 +34,7 @@ def test_mask_beside_a_table_is_not_a_scan(scan, tmp_path):
 
 def test_subjects_of_an_hcp_data_set_are_found(scan, tmp_path):
     folder = hcp(scan, tmp_path / "100307" / "T1w" / "Diffusion")
-    assert scans(tmp_path) == [{"image": str(folder / "data.nii.gz")}]
+    assert scans(tmp_path) == [{"image": str(folder / "data.nii.gz"), "subject": "100307"}]
 
 
 def test_folder_of_one_subject_holds_its_scan(scan):
