@@ -1,4 +1,4 @@
-# dmri_monai on a CPU.  For a GPU, install torch's CUDA build in place of the one pinned in requirements.lock.
+# torch is the build that pip's index offers, for CUDA or for the CPU alone.
 FROM python:3.11-slim
 
 WORKDIR /opt/dmri_monai

@@ -35,8 +35,10 @@ lint: install
 docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
+# few_labels.py wants a folder for its data: see its own help
 bench: install
-	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+	for script in $(filter-out benchmarks/few_labels.py,$(wildcard benchmarks/*.py)); do \
+		$(BIN)/python $$script || exit 1; done
 
 # the papers' comparisons, for one GPU machine; continues where it stopped and rewrites docs/results.md
 experiments: install
