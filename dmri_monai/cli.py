@@ -40,6 +40,18 @@ def _one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
     return wrapped
 
 
+def _device(name: str | None) -> str | None:
+    """`name` of a device that there is; torch itself would end in a traceback."""
+    if name not in (None, "cpu"):
+        import torch
+
+        try:
+            torch.zeros(1, device=name)
+        except (RuntimeError, AssertionError) as error:  # the latter of a torch without CUDA
+            raise typer.BadParameter(f"{name!r} cannot be used: {str(error).splitlines()[0]}") from error
+    return name
+
+
 def _print_version(wanted: bool) -> None:
     if wanted:
         typer.echo(dmri_monai.__version__)
@@ -84,7 +96,7 @@ def phantom(
     randomise: Annotated[
         bool, typer.Option(help="Domain randomisation: another protocol for every subject.")
     ] = False,
-    device: Annotated[str, typer.Option(help="Where to compute: cpu or cuda.")] = "cpu",
+    device: Annotated[str, typer.Option(callback=_device, help="Where to compute: cpu or cuda.")] = "cpu",
 ) -> None:
     """Write a brain phantom with ground truth as a BIDS data set."""
     from dmri_monai.phantom import Acquisition, write_dataset
@@ -256,7 +268,9 @@ def predict(
     checkpoint: Annotated[
         Path | None, typer.Option(help="A model of your own, with its model.json beside it.")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda; by default what there is.")] = None,
+    device: Annotated[
+        str | None, typer.Option(callback=_device, help="cpu or cuda; by default what there is.")
+    ] = None,
     ensemble: Annotated[
         str | None, typer.Option(help="rotations or flips: average over turned copies, with uncertainty.")
     ] = None,

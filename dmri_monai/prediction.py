@@ -210,7 +210,7 @@ def _scan_file(image: Any, bvals: Any, bvecs: Any, affine: Any, folder: Path) ->
     affine = torch.as_tensor(image.affine if affine is None else affine).double()
     data = torch.as_tensor(image).as_subclass(Tensor).float()
     table = GradientTable(torch.as_tensor(bvals).double(), torch.as_tensor(bvecs).double())
-    path = folder / "scan.nii.gz"
+    path = folder / "scan.nii"  # read at once: compressing would be wasted
     write_dwi(path, MetaTensor(data, affine=affine), table)
     return path
 

@@ -58,7 +58,9 @@ def test_version_is_printed():
     assert run("--version").output.strip() == dmri_monai.__version__
 
 
-@pytest.mark.parametrize("command", ["phantom", "check", "report", "runs", "artifacts", "labels"])
+@pytest.mark.parametrize(
+    "command", [c.name or c.callback.__name__ for c in app.registered_commands if c.callback]
+)
 def test_every_command_explains_itself(command):
     result = run(command, "--help")
     assert result.exit_code == 0
@@ -115,6 +117,13 @@ def test_a_users_mistake_is_one_line_on_stderr_and_code_two(arguments, message, 
     assert result.stderr.startswith("error: ")
     assert message in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", [["phantom", "--out", "x"], ["predict", "x.nii.gz", "-o", "x"]])
+def test_a_device_that_there_is_not_is_named(command):
+    result = run(*command, "--device", "cuda:99")
+    assert result.exit_code == 2
+    assert "'cuda:99' cannot be used" in result.stderr
 
 
 def test_report_of_one_scan_with_labels(scan, tmp_path):

@@ -6,7 +6,7 @@ Importing them registers layers and networks, so that configs may say `monai.net
 from dmri_monai.register import register
 from dmri_monai.workflows.caching import DiskCache
 from dmri_monai.workflows.checkpoint import Checkpoint, another, load_pretrained, load_weights
-from dmri_monai.workflows.data import first, harmonic_channels, scans, seed_everything, subjects
+from dmri_monai.workflows.data import first, scans, seed_everything, subjects
 from dmri_monai.workflows.encoding import encode, thin
 from dmri_monai.workflows.ensemble import RotationEnsemble, SplitUncertaintyd, ensemble_of, split_uncertainty
 from dmri_monai.workflows.evaluation import compare, methods
@@ -69,16 +69,15 @@ __all__ = [
     "cosine",
     "cuda_amp",
     "current_config",
-    "default_store",
     "data_parallel",
+    "default_store",
     "derive_seed",
     "encode",
     "ensemble_of",
     "first",
-    "harmonic_channels",
     "load_pretrained",
-    "local_device",
     "load_weights",
+    "local_device",
     "loss_of",
     "lower_is_better",
     "methods",

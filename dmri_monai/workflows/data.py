@@ -11,10 +11,9 @@ import torch
 from dmri_monai import bids
 from dmri_monai.io.nifti import open_nifti
 from dmri_monai.io.sidecars import find_sidecars
-from dmri_monai.qspace.basis import n_coefficients
 from dmri_monai.workflows.flags import flag
 
-__all__ = ["first", "harmonic_channels", "scans", "seed_everything", "subjects"]
+__all__ = ["first", "scans", "seed_everything", "subjects"]
 
 Layout = Literal["bids", "hcp"]
 
@@ -115,11 +114,6 @@ def first(items: Sequence[Mapping[str, Any]], count: int | None = None) -> list[
     if count is not None and not 0 < count <= len(names):
         raise ValueError(f"asked for {count} subjects, there are {len(names)}")
     return [item for item, owner in zip(items, owners, strict=True) if owner in names[:count]]
-
-
-def harmonic_channels(shells: Sequence[float], l_max: int = 4, missing: str = "error") -> int:
-    """Number of channels of SphericalHarmonicsd with these settings."""
-    return 1 + len(shells) * (n_coefficients(l_max) + (missing == "zero"))
 
 
 def seed_everything(seed: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,8 @@ from dmri_monai.workflows.inferers import VolumeInferer
 from dmri_monai.workflows.tasks import Task
 
 __all__ = ["WriteResults"]
+
+logger = logging.getLogger(__name__)
 
 
 class WriteResults:
@@ -92,7 +95,7 @@ class WriteResults:
             tables=self.tables,
             provenance=self.provenance,
         )
-        print(f"report: {path}")
+        logger.info("report: %s", path)
 
     @property
     def _is_field(self) -> bool:

@@ -33,10 +33,15 @@ RUN_FILE = "mlflow_run.json"
 EXPERIMENT = "dmri_monai"
 
 
-def default_store(output_dir: str | Path) -> str:
-    """MLFLOW_TRACKING_URI if set, else sqlite beside the output folder, shared by all its neighbours."""
+def default_store(output_dir: str | Path, resume: bool = False) -> str:
+    """MLFLOW_TRACKING_URI if set, else sqlite beside the output folder, shared by all its neighbours.
+
+    resume: without MLFLOW_TRACKING_URI, the store of the training that lies in the folder.
+    """
     beside = Path(output_dir).resolve().parent / "mlruns.db"
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{beside}"
+    record = Path(output_dir, RUN_FILE)
+    before = json.loads(record.read_text())["tracking_uri"] if resume and record.is_file() else None
+    return os.environ.get("MLFLOW_TRACKING_URI") or before or f"sqlite:///{beside}"
 
 
 def current_config() -> dict[str, Any]:
@@ -108,9 +113,9 @@ class MLflowRun:
         self.kind = kind
         self.output_dir = Path(output_dir)
         self.config = config
-        self.tracking_uri = tracking_uri or default_store(output_dir)
         self.artifacts = artifacts or []
         self.resume = flag("resume", resume)
+        self.tracking_uri = tracking_uri or default_store(output_dir, self.resume)
         self.enabled = flag("mlflow", enabled)
         self.data = data
         self.parent = parent

@@ -9,7 +9,7 @@ import torch
 from monai.bundle import ConfigParser, ckpt_export, verify_metadata, verify_net_in_out
 
 from dmri_monai.networks import EquivariantUNet
-from dmri_monai.workflows import harmonic_channels
+from dmri_monai.workflows import Model
 
 SCHEMA = Path(__file__).parent / "meta_schema.json"
 
@@ -34,7 +34,7 @@ def test_incomplete_metadata_is_not_valid(files, tmp_path):
 
 def test_channels_of_the_metadata_are_those_of_the_transform(files):
     declared = json.loads(Path(files["meta_file"]).read_text())["network_data_format"]["inputs"]["image"]
-    assert declared["num_channels"] == len(declared["channel_def"]) == harmonic_channels([1000], 4)
+    assert declared["num_channels"] == len(declared["channel_def"]) == Model().in_channels
 
 
 def test_network_takes_and_gives_what_the_metadata_says(files, bundle):

@@ -160,6 +160,14 @@ def test_error_of_the_training_is_raised_though_the_store_is_lost(tmp_path):
         engine.run([0])
 
 
+def test_resumed_training_finds_the_store_that_it_began_in(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'elsewhere' / 'store.db'}")
+    run = track(tmp_path / "training")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert track(tmp_path / "training", resume=True).run_id == run.run_id
+    assert track(tmp_path / "training").run_id != run.run_id  # a new one does not
+
+
 @pytest.mark.slow
 def test_training_outlives_its_server_and_goes_on_in_the_same_run(tmp_path, monkeypatch, stoppable_server):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
