@@ -2,7 +2,7 @@
 
 realism: noise-free scans of `--subjects` heads on the default grid, 64 directions at b = 1000 s/mm2, DIPY's tensor;
 range over the subjects beside the published range.  crossing_share: white-matter voxels with at least two peaks.
-speed: `dmri-monai phantom` writes one subject of 96 x 96 x 60 voxels and 65 volumes in a fresh process: seconds
+speed: `dmri-monai phantom` writes one subject of 96 x 96 x 60 voxels and 70 volumes in a fresh process: seconds
 on the clock, processor seconds and peak memory; on a GPU, one subject without the start of Python.
 
 Run: python benchmarks/phantom.py [--subjects 4] [--only speed|realism] [--markdown]
