@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import statistics
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
+    logging.disable(logging.WARNING)  # MONAI's go to stdout
     if not options.data.exists():
         write_dataset(
             options.data, subjects=6, seed=900, anatomy="mni152", scheme="clinical-32", shape=(72, 88, 72),

@@ -1,6 +1,6 @@
-"""Put a trained model into the bundle: weights, settings, and what it was trained on, for `dmri_monai.predict`.
+"""Put trained models into the bundle: weights, settings, and what they were trained on, for `dmri_monai.predict`.
 
-Run: python bundle/models/release.py runs/tissue/model.pt --data DATA --name tissue
+Run: python bundle/models/release.py tissue=runs/tissue/model.pt --data DATA
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import argparse
 import hashlib
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from dmri_monai import bids
 from dmri_monai.check import ScanCheck, check_scan
 from dmri_monai.io import read_dwi
 from dmri_monai.io.writing import replacing
-from dmri_monai.prediction import settings_of
+from dmri_monai.workflows.checkpoint import settings_path
 
 FOLDER = Path(__file__).parent
 LARGEST = 5 * 2**20  # bytes
@@ -26,27 +27,33 @@ LARGEST = 5 * 2**20  # bytes
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument(
+        "models", nargs="+", metavar="NAME=CHECKPOINT", help="tissue=runs/tissue/model.pt ..."
+    )
     parser.add_argument("--data", type=Path, required=True, help="BIDS folder of the training scans")
-    parser.add_argument("--name", required=True, help="tissue, pretrained, ...")
     options = parser.parse_args()
-    settings = settings_of(options.checkpoint)
-    if (size := options.checkpoint.stat().st_size) > LARGEST:
-        raise SystemExit(f"{options.checkpoint} has {size} bytes, at most {LARGEST} are released")
-    settings["trained_on"] = trained_on(options.data, settings)
-    settings["scans"] = tables(options.data)
-    settings["sha256"] = hashlib.sha256(options.checkpoint.read_bytes()).hexdigest()
-    with replacing(FOLDER / f"{options.name}.pt", FOLDER / f"{options.name}.json") as (weights, record):
-        shutil.copyfile(options.checkpoint, weights)
-        record.write_text(json.dumps(settings, indent=4) + "\n")
+    chosen = [(name, Path(path)) for name, _, path in (model.partition("=") for model in options.models)]
+    records = {name: json.loads(settings_path(checkpoint).read_text()) for name, checkpoint in chosen}
+    for name, checkpoint in chosen:
+        if (size := checkpoint.stat().st_size) > LARGEST:
+            raise SystemExit(f"{name}: {checkpoint} has {size} bytes, at most {LARGEST} are released")
+    checks = [check_scan(item["image"]) for item in tqdm(bids.data_list(options.data), desc="scans")]
+    hashes = tables(options.data)
+    for name, checkpoint in chosen:
+        settings = records[name]
+        settings["trained_on"] = trained_on(checks, settings)
+        settings["scans"] = hashes
+        settings["sha256"] = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+        with replacing(FOLDER / f"{name}.pt", FOLDER / f"{name}.json") as (weights, record):
+            shutil.copyfile(checkpoint, weights)
+            record.write_text(json.dumps(settings, indent=4) + "\n")
 
 
-def trained_on(data: Path, settings: dict[str, Any]) -> dict[str, tuple[float, float]]:
-    """Lowest and highest number of directions, voxel size and SNR of the scans in `data`.
+def trained_on(checks: Sequence[ScanCheck], settings: dict[str, Any]) -> dict[str, tuple[float, float]]:
+    """Lowest and highest number of directions, voxel size and SNR of the scans.
 
     A model trained with thinned tables has seen the fewest directions of `subsample_directions`.
     """
-    checks = [check_scan(item["image"]) for item in tqdm(bids.data_list(data), desc="scans")]
     directions = [n for n in (used_directions(check, settings) for check in checks) if n]
     fewest = settings.get("subsample_directions") or [min(directions)]
     snr = [check.snr for check in checks if check.snr is not None]
