@@ -108,7 +108,7 @@ def _description(size: Size) -> str:
         ["training cohort", f"{size.subjects} subjects, {size.subjects - size.learners} of them to validate"],
         ["test cohort", f"{size.test_subjects} other subjects"],
         ["seeds", size.seeds],
-        ["steps of a training", f"{size.steps}; after pretraining ({size.pretrain_steps}) {size.tune_steps}"],
+        ["steps of a new run", f"{size.steps}; after pretraining ({size.pretrain_steps}) {size.tune_steps}"],
         ["learning rates tried", ", ".join(f"{rate:g}" for rate in size.rates)],
     ]
     return markdown(["", ""], rows) + SCALE[size.name]
@@ -136,6 +136,11 @@ def _experiment(size: Size, name: str, title: str, lines: Sequence[Mapping[str, 
     }
     if counts:
         parts.append("Parameters: " + ", ".join(f"{k} {v}" for k, v in counts.items()) + ".\n")
+    steps = sorted({line["steps"] for line in tested if "steps" in line})
+    crops = sorted({line["settings"]["crop_size"][0] for line in tested if "settings" in line})
+    if steps and crops:
+        several, cubes = (", ".join(map(str, numbers)) for numbers in (steps, crops))
+        parts.append(f"Steps of a training: {several}, on crops of {cubes} voxels an axis.\n")
     minutes = sum(line["wall_seconds"] for line in lines) / 60
     devices = ", ".join(sorted({line["device"] for line in lines}))
     parts.append(

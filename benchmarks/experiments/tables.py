@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -63,11 +64,16 @@ class Paired:
 
 
 def choose(lines: Sequence[Line], **labels: Any) -> list[Line]:
-    """The lines that were tested and have these labels, ordered by seed."""
-    found = [
-        line for line in lines if line["tests"] and all(line["labels"].get(k) == v for k, v in labels.items())
-    ]
-    return sorted(found, key=lambda line: line["seed"])
+    """The lines that were tested and have these labels, ordered by seed.
+
+    Of several with the same labels and seed, made under other settings, the last.
+    """
+    found = {
+        (json.dumps(line["labels"], sort_keys=True), line["seed"]): line
+        for line in lines
+        if line["tests"] and all(line["labels"].get(k) == v for k, v in labels.items())
+    }
+    return sorted(found.values(), key=lambda line: line["seed"])
 
 
 def values_of(lines: Sequence[Line], name: str) -> list[Any]:
