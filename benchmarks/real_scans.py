@@ -12,21 +12,26 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from dipy.data import get_fnames
+from monai.data import MetaTensor
+from monai.transforms import SpatialPad
 from torch import Tensor
 
 from dmri_monai import predict
+from dmri_monai.gradients import GradientTable
 from dmri_monai.io import read_dwi
 from dmri_monai.labels import Labels, fibre_labels
 from dmri_monai.metrics.directions import axial_angle_deg
 
 SAMPLES = ("small_64D", "small_101D")
 ANISOTROPIC = 0.4  # FA
+AIR = 8  # voxels on every side
 TISSUES = ("background", "WM", "GM", "CSF")
 
 
@@ -37,19 +42,24 @@ def main() -> None:
     parser.add_argument("--tissue", type=Path, help="checkpoint; else the released one")
     parser.add_argument("--figure", type=Path, help="picture of the first scan")
     options = parser.parse_args()
+    logging.disable(logging.WARNING)  # MONAI's go to stdout
     scans = [*(Path(get_fnames(name=name)[0]) for name in SAMPLES), *options.scans]
     for number, scan in enumerate(scans):
         image, table = read_dwi(scan)
         whole = torch.ones(image.shape[1:], dtype=torch.bool)  # blocks from inside a brain
         csd = fibre_labels(image.as_tensor(), table, mask=whole)
-        peaks = predict(scan, task="orientation", checkpoint=options.orientation)
-        tissue = predict(scan, task="tissue", checkpoint=options.tissue)
-        found = peaks.image.as_tensor()[:3]
-        print(
-            json.dumps({"scan": scan.name, **_compared(found, tissue.image.as_tensor()[0], csd)}), flush=True
-        )
+        found = _predict(image, table, "orientation", options.orientation)[:3]
+        tissue = _predict(image, table, "tissue", options.tissue)[0]
+        print(json.dumps({"scan": scan.name, **_compared(found, tissue, csd)}), flush=True)
         if options.figure and number == 0:
             _draw(options.figure, found, csd, image.affine)
+
+
+def _predict(image: MetaTensor, table: GradientTable, task: str, checkpoint: Path | None) -> Tensor:
+    """On the grid of `image`, which is set into air: the network needs more than 8 voxels along an axis."""
+    wide = SpatialPad([n + 2 * AIR for n in image.shape[1:]])(image)
+    found = predict(wide, table.bvals, table.bvecs, task=task, checkpoint=checkpoint).image.as_tensor()
+    return found[(slice(None), *(slice(AIR, -AIR),) * 3)]
 
 
 def _compared(found: Tensor, tissue: Tensor, csd: Labels) -> dict[str, Any]:
