@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +75,7 @@ def register_model(
     record = _training_of(checkpoint)
     uri = str(record["tracking_uri"]) if store is None and record else store_uri(store)
     run_id = run_id or (record.get("run_id") if store is None else None)
-    mlflow.set_tracking_uri(uri)
-    with tempfile.TemporaryDirectory() as temporary:
+    with _store(uri), tempfile.TemporaryDirectory() as temporary:
         folder, code = Path(temporary, "weights"), Path(temporary, "model.py")
         folder.mkdir()
         code.write_text(CODE)
@@ -92,6 +93,17 @@ def register_model(
         except MlflowException as error:
             raise OSError(f"MLflow store {uri}: {error}") from error
     return f"models:/{name}/{logged.registered_model_version}"
+
+
+@contextmanager
+def _store(uri: str) -> Iterator[None]:
+    """MLflow writes to `uri` inside; it tells its choice to the environment, where a later training would find it."""
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before)  # None takes it out of the environment
 
 
 def register_best(output_dir: str | Path, name: str | None) -> None:

@@ -1,6 +1,7 @@
 """A checkpoint in MLflow's Model Registry: loaded as a pyfunc, and behind `mlflow models serve`."""
 
 import json
+import os
 import urllib.request
 
 import mlflow
@@ -21,7 +22,10 @@ def ask(uri, row) -> np.ndarray:
 
 
 @pytest.mark.slow
-def test_registered_model_predicts_from_a_path_and_from_an_array(scan, checkpoint, mlflow_server):
+def test_registered_model_predicts_from_a_path_and_from_an_array(
+    scan, checkpoint, mlflow_server, monkeypatch
+):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server)
     model = mlflow.pyfunc.load_model(register_model(checkpoint, "tissue", mlflow_server))
     expected = predict(scan, checkpoint=checkpoint).image.numpy()
     np.testing.assert_array_equal(model.predict([{"scan": str(scan)}])[0]["prediction"], expected)
@@ -43,6 +47,15 @@ def test_checkpoint_without_settings_is_refused(tmp_path):
     (tmp_path / "model.pt").write_bytes(b"")
     with pytest.raises(OSError, match="model.json"):
         register_model(tmp_path / "model.pt", "tissue", tmp_path)
+
+
+def test_registering_leaves_the_store_of_the_process_alone(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    store = f"sqlite:///{tmp_path / 'mlruns.db'}"
+    monkeypatch.chdir(tmp_path)
+    MlflowClient(store).search_experiments()  # makes the store
+    register_model(checkpoint, "tissue", store)
+    assert "MLFLOW_TRACKING_URI" not in os.environ
 
 
 def test_training_that_was_not_tracked_cannot_register_its_model(tmp_path):
