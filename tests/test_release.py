@@ -78,7 +78,7 @@ def test_bundle_from_a_zip_makes_its_network(tmp_path):
     assert sum(p.numel() for p in workflow.parser.get_parsed_content("network_def").parameters())
 
 
-@pytest.mark.parametrize("name", ["pretrained", "tissue"])
+@pytest.mark.parametrize("name", ["pretrained", "tissue", "orientation", "crossings"])
 def test_released_weights_are_small_and_those_of_their_record(name):
     path = ROOT / "bundle" / "models" / f"{name}.pt"
     record = json.loads(path.with_suffix(".json").read_text())
