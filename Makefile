@@ -40,13 +40,15 @@ bench: install
 	for script in $(filter-out benchmarks/few_labels.py,$(wildcard benchmarks/*.py)); do \
 		$(BIN)/python $$script || exit 1; done
 
-# the papers' comparisons, for one GPU machine; continues where it stopped and rewrites docs/results.md
+# the papers' comparisons, for one GPU machine (SIZE=cpu: hours on two cores); continues where it stopped and rewrites
+# docs/results.md
+SIZE ?= full
 experiments: install
-	$(BIN)/python -W ignore -m benchmarks.experiments all
+	$(BIN)/python -W ignore -m benchmarks.experiments all --size $(SIZE)
 
-# all of them reduced, on a CPU, beside the results in docs/
+# all of them in minutes, hardly trained, beside the results in docs/
 experiments-small: install
-	$(BIN)/python -W ignore -m benchmarks.experiments all --small --out runs/experiments/results
+	$(BIN)/python -W ignore -m benchmarks.experiments all --size small --out runs/experiments/results
 
 # the main job; a new demo replaces the old one. WEIGHTS=released starts from the released weights instead of pretraining
 # `tiny` itself: two labelled heads, and the same from scratch beside it

@@ -13,7 +13,7 @@ from scipy import stats
 
 from benchmarks.experiments import classical, generalisation, lesions, page, pretraining
 from benchmarks.experiments.arms import Arm, Budget
-from benchmarks.experiments.claims import lesion_claim, pretraining_claim, rotation_claim
+from benchmarks.experiments.claims import lesion_claim, pretraining_claim, rotation_claim, time_claim
 from benchmarks.experiments.cohorts import Cohort
 from benchmarks.experiments.results import Results
 from benchmarks.experiments.run import Runner, config_keys, workflow
@@ -169,7 +169,7 @@ def test_arms_are_distinct_and_set_only_keys_of_the_bundle(name, size, tmp_path,
     seeds = {json.dumps(arm.labels): set() for arm in tested}
     for arm in tested:
         seeds[json.dumps(arm.labels)].add(arm.seed)
-    assert min(map(len, seeds.values())) >= 3
+    assert min(map(len, seeds.values())) >= (1 if size == "small" else 3)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -184,7 +184,8 @@ def test_no_head_is_in_training_and_in_a_test(name, size, tmp_path, monkeypatch)
 def test_every_method_has_as_many_trials(size, tmp_path, monkeypatch):
     arms = arms_of("lesions", size, tmp_path, monkeypatch)
     trials = [arm.labels["method"] for arm in arms if "trial" in arm.labels]
-    assert {trials.count(method) for method in lesions.METHODS} == {len(SIZES[size].rates)}
+    rates = len(SIZES[size].rates)
+    assert {trials.count(method) for method in lesions.METHODS} == {rates if rates > 1 else 0}
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -252,10 +253,10 @@ def test_lesion_claim_follows_the_lines_of_rivals_that_learned(plain, expected):
         for (seed, value), (method, shift) in pairs
     ]
     for one in lines:
-        one["tests"]["turned"]["roc_auc"] = [0.9]
+        one["tests"]["upright"] = {"roc_auc": [0.9]}
     assert lesion_claim(lines, "equivariant", "turned")[0] == expected
     for one in lines:
-        one["tests"]["turned"]["roc_auc"] = [0.55]
+        one["tests"]["upright"] = {"roc_auc": [0.55]}
     assert lesion_claim(lines, "equivariant", "turned")[0] == "open"
 
 
@@ -278,7 +279,7 @@ def test_claim_without_lines_is_open():
 
 def test_page_says_what_was_not_run():
     text = page.page({size: {name: [] for name in EXPERIMENTS} for size in SIZES}, DOCS / "results")
-    assert text.count("**Not run at this size: lesion segmentation, pretraining") == len(SIZES)
+    assert text.count("**Not run at this size: lesion segmentation, pretraining") == len(page.PUBLISHED)
 
 
 def test_results_page_is_the_one_of_the_lines(tmp_path):
@@ -368,10 +369,7 @@ def test_arm_is_pretrained_trained_tested_and_skipped_afterwards(tmp_path):
     assert runner.line(arm) == found
 
 
-TINY = dataclasses.replace(
-    SMALL, voxels=16, spacing_mm=8.0, subjects=5, test_subjects=2, seeds=1, steps=2, seconds=1.0, tune_steps=2,
-    pretrain_steps=2, fractions=(0.5,), rates=(0.01,), widths=SMALL.widths[-1:],
-)  # fmt: skip
+TINY = dataclasses.replace(SMALL, steps=2, seconds=1.0, tune_steps=2, pretrain_steps=2)
 
 
 @pytest.mark.slow
@@ -404,3 +402,13 @@ def test_rotation_claim_compares_the_changes_of_both_networks(change, expected):
     lines = [arm("equivariant", change), arm("plain", -0.06)]
     assert rotation_claim(lines, "equivariant")[0] == expected
     assert rotation_claim(lines, "pq") == ("open", "not run")
+
+
+@pytest.mark.parametrize(
+    ("shift", "expected"), [(0.2, "holds"), (0.01, "does not hold"), (-0.2, "does not hold")]
+)
+def test_time_claim_wants_more_than_the_spread(shift, expected):
+    arms = (("pq", shift), ("plain", 0.0))
+    lines = [line(s, 0.5 + 0.05 * s + add, study="time", method=m) for s in range(3) for m, add in arms]
+    assert time_claim(lines, "pq", "plain")[0] == expected
+    assert time_claim(lines, "pq", "plain, wide") == ("open", "not run")

@@ -3,5 +3,5 @@
 An :class:`Arm` says what is trained and tested on which :class:`Cohort`; running it appends one JSON line to a results
 file, and an arm whose line is there is skipped.  Figures and `docs/results.md` are drawn from those lines alone.
 
-Run: python -m benchmarks.experiments lesions|pretraining|generalisation|classical|all|page [--small]
+Run: python -m benchmarks.experiments lesions|pretraining|generalisation|classical|all|page [--size small|cpu|full]
 """

@@ -26,14 +26,19 @@ def main() -> None:
     parser.add_argument(
         "what", choices=[*experiments, "all", "page"], help="page: figures and docs/results.md"
     )
-    parser.add_argument("--small", action="store_true", help="minutes on a CPU, instead of one GPU machine")
+    parser.add_argument(
+        "--size",
+        choices=SIZES,
+        default="full",
+        help="small: minutes, cpu: hours on two cores, full: one GPU machine",
+    )
     parser.add_argument("--device", help="cpu or cuda; else cuda where there is one")
     parser.add_argument(
         "--work", type=Path, default=ROOT / "runs" / "experiments", help="data and checkpoints"
     )
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results", help="JSON lines and figures")
     options = parser.parse_args()
-    size = SIZES["small" if options.small else "full"]
+    size = SIZES[options.size]
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     chosen = [] if options.what == "page" else [options.what]
     for name in experiments if options.what == "all" else chosen:

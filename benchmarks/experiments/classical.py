@@ -46,9 +46,7 @@ def run(runner: Runner, size: Size) -> None:
         _classical(runner, name, train, test)
         for method in METHODS:
             settings = size.settings(method, name, wide=True)
-            arm = Arm(
-                NAME, {"method": method, "task": name}, 0, train, settings, Budget(size.tune_steps), (test,)
-            )
+            arm = Arm(NAME, {"method": method, "task": name}, 0, train, settings, Budget(size.steps), (test,))
             runner.run(arm.with_seeds(size.seeds))
 
 

@@ -31,7 +31,7 @@ def run(runner: Runner, size: Size) -> None:
             0,
             size.cohort("training", 401, test=False, shells=TRAINED),
             settings(size, method),
-            Budget(size.tune_steps),
+            Budget(size.steps),
             protocols(size),
         )
         runner.run(arm.with_seeds(size.seeds))

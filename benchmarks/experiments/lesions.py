@@ -1,6 +1,7 @@
 """Lesion segmentation against training-set size, orientation of the test heads, parameters, and pq kernels.
 
-After Müller et al. 2021 (arXiv:2102.06942), with the arm the paper lacks: the plain network trained on rotated heads.
+After Müller et al. 2021 (arXiv:2102.06942), with the arms the paper lacks: the plain network trained on rotated heads,
+and for as long as an equivariant one takes.
 """
 
 from __future__ import annotations
@@ -18,7 +19,19 @@ __all__ = ["KERNELS", "METHODS", "run"]
 
 NAME = "lesions"
 ROTATED = "plain, rotated"
-METHODS = ("equivariant", "pq", "plain", ROTATED)
+LONG = "plain, long"
+LONGER = 5  # about the time of an equivariant step in steps of the plain network on a CPU
+METHODS = ("equivariant", "pq", "plain", LONG, ROTATED)
+KEYS = {"keys": ["image", "label", "mask"], "allow_missing_keys": True}
+CROP = {
+    "_target_": "monai.transforms.RandCropByPosNegLabeld", **KEYS,
+    "label_key": "label", "pos": 1.0, "neg": 1.0, "image_key": "label", "image_threshold": -0.5,  # in the brain
+    "spatial_size": "@crop_size", "num_samples": "@crops_per_scan", "allow_smaller": True,
+}  # fmt: skip
+ROTATION = {
+    "_target_": "dmri_monai.transforms.RandRotateMMd", **KEYS, "prob": 1.0,  # uniform over all rotations
+    "mode": ["bilinear", "nearest", "nearest"], "padding_mode": "zeros",
+}  # fmt: skip
 COSINE = {"_target_": "dmri_monai.equivariant.Cosine"}
 
 
@@ -43,8 +56,9 @@ KERNELS = {
 
 def run(runner: Runner, size: Size) -> None:
     """All arms: training-set size, equal training time, parameters, kernels."""
+    rates = tuned_rates(runner, size)
     for part in (data_arms, time_arms, width_arms, kernel_arms):
-        for arms in part(runner, size):
+        for arms in part(size, rates):
             runner.run(arms)
 
 
@@ -55,22 +69,22 @@ def cohorts(size: Size) -> tuple[Cohort, tuple[Cohort, Cohort]]:
 
 
 def method_settings(size: Size, method: str, **more: Any) -> dict[str, Any]:
-    """Keys of train.json of a method: a balanced loss inside the brain, as published."""
+    """Keys of train.json of a method: a balanced loss inside the brain, as published; half of the crops on lesions."""
     loss = {"_target_": "dmri_monai.losses.LesionBCELoss", "pos_weight": None}
-    network = "plain" if method == ROTATED else method
-    rotation: dict[str, Any] = {"augment": rotated_augmentation()} if method == ROTATED else {}
-    return size.settings(network, "lesion", loss=loss, **rotation, **more)
+    network = "plain" if method in (LONG, ROTATED) else method
+    augment = [ROTATION] if method == ROTATED else []
+    return size.settings(network, "lesion", loss=loss, augment=[*augment, CROP, flip()], **more)
 
 
-def rotated_augmentation() -> list[dict[str, Any]]:
-    """The augmentation of train.json after a random rotation, uniform over all of them."""
+def budget(size: Size, method: str) -> Budget:
+    """Steps of a method in the study of training-set size."""
+    return Budget(size.steps * (LONGER if method == LONG else 1))
+
+
+def flip() -> dict[str, Any]:
+    """What train.json does to a crop."""
     augment: list[dict[str, Any]] = json.loads((BUNDLE / "configs" / "train.json").read_text())["augment"]
-    keys = ["image", "label", "mask"]
-    turn = {
-        "_target_": "dmri_monai.transforms.RandRotateMMd", "keys": keys, "prob": 1.0,
-        "mode": ["bilinear", "nearest", "nearest"], "padding_mode": "zeros", "allow_missing_keys": True,
-    }  # fmt: skip
-    return [turn, *augment]
+    return augment[-1]
 
 
 def _arm(size: Size, labels: Mapping[str, Any], settings: dict[str, Any], budget: Budget, **more: Any) -> Arm:
@@ -78,38 +92,46 @@ def _arm(size: Size, labels: Mapping[str, Any], settings: dict[str, Any], budget
     return Arm(NAME, labels, 0, train, settings, budget, tests, **more)
 
 
-def data_arms(runner: Runner, size: Size) -> Iterator[list[Arm]]:
-    """Every method at every training-set size, for the same number of steps; smallest sets first."""
-    budget = Budget(size.steps)
-    tuned = {}
+def tuned_rates(runner: Runner, size: Size) -> dict[str, float]:
+    """The learning rate of every method, by validation on all subjects; wider and narrower networks take it over."""
+    found = {}
     for method in METHODS:
         labels = {"study": "data", "method": method}
-        tuned[method] = runner.tuned(_arm(size, labels, method_settings(size, method), budget), size.rates)
+        trial = _arm(size, labels, method_settings(size, method), budget(size, method))
+        found[method] = runner.tuned(trial, size.rates).settings["learning_rate"]
+    return found
+
+
+def data_arms(size: Size, rates: Mapping[str, float]) -> Iterator[list[Arm]]:
+    """Every method at every training-set size, for the same number of steps but "plain, long"."""
     for fraction in size.fractions:
         n = max(1, round(fraction * size.learners))
-        for arm in tuned.values():
-            yield arm.with_labels(share=fraction, subjects=n).with_subjects(n).with_seeds(size.seeds)
+        for method in METHODS:
+            labels = {"study": "data", "method": method, "share": fraction, "subjects": n}
+            own = method_settings(size, method, learning_rate=rates[method])
+            yield _arm(size, labels, own, budget(size, method), train_subjects=n).with_seeds(size.seeds)
 
 
-def time_arms(runner: Runner, size: Size) -> Iterator[list[Arm]]:
+def time_arms(size: Size, rates: Mapping[str, float]) -> Iterator[list[Arm]]:
     """All methods, and a wider plain network, on all subjects for the same time of training."""
     wide = size.widths[-1][1] if size.widths[-1][0] == "plain" else size.widths[-2][1]
-    settings = {method: method_settings(size, method) for method in METHODS}
-    settings["plain, wide"] = {**method_settings(size, "plain"), **wide}
+    methods = [method for method in METHODS if method != LONG]
+    settings = {method: method_settings(size, method, learning_rate=rates[method]) for method in methods}
+    settings["plain, wide"] = {**settings["plain"], **wide}
     for method, own in settings.items():
         arm = _arm(size, {"study": "time", "method": method}, own, Budget(size.seconds, "seconds"))
         yield arm.with_seeds(size.seeds)
 
 
-def width_arms(runner: Runner, size: Size) -> Iterator[list[Arm]]:
+def width_arms(size: Size, rates: Mapping[str, float]) -> Iterator[list[Arm]]:
     """Narrower and wider networks on all subjects; those of the first study stand between them."""
     for number, (method, network) in enumerate(size.widths):
-        own = {**method_settings(size, method), **network}
+        own = {**method_settings(size, method, learning_rate=rates[method]), **network}
         labels = {"study": "parameters", "method": method, "width": number}
         yield _arm(size, labels, own, Budget(size.steps)).with_seeds(size.seeds)
 
 
-def kernel_arms(runner: Runner, size: Size) -> Iterator[list[Arm]]:
+def kernel_arms(size: Size, rates: Mapping[str, float]) -> Iterator[list[Arm]]:
     """The four kernels of two pq layers, q-space reduced after them or step by step."""
     for name, kernel in KERNELS.items():
         for reduction in ("late", "gradual"):
@@ -117,6 +139,8 @@ def kernel_arms(runner: Runner, size: Size) -> Iterator[list[Arm]]:
             if reduction == "gradual":
                 q_out = [size.q_out, max(1, size.q_out // 3)]
                 options["options"] = {"_target_": "dmri_monai.networks.PQOptions", "q_out": q_out}
-            own = {**method_settings(size, "pq"), "size": "small", "network_options": options}
+            own = {**method_settings(size, "pq", learning_rate=rates["pq"]), "size": "small"}
             labels = {"study": "kernels", "method": name, "reduction": reduction}
-            yield _arm(size, labels, own, Budget(size.steps)).with_seeds(size.seeds)
+            yield _arm(size, labels, {**own, "network_options": options}, Budget(size.steps)).with_seeds(
+                size.seeds
+            )

@@ -22,10 +22,11 @@ TITLES = {
     "generalisation": "Other protocols",
     "classical": "Against classical methods",
 }
+PUBLISHED = ("cpu", "full")  # sizes whose results are kept
 QUESTIONS = {
     "lesions": "How well do networks find lesions, by the number of training subjects and by how the test heads lie? "
     "Heads of `upright` lie as in training, those of `turned` in random orientations; they are the same heads. "
-    "`plain, rotated` learns from randomly rotated heads.",
+    "`plain, rotated` learns from randomly rotated heads, `plain, long` takes five times as many steps.",
     "pretraining": "Does pretraining on unlabelled scans of one protocol help on few labelled subjects of another? "
     "Dice for tissue, macro-F1 for crossings, median angular error in degrees (lower is better) for orientation.",
     "generalisation": "What becomes of tissue Dice when the test scans differ from the training in one point? "
@@ -47,9 +48,10 @@ How to read the tables:
 - p (seeds) and p (subjects) are of paired t-tests over the seeds' means and over the test subjects' means, without
   correction for the number of comparisons. {seeds}
 - In the lesion experiment the plain and the equivariant network have about the same number of parameters (the published
-  shape of the pq network has far fewer) and all methods take the same number of steps; a study of equal training time
-  stands beside it. Its learning rates are chosen by validation among the same values for every method, elsewhere all
-  have the same. In the other experiments the numbers of parameters stand below the tables.
+  shape of the pq network has far fewer) and all methods but `plain, long` take the same number of steps; a study of
+  equal training time stands beside it. Half of the crops are centred on lesions. The learning rate of every method is
+  chosen by validation among the same values. In the other experiments all have the same rate, and the numbers of
+  parameters stand below the tables.
 """
 RERUN = """## Running it again
 
@@ -59,7 +61,8 @@ RERUN = """## Running it again
 
 An arm whose line is in `docs/results/` is skipped, so an interrupted run goes on where it stopped; removing a line
 runs its arm again. A GPU is used where there is one; data and checkpoints go to `runs/experiments/`. `make experiments`
-runs all of the full size; `make experiments-small` runs all of the small one from the beginning, beside these results.
+runs all of the full size, `make experiments SIZE=cpu` all of the size `cpu`. `make experiments-small` runs one seed of
+everything, hardly trained, in minutes: it shows that every comparison runs, and leaves these results alone.
 """
 
 
@@ -80,9 +83,10 @@ def page(lines: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]], out: Pa
     seeds = f"With {few} seeds the first has little power." if few < 5 else ""
     parts = [HEAD.format(seeds=seeds)]
     for name, size in SIZES.items():
-        parts.append(_size(size, lines[name], out))
+        if name in PUBLISHED or any(lines[name].values()):
+            parts.append(_size(size, lines[name], out))
     commands = "\n".join(
-        f"python -m benchmarks.experiments {name}{option}" for option in (" --small", "") for name in TITLES
+        f"python -m benchmarks.experiments {name} --size {size}" for size in PUBLISHED for name in TITLES
     )
     parts.append(RERUN.format(commands=commands))
     return "\n".join(parts)
@@ -115,10 +119,10 @@ def _description(size: Size) -> str:
 
 
 SCALE = {
-    "small": "\nA reduced version in minutes on a CPU: coarse voxels, tiny networks, short trainings.\n"
-    "Networks are far from converged and a lesion fills only a few voxels, so these numbers say nothing final\n"
-    "about the methods: they show that every comparison runs, and what to look at in the full size. A claim about\n"
-    "lesions is left open where the plain network has not learned to rank voxels in the steps that it is given.\n",
+    "small": "\nShows that every comparison runs; its numbers say nothing about the methods.\n",
+    "cpu": "\nThe largest size that two processor cores run in hours: coarse voxels, narrow networks, few steps.\n"
+    "Networks are far from converged: these numbers compare what methods learn from little data in little time.\n"
+    "A claim about lesions is left open where the plain network has not learned to rank voxels in the given steps.\n",
     "full": "\nFor one machine with a GPU.\n",
 }
 

@@ -23,7 +23,7 @@ from dmri_monai.workflows import subjects, task
 __all__ = ["Runner", "config_keys", "workflow"]
 
 BUNDLE = Path(__file__).parents[2] / "bundle"
-VALIDATIONS = 5  # a training
+VALIDATIONS = 3  # a training
 WORKERS = 8  # beside a GPU, which else waits for the fit of harmonics
 NEVER = 10**6  # epochs: no early stopping, so that budgets are kept
 SEARCH_SEED = 1000  # of trials of learning rates; no arm has it

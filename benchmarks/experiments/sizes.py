@@ -1,14 +1,14 @@
-"""How large the experiments are: "small" for minutes on a CPU, "full" for one GPU machine."""
+"""How large the experiments are: "small" for minutes and "cpu" for hours on two cores, "full" for one GPU machine."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from benchmarks.experiments.cohorts import Cohort
 
-__all__ = ["FULL", "SIZES", "SMALL", "Size"]
+__all__ = ["CPU", "FULL", "SIZES", "SMALL", "Size"]
 
 Settings = Mapping[str, Any]
 
@@ -89,30 +89,30 @@ def _plain(filters: int) -> dict[str, Any]:
     return {"architecture": "plain", "network_options": {"filters": filters}}
 
 
-SMALL = Size(
-    name="small",
+CPU = Size(
+    name="cpu",
     anatomy="procedural",
-    voxels=24,
-    spacing_mm=5.5,
+    voxels=32,
+    spacing_mm=4.0,
     directions=16,
-    subjects=12,
-    test_subjects=6,
+    subjects=50,
+    test_subjects=10,
     seeds=3,
-    steps=200,
-    seconds=20.0,
-    pretrain_steps=150,
+    steps=500,
+    seconds=60.0,
+    pretrain_steps=500,
     tune_steps=200,
     hcp_directions=30,
     hcp_shells=(1000.0,),
-    crop=24,
+    crop=16,
     rates=(0.003, 0.01),
-    rate=0.01,
-    fractions=(0.2, 0.5, 1.0),
+    rate=0.005,
+    fractions=(0.1, 0.25, 0.5, 1.0, 0.05),
     labelled=(2,),
     presets=("all",),
     networks={
-        "equivariant": _equivariant(["5x0e+1x2e", "10x0e+2x2e", "20x0e+4x2e"]),
-        "plain": _plain(1),
+        "equivariant": _equivariant(["8x0e+2x2e", "16x0e+4x2e", "48x0e+4x2e"]),
+        "plain": _plain(2),
         "pq": {
             "architecture": "pq",
             "network_options": {"pq": [[3, 2]], "p": [[10, 3], [6, 2]], "kernel_size": 3},
@@ -120,13 +120,32 @@ SMALL = Size(
     },
     wider={"plain": _plain(4)},
     widths=(
-        ("equivariant", _equivariant(["4x0e+1x2e", "8x0e+1x2e", "12x0e+2x2e"])),
-        ("equivariant", _equivariant(["6x0e+1x1o+1x2e", "12x0e+2x1o+2x2e", "24x0e+4x1o+4x2e"])),
-        ("plain", _plain(2)),
-        ("plain", _plain(3)),
+        ("equivariant", _equivariant(["5x0e+1x2e", "10x0e+2x2e", "20x0e+4x2e"])),
+        ("equivariant", _equivariant("tiny")),
+        ("plain", _plain(1)),
+        ("plain", _plain(4)),
+        ("plain", _plain(8)),
     ),
     pq_layers={"pq": [[3, 2], [3, 2]], "p": [[6, 2]], "kernel_size": 3},
     q_out=6,
+)
+
+# one seed of everything: shows that every comparison runs, not how it ends
+SMALL = replace(
+    CPU,
+    name="small",
+    voxels=16,
+    spacing_mm=8.0,
+    subjects=5,
+    test_subjects=2,
+    seeds=1,
+    steps=8,
+    seconds=2.0,
+    pretrain_steps=8,
+    tune_steps=8,
+    rates=(0.01,),
+    fractions=(0.5,),
+    widths=CPU.widths[-1:],
 )
 
 FULL = Size(
@@ -168,4 +187,4 @@ FULL = Size(
     q_out=16,
 )
 
-SIZES = {size.name: size for size in (SMALL, FULL)}
+SIZES = {size.name: size for size in (SMALL, CPU, FULL)}
