@@ -1,35 +1,31 @@
 """Lesion segmentation against training-set size, orientation of the test heads, parameters, and pq kernels.
 
 After Müller et al. 2021 (arXiv:2102.06942), with the arms the paper lacks: the plain network trained on rotated heads,
-and for as long as an equivariant one takes.
+and for more steps.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from benchmarks.experiments.arms import Arm, Budget
 from benchmarks.experiments.cohorts import Cohort
-from benchmarks.experiments.run import BUNDLE, Runner
+from benchmarks.experiments.run import Runner
 from benchmarks.experiments.sizes import Size
 
 __all__ = ["KERNELS", "METHODS", "run"]
 
 NAME = "lesions"
+CONFIGS = Path(__file__).parents[2] / "configs"
 ROTATED = "plain, rotated"
 LONG = "plain, long"
-LONGER = 5  # about the time of an equivariant step in steps of the plain network on a CPU
+LONGER = 4
 METHODS = ("equivariant", "pq", "plain", LONG, ROTATED)
-KEYS = {"keys": ["image", "label", "mask"], "allow_missing_keys": True}
-CROP = {
-    "_target_": "monai.transforms.RandCropByPosNegLabeld", **KEYS,
-    "label_key": "label", "pos": 1.0, "neg": 1.0, "image_key": "label", "image_threshold": -0.5,  # in the brain
-    "spatial_size": "@crop_size", "num_samples": "@crops_per_scan", "allow_smaller": True,
-}  # fmt: skip
 ROTATION = {
-    "_target_": "dmri_monai.transforms.RandRotateMMd", **KEYS, "prob": 1.0,  # uniform over all rotations
+    "_target_": "dmri_monai.transforms.RandRotateMMd", "keys": ["image", "label", "mask"], "prob": 1.0,
     "mode": ["bilinear", "nearest", "nearest"], "padding_mode": "zeros",
 }  # fmt: skip
 COSINE = {"_target_": "dmri_monai.equivariant.Cosine"}
@@ -72,19 +68,14 @@ def method_settings(size: Size, method: str, **more: Any) -> dict[str, Any]:
     """Keys of train.json of a method: a balanced loss inside the brain, as published; half of the crops on lesions."""
     loss = {"_target_": "dmri_monai.losses.LesionBCELoss", "pos_weight": None}
     network = "plain" if method in (LONG, ROTATED) else method
-    augment = [ROTATION] if method == ROTATED else []
-    return size.settings(network, "lesion", loss=loss, augment=[*augment, CROP, flip()], **more)
+    crops = json.loads((CONFIGS / "lesion_crops.json").read_text())["augment"]
+    augment = [ROTATION, *crops] if method == ROTATED else crops  # uniform over all rotations
+    return size.settings(network, "lesion", loss=loss, augment=augment, **more)
 
 
 def budget(size: Size, method: str) -> Budget:
     """Steps of a method in the study of training-set size."""
     return Budget(size.steps * (LONGER if method == LONG else 1))
-
-
-def flip() -> dict[str, Any]:
-    """What train.json does to a crop."""
-    augment: list[dict[str, Any]] = json.loads((BUNDLE / "configs" / "train.json").read_text())["augment"]
-    return augment[-1]
 
 
 def _arm(size: Size, labels: Mapping[str, Any], settings: dict[str, Any], budget: Budget, **more: Any) -> Arm:

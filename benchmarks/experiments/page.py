@@ -26,7 +26,7 @@ PUBLISHED = ("cpu", "full")  # sizes whose results are kept
 QUESTIONS = {
     "lesions": "How well do networks find lesions, by the number of training subjects and by how the test heads lie? "
     "Heads of `upright` lie as in training, those of `turned` in random orientations; they are the same heads. "
-    "`plain, rotated` learns from randomly rotated heads, `plain, long` takes five times as many steps.",
+    "`plain, rotated` learns from randomly rotated heads, `plain, long` takes four times as many steps.",
     "pretraining": "Does pretraining on unlabelled scans of one protocol help on few labelled subjects of another? "
     "Dice for tissue, macro-F1 for crossings, median angular error in degrees (lower is better) for orientation.",
     "generalisation": "What becomes of tissue Dice when the test scans differ from the training in one point? "

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from monai.bundle import ConfigParser
 
@@ -42,3 +43,18 @@ def test_files_named_by_an_args_file_exist_and_know_its_keys(path):
 def test_overlay_only_sets_keys_of_the_training_config(bundle, name):
     overlay = json.loads((CONFIGS / f"{name}.json").read_text())
     assert set(overlay) <= set(json.loads((bundle / "configs" / "train.json").read_text()))
+
+
+def test_half_of_the_lesion_crops_are_centred_on_lesions_and_all_in_the_brain(prepare, dataset_dir, tmp_path):
+    own = {
+        "dataset_dir": dataset_dir,
+        "output_dir": str(tmp_path),
+        "crop_size": [1] * 3,
+        "crops_per_scan": 100,
+    }
+    workflow = prepare("train", str(CONFIGS / "lesion_crops.json"), **own)
+    scans = workflow.parser.get_parsed_content("train#dataset")
+    labels = np.array([[float(crop["label"]) for crop in scans[i]] for i in range(len(scans))])
+    assert labels.min() == 0  # -1 is outside the mask
+    assert np.any(np.abs(labels.mean(axis=1) - 0.5) < 0.15)  # 0 for a head without lesions
+    assert np.all(labels.mean(axis=1) < 0.7)
