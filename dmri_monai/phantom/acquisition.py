@@ -63,10 +63,12 @@ class Scanner:
 
 
 def plan(seed: Seed, options: SubjectOptions) -> Scanner:
-    """Draw from the seed what `options` leave open.  ValueError for impossible shapes, affines, schemes, SNR."""
+    """Draw from the seed what `options` leave open.  ValueError for impossible seeds, grids, schemes, SNR."""
     anatomy = anatomy_name(options)
     wide = (options.get("acquisition") or Acquisition()).randomise
     spacing = options.get("spacing_mm") or (_spacing(seed) if wide else SPACING_MM)
+    if np.shape(spacing) != (3,) or not all(0 < s < np.inf for s in spacing):
+        raise ValueError(f"spacing_mm: {spacing}, expected three positive numbers")
     shape = options.get("shape") or (_shape(anatomy, spacing) if wide else SHAPES[anatomy])
     if len(shape) != 3 or min(shape) < 2:
         raise ValueError(f"shape: {tuple(shape)}, expected three sizes of at least 2")
@@ -76,6 +78,8 @@ def plan(seed: Seed, options: SubjectOptions) -> Scanner:
         affine = make(stage_rng(seed, "affine"), shape, spacing)
         shape = _stored_shape(affine, shape, spacing)
     affine = torch.as_tensor(affine).double().cpu()
+    if affine.shape != (4, 4):
+        raise ValueError(f"affine: shape {tuple(affine.shape)}, expected (4, 4)")
     grid_rotation(affine)  # refuses singular and non-finite grids
     return Scanner(shape, affine, _table(seed, options.get("scheme"), wide), _snr(seed, options, wide))
 
@@ -160,9 +164,9 @@ def _snr(seed: Seed, options: SubjectOptions, wide: bool) -> float:
     if snr is None and wide:
         return float(np.exp(rng.uniform(np.log(8), np.log(40))))
     snr = SNR_RANGE if snr is None else snr
-    low, high = snr if isinstance(snr, tuple) else (snr, snr)
-    if not 0 < low <= high:
-        raise ValueError(f"snr: {snr}, expected a positive number or an ascending range")
+    low, high = snr if isinstance(snr, (tuple, list)) else (snr, snr)
+    if not 0 < low <= high < np.inf:
+        raise ValueError(f"snr: {snr}, expected a positive, finite number or an ascending range")
     return float(rng.uniform(low, high))
 
 

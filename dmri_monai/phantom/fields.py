@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -15,9 +16,14 @@ Seed = int | Sequence[int]
 
 
 def stage_rng(seed: Seed, stage: str) -> np.random.Generator:
-    """Independent generator for one stage of one subject: one stage's draws leave the others alone."""
-    entropy = [seed] if isinstance(seed, int) else list(seed)
-    return np.random.default_rng(np.random.SeedSequence([*entropy, *stage.encode()]))
+    """Independent generator for one stage of one subject: one stage's draws leave the others alone.
+
+    ValueError for a seed that is no whole number, or below 0.
+    """
+    entropy = list(seed) if isinstance(seed, Iterable) else [seed]
+    if not all(isinstance(n, Integral) and n >= 0 for n in entropy):
+        raise ValueError(f"seed: {seed}, expected whole numbers of at least 0")
+    return np.random.default_rng(np.random.SeedSequence([*map(int, entropy), *stage.encode()]))
 
 
 @dataclass(frozen=True)

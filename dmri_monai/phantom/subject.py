@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -87,6 +88,8 @@ def make_subject(
     grid = scanner.affine.to(device)
     points = voxel_centres(grid, scanner.shape)
     head = build_head(anatomy, seed, affine=grid, shape=scanner.shape, points=points, wide=chosen.randomise)
+    if not len(head.micro.index):
+        raise ValueError(f"no part of the head lies in the grid of shape {scanner.shape} and its affine")
     clean, level = _scan(seed, head, scanner.table, points)
     clean = clean.reshape(-1, *scanner.shape)
     corrupted, record = _corrupted(seed, clean, head, scanner, chosen.artifacts)
@@ -100,7 +103,8 @@ def make_subject(
     }  # fmt: skip
     if anatomy != "procedural":
         share = crossing_share(volumes["dseg"], volumes["npeaks"])
-        parameters |= {"AnatomyName": anatomy, "CrossingShare": share} | head.parameters
+        known = None if math.isnan(share) else share  # JSON has no NaN
+        parameters |= {"AnatomyName": anatomy, "CrossingShare": known} | head.parameters
     if acquisition is not None:
         parameters |= {"Acquisition": asdict(chosen)} | ({"Artifacts": record} if record else {})
     return Subject(

@@ -77,6 +77,13 @@ def test_share_of_crossings_stands_in_the_parameters(subject):
     assert crossing_share(subject.dseg, subject.npeaks) == pytest.approx(share)
 
 
+def test_share_of_crossings_without_white_matter_is_null_in_json():
+    middle = {"shape": (3, 3, 3), "spacing_mm": (2.0, 2.0, 2.0), "scheme": B0_ONLY}  # grey matter and fluid
+    made = make_subject(0, anatomy="mni152", **middle)
+    assert not bool((made.dseg == 1).any())
+    assert made.parameters["CrossingShare"] is None
+
+
 def test_check_finds_the_table_consistent_and_a_flipped_one_not(subject):
     mirror = GradientTable(subject.table.bvals, subject.table.bvecs * torch.tensor([-1.0, 1.0, 1.0]))
     right = check_image(subject.image.as_tensor(), subject.table, subject.affine)

@@ -5,7 +5,7 @@ from dipy.core.gradients import gradient_table
 from dipy.reconst.dti import TensorModel
 
 from dmri_monai.gradients import GradientTable, grid_rotation
-from dmri_monai.phantom import Subject, make_subject
+from dmri_monai.phantom import Acquisition, Subject, make_subject
 from dmri_monai.phantom.fields import rotation
 
 SHAPE, SPACING = (24, 28, 24), (5.0, 5.0, 5.0)
@@ -163,7 +163,11 @@ def test_mean_signal_of_white_matter_is_the_level_in_the_parameters():
     assert float(white.mean()) == pytest.approx(float(subject.parameters["SignalLevel"]), rel=0.35)
 
 
-@pytest.mark.parametrize("snr", [0.0, -1.0, (30.0, 15.0)], ids=["zero", "negative", "descending"])
+@pytest.mark.parametrize(
+    "snr",
+    [0.0, -1.0, (30.0, 15.0), float("inf"), [30.0, 15.0]],
+    ids=["zero", "negative", "descending", "infinite", "descending list"],
+)
 def test_impossible_snr_is_refused(snr):
     with pytest.raises(ValueError, match="snr"):
         make_subject(1, shape=(4, 4, 4), snr=snr)
@@ -177,3 +181,32 @@ def test_impossible_shape_is_refused():
 def test_singular_affine_is_refused():
     with pytest.raises(ValueError, match="singular"):
         make_subject(1, shape=(4, 4, 4), affine=torch.diag(torch.tensor([1.0, 0.0, 1.0, 1.0])))
+
+
+@pytest.mark.parametrize("randomise", [False, True], ids=["one protocol", "any protocol"])
+@pytest.mark.parametrize(
+    "spacing",
+    [(0.0, 0.0, 0.0), (-2.0, 2.0, 2.0), (float("nan"), 2.0, 2.0), (2.0, 2.0), 2.0],
+    ids=["zero", "negative", "nan", "two", "one number"],
+)
+def test_impossible_spacing_is_refused(spacing, randomise):
+    with pytest.raises(ValueError, match="spacing_mm"):
+        make_subject(1, spacing_mm=spacing, acquisition=Acquisition(randomise=randomise))
+
+
+def test_affine_of_another_shape_is_refused():
+    with pytest.raises(ValueError, match=r"affine: shape \(3, 3\)"):
+        make_subject(1, shape=(4, 4, 4), affine=torch.eye(3))
+
+
+@pytest.mark.parametrize("seed", [-1, (3, -1), 1.5], ids=["negative", "negative part", "fraction"])
+def test_impossible_seed_is_refused_by_name(seed):
+    with pytest.raises(ValueError, match="seed"):
+        make_subject(seed, shape=(4, 4, 4))
+
+
+def test_grid_beside_the_head_is_refused():
+    beside = torch.eye(4, dtype=torch.float64)
+    beside[:3, 3] = 1000
+    with pytest.raises(ValueError, match="no part of the head"):
+        make_subject(1, shape=(4, 4, 4), affine=beside)
