@@ -81,12 +81,12 @@ def write_dataset(
     _write_json(out / "dataset_description.json", _description(TITLES[anatomy], "raw"))
     _write_json(out / TRUTH / "dataset_description.json", _description("Phantom ground truth", "derivative"))
     _write_table(out / TRUTH / "dseg.tsv", DSEG)
-    if anatomy == "mni152":
-        _write_table(out / TRUTH / "bundles.tsv", [("index", "name"), *enumerate(t.name for t in tracts())])
     for i in tqdm(range(1, subjects + 1), desc="phantom", unit="subject", disable=not progress):
         if all((out / name).exists() for name in _files(_label(i), anatomy)):
             continue
         write_subject(out, _label(i), make_subject((seed, i), **options))
+    if anatomy == "mni152":
+        _write_table(out / TRUTH / "bundles.tsv", [("index", "name"), *enumerate(t.name for t in tracts())])
     _write_participants(out)
     return out
 
@@ -142,10 +142,21 @@ def _recipe(seed: int, options: SubjectOptions) -> dict[str, object]:
         recipe["anatomy"] = anatomy
     if acquisition != Acquisition():
         recipe["acquisition"] = asdict(acquisition)
+        if (content := _preset_content(acquisition.artifacts)) is not None:
+            recipe["artifacts"] = content
     if (affine := options.get("affine")) is not None:
         recipe["affine"] = torch.as_tensor(affine).tolist()
     plain: dict[str, object] = json.loads(json.dumps(recipe))
     return plain
+
+
+def _preset_content(name: str | None) -> dict[str, object] | None:
+    """Artifacts of a preset that is a JSON file, which may change while its name stays; None for a shipped one."""
+    from dmri_monai.transforms.artifacts.presets import load_preset, preset_files
+
+    if name is None or name in preset_files():
+        return None
+    return {artifact.name: asdict(artifact) for artifact in load_preset(name).artifacts}
 
 
 def _claim(out: Path, recipe: Mapping[str, object]) -> None:
@@ -158,7 +169,8 @@ def _claim(out: Path, recipe: Mapping[str, object]) -> None:
             raise FileExistsError(f"folder is not empty and holds no phantom ({RECIPE} is missing): {out}")
         found = json.loads(path.read_text())
         differing = sorted(key for key in recipe | found if recipe.get(key) != found.get(key))
-        if differing and any(out.glob("sub-*")):  # else a run that failed on its first subject
+        begun = any(out.glob("sub-*")) or any((out / TRUTH).glob("sub-*"))
+        if differing and begun:  # else a run that failed on its first subject
             key = differing[0]
             raise FileExistsError(
                 f"folder holds a phantom of {key} = {found.get(key)}, asked for {recipe.get(key)}: {out}"

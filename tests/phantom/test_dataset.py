@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 from pathlib import Path
 
 import nibabel
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from dmri_monai.io import read_dwi
-from dmri_monai.phantom import make_subject, write_dataset
+from dmri_monai.phantom import Acquisition, make_subject, write_dataset
 
 TINY = {"shape": (12, 14, 12), "spacing_mm": (10.0, 10.0, 10.0), "scheme": "clinical-32", "progress": False}
 BIDS_NAME = re.compile(r"sub-\d+(_desc-brain)?_(dwi|dseg|lesion|npeaks|peaks|mask)\.(nii\.gz|bval|bvec|json)")
@@ -60,6 +61,31 @@ def test_folder_of_a_run_that_failed_at_once_can_be_used_again(tmp_path):
     with pytest.raises(ValueError, match="snr"):
         write_dataset(tmp_path / "data", snr=(0.0, 0.0), **small)
     assert (write_dataset(tmp_path / "data", snr=20.0, **small) / "sub-01").is_dir()
+
+
+def test_folder_with_truth_of_another_phantom_is_refused(tmp_path):
+    write_dataset(tmp_path, subjects=1, seed=3, **TINY)
+    shutil.rmtree(tmp_path / "sub-01")  # as after a run that was killed while it wrote its first subject
+    with pytest.raises(FileExistsError, match="seed = 3, asked for 4"):
+        write_dataset(tmp_path, subjects=1, seed=4, **TINY)
+
+
+def test_failed_run_of_another_anatomy_leaves_nothing_behind(folder, tmp_path):
+    with pytest.raises(ValueError, match="snr"):
+        write_dataset(tmp_path, subjects=2, seed=3, snr=(0.0, 0.0), **TINY | {"anatomy": "mni152"})
+    write_dataset(tmp_path, subjects=2, seed=3, **TINY)
+    assert contents(folder) == contents(tmp_path)
+
+
+def test_changed_file_of_artifacts_is_another_phantom(tmp_path):
+    preset = tmp_path / "mine.json"
+    options = TINY | {"acquisition": Acquisition(artifacts=str(preset))}
+    preset.write_text('{"artifacts": {"ghost": {"prob": 0.5}}}')
+    write_dataset(tmp_path / "data", subjects=1, **options)
+    write_dataset(tmp_path / "data", subjects=1, **options)
+    preset.write_text('{"artifacts": {"ghost": {"prob": 1.0}}}')
+    with pytest.raises(FileExistsError, match="artifacts"):
+        write_dataset(tmp_path / "data", subjects=2, **options)
 
 
 def test_folder_with_other_content_is_refused(tmp_path):
