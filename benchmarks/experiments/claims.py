@@ -17,7 +17,7 @@ Verdict = tuple[str, str]  # "holds", "does not hold" or "open", and why
 def claims(experiments: Mapping[str, Sequence[Line]]) -> str:
     """One sentence a claim."""
     rows = []
-    for rival in ("plain", "plain, long"):
+    for rival in ("plain", "plain, whole scans"):
         for method in ("equivariant", "pq"):
             for test, statement in (
                 ("turned", f"finds lesions on turned heads better than `{rival}` by more than the spread"),
@@ -26,7 +26,7 @@ def claims(experiments: Mapping[str, Sequence[Line]]) -> str:
                 found = lesion_claim(experiments["lesions"], method, test, rival)
                 rows.append((f"The {method} network {statement}", found))
     for method in ("equivariant", "pq"):
-        for rival in ("plain", "plain, wide", "plain, rotated"):
+        for rival in ("plain", "plain, wide", "plain, whole scans", "plain, rotated"):
             text = f"In the same time of training, on all subjects, {method} beats `{rival}` on turned heads"
             rows.append((text, time_claim(experiments["lesions"], method, rival)))
     for rival in ("none", "autoencoder"):

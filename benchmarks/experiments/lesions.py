@@ -1,7 +1,7 @@
 """Lesion segmentation against training-set size, orientation of the test heads, parameters, and pq kernels.
 
 After Müller et al. 2021 (arXiv:2102.06942), with the arms the paper lacks: the plain network trained on rotated heads,
-and for more steps.
+and on whole scans, since its instance norm sees little in a small crop.
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ __all__ = ["KERNELS", "METHODS", "run"]
 NAME = "lesions"
 CONFIGS = Path(__file__).parents[2] / "configs"
 ROTATED = "plain, rotated"
-LONG = "plain, long"
-LONGER = 4
-METHODS = ("equivariant", "pq", "plain", LONG, ROTATED)
+WHOLE = "plain, whole scans"
+METHODS = ("equivariant", "pq", "plain", WHOLE, ROTATED)
 ROTATION = {
     "_target_": "dmri_monai.transforms.RandRotateMMd", "keys": ["image", "label", "mask"], "prob": 1.0,
     "mode": ["bilinear", "nearest", "nearest"], "padding_mode": "zeros",
@@ -67,15 +66,12 @@ def cohorts(size: Size) -> tuple[Cohort, tuple[Cohort, Cohort]]:
 def method_settings(size: Size, method: str, **more: Any) -> dict[str, Any]:
     """Keys of train.json of a method: a balanced loss inside the brain, as published; half of the crops on lesions."""
     loss = {"_target_": "dmri_monai.losses.LesionBCELoss", "pos_weight": None}
-    network = "plain" if method in (LONG, ROTATED) else method
+    network = "plain" if method in (WHOLE, ROTATED) else method
     crops = json.loads((CONFIGS / "lesion_crops.json").read_text())["augment"]
     augment = [ROTATION, *crops] if method == ROTATED else crops  # uniform over all rotations
+    if method == WHOLE:
+        more["crop_size"] = [size.voxels] * 3
     return size.settings(network, "lesion", loss=loss, augment=augment, **more)
-
-
-def budget(size: Size, method: str) -> Budget:
-    """Steps of a method in the study of training-set size."""
-    return Budget(size.steps * (LONGER if method == LONG else 1))
 
 
 def _arm(size: Size, labels: Mapping[str, Any], settings: dict[str, Any], budget: Budget, **more: Any) -> Arm:
@@ -88,26 +84,25 @@ def tuned_rates(runner: Runner, size: Size) -> dict[str, float]:
     found = {}
     for method in METHODS:
         labels = {"study": "data", "method": method}
-        trial = _arm(size, labels, method_settings(size, method), budget(size, method))
+        trial = _arm(size, labels, method_settings(size, method), Budget(size.steps))
         found[method] = runner.tuned(trial, size.rates).settings["learning_rate"]
     return found
 
 
 def data_arms(size: Size, rates: Mapping[str, float]) -> Iterator[list[Arm]]:
-    """Every method at every training-set size, for the same number of steps but "plain, long"."""
+    """Every method at every training-set size, for the same number of steps."""
     for fraction in size.fractions:
         n = max(1, round(fraction * size.learners))
         for method in METHODS:
             labels = {"study": "data", "method": method, "share": fraction, "subjects": n}
             own = method_settings(size, method, learning_rate=rates[method])
-            yield _arm(size, labels, own, budget(size, method), train_subjects=n).with_seeds(size.seeds)
+            yield _arm(size, labels, own, Budget(size.steps), train_subjects=n).with_seeds(size.seeds)
 
 
 def time_arms(size: Size, rates: Mapping[str, float]) -> Iterator[list[Arm]]:
     """All methods, and a wider plain network, on all subjects for the same time of training."""
     wide = size.widths[-1][1] if size.widths[-1][0] == "plain" else size.widths[-2][1]
-    methods = [method for method in METHODS if method != LONG]
-    settings = {method: method_settings(size, method, learning_rate=rates[method]) for method in methods}
+    settings = {method: method_settings(size, method, learning_rate=rates[method]) for method in METHODS}
     settings["plain, wide"] = {**settings["plain"], **wide}
     for method, own in settings.items():
         arm = _arm(size, {"study": "time", "method": method}, own, Budget(size.seconds, "seconds"))

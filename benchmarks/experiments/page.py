@@ -1,4 +1,6 @@
-"""Write `docs/results.md` and its figures from the JSON lines: no number of the page is typed by hand."""
+"""Write `docs/results.md` and its figures from the JSON lines: no number of a table or claim is typed by hand.
+
+What the numbers mean is written by hand in `docs/results/<size>/analysis.md`, which the page takes over."""
 
 from __future__ import annotations
 
@@ -26,7 +28,7 @@ PUBLISHED = ("cpu", "full")  # sizes whose results are kept
 QUESTIONS = {
     "lesions": "How well do networks find lesions, by the number of training subjects and by how the test heads lie? "
     "Heads of `upright` lie as in training, those of `turned` in random orientations; they are the same heads. "
-    "`plain, rotated` learns from randomly rotated heads, `plain, long` takes four times as many steps.",
+    "`plain, rotated` learns from randomly rotated heads, `plain, whole scans` from whole scans instead of crops.",
     "pretraining": "Does pretraining on unlabelled scans of one protocol help on few labelled subjects of another? "
     "Dice for tissue, macro-F1 for crossings, median angular error in degrees (lower is better) for orientation.",
     "generalisation": "What becomes of tissue Dice when the test scans differ from the training in one point? "
@@ -48,7 +50,7 @@ How to read the tables:
 - p (seeds) and p (subjects) are of paired t-tests over the seeds' means and over the test subjects' means, without
   correction for the number of comparisons. {seeds}
 - In the lesion experiment the plain and the equivariant network have about the same number of parameters (the published
-  shape of the pq network has far fewer) and all methods but `plain, long` take the same number of steps; a study of
+  shape of the pq network has far fewer) and all methods take the same number of steps; a study of
   equal training time stands beside it. Half of the crops are centred on lesions. The learning rate of every method is
   chosen by validation among the same values. In the other experiments all have the same rate, and the numbers of
   parameters stand below the tables.
@@ -99,6 +101,8 @@ def _size(size: Size, experiments: Mapping[str, Sequence[Mapping[str, Any]]], ou
         parts.append(f"**Not run at this size: {', '.join(missing)}.**\n")
     if len(missing) < len(TITLES):
         parts.append(claims(experiments))
+    if (out / size.name / "analysis.md").is_file():
+        parts.append((out / size.name / "analysis.md").read_text(encoding="utf-8"))
     for name, title in TITLES.items():
         if choose(experiments[name]):
             parts.append(_experiment(size, name, title, experiments[name], out))

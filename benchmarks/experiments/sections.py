@@ -88,7 +88,7 @@ def _range(values: Sequence[int]) -> str:
 
 def _lesion_claims(lines: Sequence[Line]) -> str:
     data, rows = choose(lines, study="data"), []
-    for rival in ("plain", "plain, long", "plain, rotated"):
+    for rival in ("plain", "plain, whole scans", "plain, rotated"):
         for method in ("equivariant", "pq"):
             for n in sorted(values_of(data, "subjects")):
                 own, other = choose(data, method=method, subjects=n), choose(data, method=rival, subjects=n)
