@@ -20,8 +20,10 @@ from benchmarks.experiments.run import Runner, config_keys, workflow
 from benchmarks.experiments.sections import verdict
 from benchmarks.experiments.sizes import SIZES, SMALL
 from benchmarks.experiments.tables import Paired, choose, paired, scores, summary
+from benchmarks.experiments.voxelwise import invariants, voxelwise_line
 from dmri_monai.metrics.directions import axial_angle_deg
 from dmri_monai.qspace.tensor import fit_tensor, tensor_metrics
+from dmri_monai.transforms.rotation import random_rotation
 from dmri_monai.workflows import Model, build_network, task
 
 EXPERIMENTS = {m.NAME: m for m in (lesions, pretraining, generalisation, classical)}
@@ -54,6 +56,7 @@ def arms_of(name: str, size: str, tmp_path: Path, monkeypatch) -> list[Arm]:
     """All arms of an experiment, trials included."""
     found: list[Arm] = []
     monkeypatch.setattr(classical, "_classical", lambda *_: None)
+    monkeypatch.setattr(lesions, "voxelwise_line", lambda *_: None)
     runner = Recorder(tmp_path, Results(tmp_path / "results.jsonl"))
     monkeypatch.setattr(Recorder, "line", lambda self, arm: found.append(arm) or self._run(arm))
     EXPERIMENTS[name].run(runner, SIZES[size])
@@ -245,19 +248,35 @@ def test_verdict_compares_the_difference_with_the_spread(gain, larger, expected)
     assert verdict(found, 0.1, larger).startswith(expected)
 
 
-@pytest.mark.parametrize(("plain", "expected"), [(0.1, "holds"), (0.48, "does not hold")])
-def test_lesion_claim_follows_the_lines_of_rivals_that_learned(plain, expected):
-    pairs = itertools.product(enumerate((0.45, 0.5, 0.55)), (("equivariant", 0.0), ("plain", plain - 0.5)))
+def lesion_lines(plain: float, yardstick: float, share: float = 0.2) -> list[dict]:
+    arms = {"equivariant": 0.5, "plain": plain, "voxelwise": yardstick}
     lines = [
-        line(seed, value + shift, study="data", method=method, share=0.2)
-        for (seed, value), (method, shift) in pairs
+        line(seed, value + shift, study="data", method=method, share=share)
+        for (seed, shift), (method, value) in itertools.product(enumerate((-0.05, 0.0, 0.05)), arms.items())
     ]
     for one in lines:
-        one["tests"]["upright"] = {"roc_auc": [0.9]}
-    assert lesion_claim(lines, "equivariant", "turned")[0] == expected
-    for one in lines:
-        one["tests"]["upright"] = {"roc_auc": [0.55]}
-    assert lesion_claim(lines, "equivariant", "turned")[0] == "open"
+        one["tests"]["upright"] = one["tests"]["turned"]
+    return lines
+
+
+@pytest.mark.parametrize(
+    ("plain", "yardstick", "expected"),
+    [
+        (0.3, 0.2, "holds"),
+        (0.1, 0.2, "holds against a weak rival"),
+        (0.48, 0.2, "does not hold"),
+        (0.48, 0.6, "does not hold"),
+    ],
+)
+def test_lesion_claim_wants_more_than_the_spread_and_names_a_weak_rival(plain, yardstick, expected):
+    assert lesion_claim(lesion_lines(plain, yardstick), "equivariant", "turned")[0] == expected
+
+
+def test_lesion_claim_is_open_while_a_share_or_the_seeds_are_missing():
+    full = lesion_lines(0.3, 0.2)
+    other = [one for one in lesion_lines(0.3, 0.2, share=0.5) if one["labels"]["method"] != "plain"]
+    assert lesion_claim(full + other, "equivariant", "turned")[0] == "open"
+    assert lesion_claim([one for one in full if one["seed"] == 0], "equivariant", "turned")[0] == "open"
 
 
 @pytest.mark.parametrize(("angle", "expected"), [(20.0, "holds"), (30.0, "does not hold")])
@@ -268,8 +287,9 @@ def test_pretraining_claim_counts_tasks_and_knows_that_small_angles_are_good(ang
     lines = []
     for name, column in columns.items():
         common = {"task": name, "labelled": 2, "architecture": "plain", "test": "test", "column": column}
-        lines.append(line(0, artifacts[name], pretext="artifacts", preset="all", **common))
-        lines.append(line(0, none[name], pretext="none", **common))
+        for seed in range(2):
+            lines.append(line(seed, artifacts[name], pretext="artifacts", preset="all", **common))
+            lines.append(line(seed, none[name], pretext="none", **common))
     assert pretraining_claim(lines, "plain", "none")[0] == expected
 
 
@@ -393,7 +413,7 @@ def test_network_pretrained_on_three_shells_is_tuned_on_one(tmp_path):
     assert np.isfinite(scores([found], "test", "dice")).all()
 
 
-@pytest.mark.parametrize(("change", "expected"), [(-0.01, "holds"), (-0.04, "does not hold")])
+@pytest.mark.parametrize(("change", "expected"), [(-0.01, "holds"), (0.1, "holds"), (-0.04, "does not hold")])
 def test_rotation_claim_compares_the_changes_of_both_networks(change, expected):
     def arm(method: str, turned: float) -> dict:
         tests = {"as trained": {"dice": [0.8]}, "turned heads": {"dice": [0.8 + turned]}}
@@ -402,6 +422,7 @@ def test_rotation_claim_compares_the_changes_of_both_networks(change, expected):
     lines = [arm("equivariant", change), arm("plain", -0.06)]
     assert rotation_claim(lines, "equivariant")[0] == expected
     assert rotation_claim(lines, "pq") == ("open", "not run")
+    assert rotation_claim([lines[0], arm("plain", 0.01)], "equivariant")[0] == "open"
 
 
 @pytest.mark.parametrize(
@@ -412,3 +433,31 @@ def test_time_claim_wants_more_than_the_spread(shift, expected):
     lines = [line(s, 0.5 + 0.05 * s + add, study="time", method=m) for s in range(3) for m, add in arms]
     assert time_claim(lines, "pq", "plain")[0] == expected
     assert time_claim(lines, "pq", "plain, wide") == ("open", "not run")
+
+
+def test_one_seed_has_no_verdict():
+    assert verdict(Paired(0.2, float("nan"), float("nan"), 0.5, 1, 4), 0.0) == "one seed"
+
+
+def test_invariants_of_a_head_do_not_depend_on_how_it_lies():
+    upright, turned = (dataclasses.replace(COHORT, turned=t, snr=(1e6, 1e6)) for t in (False, True))
+    one, subject = upright.subject(0), turned.subject(0)
+    table = one.table
+    spun = type(table)(table.bvals, table.bvecs @ random_rotation(np.random.RandomState(0)).double())
+    first = invariants(one.image.as_tensor(), table, 1000.0)
+    inside = one.brain_mask == 1
+    torch.testing.assert_close(
+        invariants(one.image.as_tensor(), spun, 1000.0)[:, inside], first[:, inside], rtol=1e-3, atol=1e-3
+    )
+    assert invariants(subject.image.as_tensor(), subject.table, 1000.0).shape == first.shape
+
+
+def test_regression_learns_lesions_and_is_run_once(tmp_path):
+    cohort = dataclasses.replace(COHORT, size=24, spacing_mm=5.5, subjects=6)
+    test = dataclasses.replace(cohort, name="turned", seed=2, subjects=3, turned=True)
+    runner = Runner(tmp_path, Results(tmp_path / "results.jsonl"))
+    for _ in range(2):
+        voxelwise_line(runner, "lesions", {"method": "voxelwise"}, 0, cohort, (test,), 4)
+    (found,) = runner.results.lines()
+    assert np.nanmean(scores([found], "turned", "roc_auc")) > 0.8
+    assert found["train_subjects"] == 4

@@ -6,25 +6,28 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.experiments.tables import KEY_COLUMN, choose, paired, scores, spread, summary, values_of
+from benchmarks.experiments.voxelwise import VOXELWISE
 
 __all__ = ["claims", "lesion_claim", "pretraining_claim", "rotation_claim", "time_claim"]
 
 Line = Mapping[str, Any]
-LEARNED_AUC = 0.65  # below it a rival is no better than chance, and beating it shows nothing
 Verdict = tuple[str, str]  # "holds", "does not hold" or "open", and why
 
 
 def claims(experiments: Mapping[str, Sequence[Line]]) -> str:
     """One sentence a claim."""
     rows = []
-    for rival in ("plain", "plain, whole scans"):
-        for method in ("equivariant", "pq"):
-            for test, statement in (
-                ("turned", f"finds lesions on turned heads better than `{rival}` by more than the spread"),
-                ("upright", f"is not worse than `{rival}` in the training orientation"),
-            ):
-                found = lesion_claim(experiments["lesions"], method, test, rival)
-                rows.append((f"The {method} network {statement}", found))
+    for method in ("equivariant", "pq"):
+        for test, statement in (
+            ("turned", "finds lesions on turned heads better than `plain` by more than the spread"),
+            ("upright", "is not worse than `plain` in the training orientation"),
+        ):
+            found = lesion_claim(experiments["lesions"], method, test)
+            rows.append((f"The {method} network {statement}", found))
+        found = lesion_claim(experiments["lesions"], method, "turned", VOXELWISE)
+        rows.append(
+            (f"It finds them there better than the {VOXELWISE} regression by more than the spread", found)
+        )
     for method in ("equivariant", "pq"):
         for rival in ("plain", "plain, wide", "plain, whole scans", "plain, rotated"):
             text = f"In the same time of training, on all subjects, {method} beats `{rival}` on turned heads"
@@ -32,46 +35,63 @@ def claims(experiments: Mapping[str, Sequence[Line]]) -> str:
     for rival in ("none", "autoencoder"):
         for network in ("plain", "equivariant"):
             found = pretraining_claim(experiments["pretraining"], network, rival)
-            text = f"Pretraining on artifacts is better than {rival} on two of the three tasks ({network} network)"
+            text = f"Pretraining on artifacts beats {rival} in the mean on two of the three tasks ({network} network)"
             rows.append((text, found))
     for method in ("equivariant", "pq"):
         text = f"Turned heads cost the {method} network at most a third of the tissue Dice they cost the plain one"
         rows.append((text, rotation_claim(experiments["generalisation"], method)))
     text = "\n".join(f"- {statement}: **{holds}** ({why})." for statement, (holds, why) in rows)
-    return f"The claims at this size, judged by the rule above:\n\n{text}\n"
+    return f"The claims at this size:\n\n{text}\n"
 
 
 def lesion_claim(lines: Sequence[Line], method: str, test: str, rival: str = "plain") -> Verdict:
-    """AP of `method` against `rival`, a plain network, at 10-50 % of the subjects, judged on the heads `test`.
+    """AP of `method` against `rival` at 10-50 % of the subjects, judged on the heads `test`.
 
-    Open where the rival has not learned the task, by how it ranks voxels of heads that lie as in training.
+    What holds against a rival that is itself below the regression on heads that lie as in training is said to hold
+    against a weak rival: it shows little.
     """
     data = choose(lines, study="data")
     failed: list[str] = []
     passed: list[str] = []
+    missing, weak = [], []
     for share in sorted(s for s in values_of(data, "share") if 0.1 <= s <= 0.5):
-        own, other = (choose(data, method=m, share=share) for m in (method, rival))
-        if not own or len(own) != len(other):
+        own, other, yardstick = (choose(data, method=m, share=share) for m in (method, rival, VOXELWISE))
+        percent = f"{100 * share:g} %"
+        if not _comparable(own, other):
+            missing.append(percent)
             continue
-        learned = summary(scores(other, "upright", "roc_auc")).mean
-        if learned < LEARNED_AUC:
-            return "open", f"`{rival}` has hardly learned, ROC AUC {learned:.2f} at {100 * share:g} %"
         a, b = (scores(arm, test, "average_precision") for arm in (own, other))
         gain, limit = paired(a, b).mean, spread(a, b)
         ok = gain > limit if test == "turned" else gain >= -limit
-        (passed if ok else failed).append(f"{gain:+.3f} at {100 * share:g} %, spread {limit:.3f}")
-    return _judged(passed, failed, all_needed=True)
+        (passed if ok else failed).append(f"{gain:+.3f} at {percent}, spread {limit:.3f}")
+        if yardstick:
+            found, needed = (
+                summary(scores(arm, "upright", "average_precision")).mean for arm in (other, yardstick)
+            )
+            if found < needed:
+                weak.append(f"{found:.3f} against {needed:.3f} at {percent}")
+    holds, why = _judged(passed, failed, all_needed=True)
+    if missing and holds != "does not hold":
+        return "open", "; ".join([*passed, f"not run at {', '.join(missing)}"]) if passed else "not run"
+    if weak and holds == "holds":
+        return "holds against a weak rival", f"{why}; `{rival}` is below the regression, AP {'; '.join(weak)}"
+    return holds, why
 
 
 def time_claim(lines: Sequence[Line], method: str, rival: str) -> Verdict:
     """AP of `method` above that of `rival` by more than the spread, on turned heads, after the same training time."""
     data = choose(lines, study="time")
     own, other = choose(data, method=method), choose(data, method=rival)
-    if not own or len(own) != len(other):
+    if not _comparable(own, other):
         return "open", "not run"
     a, b = (scores(arm, "turned", "average_precision") for arm in (own, other))
     gain, limit = paired(a, b).mean, spread(a, b)
     return "holds" if gain > limit else "does not hold", f"{gain:+.3f}, spread {limit:.3f}"
+
+
+def _comparable(own: Sequence[Line], other: Sequence[Line]) -> bool:
+    """Whether both arms have the same seeds, and several, since one has no spread."""
+    return len(own) > 1 and [line["seed"] for line in own] == [line["seed"] for line in other]
 
 
 def pretraining_claim(lines: Sequence[Line], network: str, rival: str) -> Verdict:
@@ -82,33 +102,39 @@ def pretraining_claim(lines: Sequence[Line], network: str, rival: str) -> Verdic
     for task in values_of(data, "task"):
         few = [n for n in values_of(choose(data, task=task), "labelled") if n <= 2]
         gains = [_gain(choose(data, task=task, labelled=n), task, rival) for n in few]
-        if not gains or None in gains:
+        known = [gain for gain in gains if gain is not None]
+        if not known or len(known) < len(gains):
             continue
-        text = f"{task} " + ", ".join(f"{gain:+.3f}" for gain in gains if gain is not None)
-        (passed if all(gain is not None and gain > 0 for gain in gains) else failed).append(text)
+        text = f"{task} " + ", ".join(
+            f"{gain:+.3f}{' beyond' if abs(gain) > limit else ' within'} the spread" for gain, limit in known
+        )
+        (passed if all(gain > 0 for gain, _ in known) else failed).append(text)
     return _judged(passed, failed, all_needed=False)
 
 
 def rotation_claim(lines: Sequence[Line], method: str) -> Verdict:
-    """Mean change of Dice from upright to turned heads, in size, of `method` and "plain"."""
+    """What turned heads cost `method` and "plain" in mean Dice; open where they cost "plain" nothing."""
     arms = [choose(lines, method=name) for name in (method, "plain")]
     if not all(arms):
         return "open", "not run"
     own, other = (
         paired(scores(arm, "turned heads", "dice"), scores(arm, "as trained", "dice")).mean for arm in arms
     )
-    holds = "holds" if abs(own) <= abs(other) / 3 else "does not hold"
-    return holds, f"{own:+.3f}, plain {other:+.3f}"
+    why = f"{own:+.3f}, plain {other:+.3f}"
+    if other >= 0:
+        return "open", why
+    return "holds" if own >= other / 3 else "does not hold", why
 
 
-def _gain(lines: Sequence[Line], task: str, rival: str) -> float | None:
-    """How much better artifacts are than `rival`, in units of the score; None where an arm is missing."""
+def _gain(lines: Sequence[Line], task: str, rival: str) -> tuple[float, float] | None:
+    """How much better artifacts are than `rival`, in units of the score, and the spread; None without both arms."""
     own = choose(lines, pretext="artifacts", preset="all")
     other = choose(lines, pretext=rival)
-    if not own or len(own) != len(other):
+    if not _comparable(own, other):
         return None
-    found = paired(*(scores(arm, "test", KEY_COLUMN[task]) for arm in (own, other)))
-    return -found.mean if task == "orientation" else found.mean
+    a, b = (scores(arm, "test", KEY_COLUMN[task]) for arm in (own, other))
+    gain = paired(a, b).mean
+    return (-gain if task == "orientation" else gain), spread(a, b)
 
 
 def _judged(passed: list[str], failed: list[str], all_needed: bool) -> Verdict:

@@ -16,7 +16,7 @@ __all__ = ["FIGURES", "draw"]
 Line = Mapping[str, Any]
 COLOURS = {
     "equivariant": "#0072b2", "pq": "#009e73", "plain": "#d55e00", "plain, rotated": "#e69f00", "classical": "#666666",
-    "plain, wide": "#cc79a7", "plain, whole scans": "#cc79a7",
+    "voxelwise": "#666666",
 }  # fmt: skip
 SCORE = {
     "tissue": "Dice",

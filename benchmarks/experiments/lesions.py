@@ -1,7 +1,6 @@
 """Lesion segmentation against training-set size, orientation of the test heads, parameters, and pq kernels.
 
-After Müller et al. 2021 (arXiv:2102.06942), with the arms the paper lacks: the plain network trained on rotated heads,
-and on whole scans, since its instance norm sees little in a small crop.
+After Müller et al. 2021 (arXiv:2102.06942), with an arm the paper lacks: the plain network trained on rotated heads.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from benchmarks.experiments.arms import Arm, Budget
 from benchmarks.experiments.cohorts import Cohort
 from benchmarks.experiments.run import Runner
 from benchmarks.experiments.sizes import Size
+from benchmarks.experiments.voxelwise import VOXELWISE, voxelwise_line
 
 __all__ = ["KERNELS", "METHODS", "run"]
 
@@ -22,7 +22,7 @@ NAME = "lesions"
 CONFIGS = Path(__file__).parents[2] / "configs"
 ROTATED = "plain, rotated"
 WHOLE = "plain, whole scans"
-METHODS = ("equivariant", "pq", "plain", WHOLE, ROTATED)
+METHODS = ("equivariant", "pq", "plain", ROTATED)
 ROTATION = {
     "_target_": "dmri_monai.transforms.RandRotateMMd", "keys": ["image", "label", "mask"], "prob": 1.0,
     "mode": ["bilinear", "nearest", "nearest"], "padding_mode": "zeros",
@@ -50,7 +50,8 @@ KERNELS = {
 
 
 def run(runner: Runner, size: Size) -> None:
-    """All arms: training-set size, equal training time, parameters, kernels."""
+    """All arms: the yardstick, training-set size, equal training time, parameters, kernels."""
+    voxelwise_arms(runner, size)
     rates = tuned_rates(runner, size)
     for part in (data_arms, time_arms, width_arms, kernel_arms):
         for arms in part(size, rates):
@@ -66,11 +67,9 @@ def cohorts(size: Size) -> tuple[Cohort, tuple[Cohort, Cohort]]:
 def method_settings(size: Size, method: str, **more: Any) -> dict[str, Any]:
     """Keys of train.json of a method: a balanced loss inside the brain, as published; half of the crops on lesions."""
     loss = {"_target_": "dmri_monai.losses.LesionBCELoss", "pos_weight": None}
-    network = "plain" if method in (WHOLE, ROTATED) else method
+    network = "plain" if method == ROTATED else method
     crops = json.loads((CONFIGS / "lesion_crops.json").read_text())["augment"]
     augment = [ROTATION, *crops] if method == ROTATED else crops  # uniform over all rotations
-    if method == WHOLE:
-        more["crop_size"] = [size.voxels] * 3
     return size.settings(network, "lesion", loss=loss, augment=augment, **more)
 
 
@@ -89,6 +88,15 @@ def tuned_rates(runner: Runner, size: Size) -> dict[str, float]:
     return found
 
 
+def voxelwise_arms(runner: Runner, size: Size) -> None:
+    """The yardstick without a network at every training-set size."""
+    for fraction in size.fractions:
+        n = max(1, round(fraction * size.learners))
+        labels = {"study": "data", "method": VOXELWISE, "share": fraction, "subjects": n}
+        for seed in range(size.seeds):
+            voxelwise_line(runner, NAME, labels, seed, *cohorts(size), n)
+
+
 def data_arms(size: Size, rates: Mapping[str, float]) -> Iterator[list[Arm]]:
     """Every method at every training-set size, for the same number of steps."""
     for fraction in size.fractions:
@@ -100,10 +108,14 @@ def data_arms(size: Size, rates: Mapping[str, float]) -> Iterator[list[Arm]]:
 
 
 def time_arms(size: Size, rates: Mapping[str, float]) -> Iterator[list[Arm]]:
-    """All methods, and a wider plain network, on all subjects for the same time of training."""
+    """All methods on all subjects for the same time of training.
+
+    The plain network also wider, and on whole scans, since its instance norm sees little in a small crop.
+    """
     wide = size.widths[-1][1] if size.widths[-1][0] == "plain" else size.widths[-2][1]
     settings = {method: method_settings(size, method, learning_rate=rates[method]) for method in METHODS}
     settings["plain, wide"] = {**settings["plain"], **wide}
+    settings[WHOLE] = {**settings["plain"], "crop_size": [size.voxels] * 3}
     for method, own in settings.items():
         arm = _arm(size, {"study": "time", "method": method}, own, Budget(size.seconds, "seconds"))
         yield arm.with_seeds(size.seeds)

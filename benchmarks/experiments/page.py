@@ -11,6 +11,7 @@ from typing import Any
 from benchmarks.experiments.claims import claims
 from benchmarks.experiments.figures import draw
 from benchmarks.experiments.results import Results
+from benchmarks.experiments.run import VALIDATIONS
 from benchmarks.experiments.sections import SECTIONS
 from benchmarks.experiments.sizes import SIZES, Size
 from benchmarks.experiments.tables import choose, markdown
@@ -28,7 +29,7 @@ PUBLISHED = ("cpu", "full")  # sizes whose results are kept
 QUESTIONS = {
     "lesions": "How well do networks find lesions, by the number of training subjects and by how the test heads lie? "
     "Heads of `upright` lie as in training, those of `turned` in random orientations; they are the same heads. "
-    "`plain, rotated` learns from randomly rotated heads, `plain, whole scans` from whole scans instead of crops.",
+    "`plain, rotated` learns from randomly rotated heads.",
     "pretraining": "Does pretraining on unlabelled scans of one protocol help on few labelled subjects of another? "
     "Dice for tissue, macro-F1 for crossings, median angular error in degrees (lower is better) for orientation.",
     "generalisation": "What becomes of tissue Dice when the test scans differ from the training in one point? "
@@ -40,7 +41,7 @@ HEAD = """# Results
 
 The two papers' comparisons on simulated heads with known truth: Müller et al. 2021 (arXiv:2102.06942) and Weninger
 et al. 2022 (BVM). This page is written by `python -m benchmarks.experiments page` from the JSON lines in
-`docs/results/`; every line holds the settings of its arm.
+`docs/results/`; every line holds the settings of its network, and the size below what it was trained and tested on.
 
 How to read the tables:
 
@@ -49,11 +50,15 @@ How to read the tables:
 - The spread is the larger of the two arms' standard deviations. "Better" and "worse" mean a difference beyond it.
 - p (seeds) and p (subjects) are of paired t-tests over the seeds' means and over the test subjects' means, without
   correction for the number of comparisons. {seeds}
+- The subjects that validate, which choose the best of {validations} checkpoints, are labelled too and come on top of
+  those in the tables; they are the same for every arm of a seed.
 - In the lesion experiment the plain and the equivariant network have about the same number of parameters (the published
-  shape of the pq network has far fewer) and all methods take the same number of steps; a study of
+  shape of the pq network has far fewer) and all methods take the same number of steps, up to a whole epoch; a study of
   equal training time stands beside it. Half of the crops are centred on lesions. The learning rate of every method is
-  chosen by validation among the same values. In the other experiments all have the same rate, and the numbers of
-  parameters stand below the tables.
+  chosen by validation, on all subjects, among the same values. `voxelwise` is a logistic regression on 12 rotation
+  invariants of a voxel and its surroundings: what a network must beat to have learned anything. Rotated training heads
+  are interpolated, turned test heads are simulated turned.
+- In the other experiments all have the same learning rate, and the numbers of parameters stand below the tables.
 """
 RERUN = """## Running it again
 
@@ -83,7 +88,7 @@ def page(lines: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]], out: Pa
     """The text, of size -> experiment -> lines."""
     few = min((size.seeds for name, size in SIZES.items() if any(lines[name].values())), default=5)
     seeds = f"With {few} seeds the first has little power." if few < 5 else ""
-    parts = [HEAD.format(seeds=seeds)]
+    parts = [HEAD.format(seeds=seeds, validations=VALIDATIONS)]
     for name, size in SIZES.items():
         if name in PUBLISHED or any(lines[name].values()):
             parts.append(_size(size, lines[name], out))
@@ -125,8 +130,7 @@ def _description(size: Size) -> str:
 SCALE = {
     "small": "\nShows that every comparison runs; its numbers say nothing about the methods.\n",
     "cpu": "\nThe largest size that two processor cores run in hours: coarse voxels, narrow networks, few steps.\n"
-    "Networks are far from converged: these numbers compare what methods learn from little data in little time.\n"
-    "A claim about lesions is left open where the plain network has not learned to rank voxels in the given steps.\n",
+    "Networks are far from converged: these numbers compare what methods learn from little data in little time.\n",
     "full": "\nFor one machine with a GPU.\n",
 }
 

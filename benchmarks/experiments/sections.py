@@ -18,6 +18,7 @@ from benchmarks.experiments.tables import (
     summary,
     values_of,
 )
+from benchmarks.experiments.voxelwise import VOXELWISE
 
 __all__ = ["SECTIONS", "verdict"]
 
@@ -28,6 +29,8 @@ LESION_COLUMNS = {"average_precision": "AP", "roc_auc": "ROC AUC", "dice": "Dice
 def verdict(found: Paired, limit: float, larger: bool = True) -> str:
     """Whether the first arm of `found` is better than the second by more than the spread `limit`."""
     gain = found.mean if larger else -found.mean
+    if found.n_seeds == 1:
+        return "one seed"
     if gain > limit:
         return "better by more than the spread"
     if gain < -limit:
@@ -78,7 +81,8 @@ def _lesion_row(own: Sequence[Line], name: str) -> list[Any]:
     cells = [
         summary(scores(own, test, column)) for test in ("upright", "turned") for column in LESION_COLUMNS
     ]
-    return [name, own[0]["n_parameters"], _range([line["steps"] for line in own]), *cells]
+    steps = [line["steps"] for line in own if "steps" in line]
+    return [name, own[0]["n_parameters"], _range(steps) if steps else "–", *cells]
 
 
 def _range(values: Sequence[int]) -> str:
@@ -88,7 +92,7 @@ def _range(values: Sequence[int]) -> str:
 
 def _lesion_claims(lines: Sequence[Line]) -> str:
     data, rows = choose(lines, study="data"), []
-    for rival in ("plain", "plain, whole scans", "plain, rotated"):
+    for rival in ("plain", "plain, rotated", VOXELWISE):
         for method in ("equivariant", "pq"):
             for n in sorted(values_of(data, "subjects")):
                 own, other = choose(data, method=method, subjects=n), choose(data, method=rival, subjects=n)
@@ -130,9 +134,14 @@ def pretraining(lines: Sequence[Line]) -> str:
             for rival in ("none", "autoencoder"):
                 same = name == rival or rival not in arms or arms[rival].shape != values.shape
                 compared = [] if same else _comparison(values, arms[rival], task != "orientation")
-                cells.append("–" if same else f"{compared[0]}, {compared[3]} (p: {compared[2]})")
+                cells += (
+                    ["–", "–"] if same else [f"{compared[0]}, {compared[3]}", f"{compared[1]}, {compared[2]}"]
+                )
             rows.append([architecture, task, labelled, name, summary(values), *cells])
-    head = ["network", "task", "labelled", "pretext", "score", "against none", "against autoencoder"]
+    head = ["network", "task", "labelled", "pretext", "score"]
+    head += [
+        cell for rival in ("none", "autoencoder") for cell in (f"against {rival}", "p (seeds), p (subjects)")
+    ]
     return markdown(head, rows)
 
 
