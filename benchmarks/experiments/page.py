@@ -1,6 +1,6 @@
 """Write `docs/results.md` and its figures from the JSON lines: no number of a table or claim is typed by hand.
 
-What the numbers mean is written by hand in `docs/results/<size>/analysis.md`, which the page takes over."""
+What the numbers mean is written by hand in `docs/results/<size>/analysis.txt`, which the page takes over."""
 
 from __future__ import annotations
 
@@ -106,8 +106,8 @@ def _size(size: Size, experiments: Mapping[str, Sequence[Mapping[str, Any]]], ou
         parts.append(f"**Not run at this size: {', '.join(missing)}.**\n")
     if len(missing) < len(TITLES):
         parts.append(claims(experiments))
-    if (out / size.name / "analysis.md").is_file():
-        parts.append((out / size.name / "analysis.md").read_text(encoding="utf-8"))
+    if (out / size.name / "analysis.txt").is_file():
+        parts.append((out / size.name / "analysis.txt").read_text(encoding="utf-8"))
     for name, title in TITLES.items():
         if choose(experiments[name]):
             parts.append(_experiment(size, name, title, experiments[name], out))
