@@ -22,6 +22,7 @@ from benchmarks.experiments.sizes import SIZES, SMALL
 from benchmarks.experiments.tables import Paired, choose, paired, scores, summary
 from benchmarks.experiments.voxelwise import invariants, voxelwise_line
 from dmri_monai.metrics.directions import axial_angle_deg
+from dmri_monai.qspace.harmonics import signal_to_harmonics
 from dmri_monai.qspace.tensor import fit_tensor, tensor_metrics
 from dmri_monai.transforms.rotation import random_rotation
 from dmri_monai.workflows import Model, build_network, task
@@ -435,6 +436,15 @@ def test_time_claim_wants_more_than_the_spread(shift, expected):
     assert time_claim(lines, "pq", "plain, wide") == ("open", "not run")
 
 
+def test_time_claim_names_a_weak_rival():
+    arms = (("pq", 0.2), ("plain", 0.0))
+    lines = [line(s, 0.5 + 0.05 * s + add, study="time", method=m) for s in range(3) for m, add in arms]
+    lines += [line(s, 0.6, study="data", method="voxelwise", share=1.0) for s in range(3)]
+    for one in lines:
+        one["tests"]["upright"] = one["tests"]["turned"]
+    assert time_claim(lines, "pq", "plain")[0] == "holds against a weak rival"
+
+
 def test_one_seed_has_no_verdict():
     assert verdict(Paired(0.2, float("nan"), float("nan"), 0.5, 1, 4), 0.0) == "one seed"
 
@@ -450,6 +460,11 @@ def test_invariants_of_a_head_do_not_depend_on_how_it_lies():
         invariants(one.image.as_tensor(), spun, 1000.0)[:, inside], first[:, inside], rtol=1e-3, atol=1e-3
     )
     assert invariants(subject.image.as_tensor(), subject.table, 1000.0).shape == first.shape
+    raw = [signal_to_harmonics(one.image.as_tensor()[None], t.bvals[None], t.bvecs[None], shells=[1000.0])[0]
+           for t in (table, spun)]  # fmt: skip
+    assert (raw[0] - raw[1])[2:, inside].norm() > 0.3 * raw[0][
+        2:, inside
+    ].norm()  # the control: channels do turn
 
 
 def test_regression_learns_lesions_and_is_run_once(tmp_path):
