@@ -3,7 +3,8 @@
 The scans are the samples that come with DIPY (`small_64D`, `small_101D`: blocks of 10 and 6 voxels an axis) and any
 others named on the command line. No truth is known. angle_deg: median angle between the released orientation model and
 constrained spherical deconvolution, in voxels where it finds one fibre and FA is above 0.4; chance is 60 degrees.
-wm_where_anisotropic: share of these voxels that the tissue model calls white matter.
+tensor_*: the same of the principal direction of a weighted tensor fit.  wm_where_anisotropic: share of these voxels
+that the tissue model calls white matter.
 
 Run: python benchmarks/real_scans.py [SCAN ...] [--figure docs/images/real-scans.png]
 """
@@ -28,10 +29,12 @@ from dmri_monai.gradients import GradientTable
 from dmri_monai.io import read_dwi
 from dmri_monai.labels import Labels, fibre_labels
 from dmri_monai.metrics.directions import axial_angle_deg
+from dmri_monai.qspace.tensor import fit_tensor, tensor_metrics
 
 SAMPLES = ("small_64D", "small_101D")
 ANISOTROPIC = 0.4  # FA
 AIR = 8  # voxels on every side
+GAUSSIAN_B_MAX = 1500.0  # s/mm², of the tensor fit where there are enough such volumes
 TISSUES = ("background", "WM", "GM", "CSF")
 
 
@@ -50,7 +53,8 @@ def main() -> None:
         csd = fibre_labels(image.as_tensor(), table, mask=whole)
         found = _predict(image, table, "orientation", options.orientation)[:3]
         tissue = _predict(image, table, "tissue", options.tissue)[0]
-        print(json.dumps({"scan": scan.name, **_compared(found, tissue, csd)}), flush=True)
+        line = _compared(found, _principal_directions(image, table), tissue, csd)
+        print(json.dumps({"scan": scan.name, **line}), flush=True)
         if options.figure and number == 0:
             _draw(options.figure, found, csd, image.affine)
 
@@ -62,9 +66,17 @@ def _predict(image: MetaTensor, table: GradientTable, task: str, checkpoint: Pat
     return found[(slice(None), *(slice(AIR, -AIR),) * 3)]
 
 
-def _compared(found: Tensor, tissue: Tensor, csd: Labels) -> dict[str, Any]:
+def _principal_directions(image: MetaTensor, table: GradientTable) -> Tensor:
+    """(3, X, Y, Z) in the world frame, of a weighted tensor fit."""
+    low = table.bvals < GAUSSIAN_B_MAX
+    rows = low if int((low & ~table.b0_mask).sum()) >= 6 else torch.ones_like(low)
+    signal, part = image.as_tensor()[None, rows], table.select(rows)
+    return tensor_metrics(fit_tensor(signal, part.bvals[None], part.bvecs[None])).v1[0]
+
+
+def _compared(found: Tensor, tensor: Tensor, tissue: Tensor, csd: Labels) -> dict[str, Any]:
     single = (csd.npeaks == 1) & (csd.fa > ANISOTROPIC)
-    angles = axial_angle_deg(found[:, single].T, csd.peaks_world[:3, single].T)
+    angles, fitted = (axial_angle_deg(v[:, single].T, csd.peaks_world[:3, single].T) for v in (found, tensor))
     known = angles.isfinite()
     shares = {name: float((tissue == i).float().mean()) for i, name in enumerate(TISSUES)}
     return {
@@ -72,6 +84,8 @@ def _compared(found: Tensor, tissue: Tensor, csd: Labels) -> dict[str, Any]:
         "predicted": int(known.sum()),
         "angle_deg": round(float(angles[known].median()), 2),
         "below_10_deg": round(float((angles[known] < 10).float().mean()), 3),
+        "tensor_angle_deg": round(float(fitted.median()), 2),
+        "tensor_below_10_deg": round(float((fitted < 10).float().mean()), 3),
         "wm_where_anisotropic": round(float((tissue[single] == 1).float().mean()), 3),
         "tissue": {name: round(share, 3) for name, share in shares.items()},
     }

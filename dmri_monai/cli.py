@@ -6,6 +6,7 @@ import functools
 import json
 from collections.abc import Callable
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -74,8 +75,11 @@ def phantom(
     subjects: Annotated[int, typer.Option(min=1, help="Number of subjects.")] = 8,
     seed: Annotated[int, typer.Option(help="Same seed, same data.")] = 0,
     anatomy: Annotated[
-        Literal["procedural", "mni152"],
-        typer.Option(help="procedural: a small head; mni152: an adult brain (needs nilearn)."),
+        Literal["procedural", "mni152", "auto"],
+        typer.Option(
+            help="procedural: a small head; mni152: an adult brain (needs nilearn); "
+            "auto: mni152 where nilearn is installed, else procedural."
+        ),
     ] = "procedural",
     shape: Annotated[
         tuple[int, int, int] | None,
@@ -101,6 +105,9 @@ def phantom(
     """Write a brain phantom with ground truth as a BIDS data set."""
     from dmri_monai.phantom import Acquisition, write_dataset
 
+    if anatomy == "auto":
+        anatomy = "mni152" if find_spec("nilearn") else "procedural"
+        typer.echo(f"anatomy: {anatomy}", err=True)
     path = write_dataset(
         out,
         subjects=subjects,

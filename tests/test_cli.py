@@ -168,6 +168,19 @@ def test_phantom_offers_every_gradient_scheme():
     assert run("phantom", "--out", "x", "--scheme", "spiral").exit_code == 2
 
 
+@pytest.mark.parametrize(("nilearn", "anatomy"), [(True, "mni152"), (False, "procedural")])
+def test_phantom_falls_back_where_nilearn_is_absent(tmp_path, monkeypatch, nilearn, anatomy):
+    asked = {}
+    monkeypatch.setattr("dmri_monai.cli.find_spec", lambda name: object() if nilearn else None)
+    monkeypatch.setattr(
+        "dmri_monai.phantom.write_dataset", lambda out, **options: asked.update(options) or out
+    )
+    result = run("phantom", "--out", tmp_path, "--anatomy", "auto")
+    assert result.exit_code == 0
+    assert asked["anatomy"] == anatomy
+    assert f"anatomy: {anatomy}" in result.output
+
+
 def test_phantom_writes_a_scan_that_check_reads(tmp_path):
     result = run("phantom", "--out", tmp_path / "bids", "--subjects", 1, "--seed", 3,
                  "--shape", 16, 18, 16, "--spacing", 8, 8, 8, "--scheme", "clinical-32")  # fmt: skip

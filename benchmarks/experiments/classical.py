@@ -1,7 +1,7 @@
 """Networks against classical methods on the same scans, scored by the same metrics.
 
-Crossings and orientation: constrained spherical deconvolution by DIPY.  Tissue: DIPY's median_otsu, then thresholds
-of FA and MD.  The classical methods choose their parameters on subjects of the training cohort.
+Crossings: constrained spherical deconvolution by DIPY; orientation: that or the tensor's principal direction; tissue:
+DIPY's median_otsu, then thresholds of FA and MD.  The choices are made on subjects of the training cohort.
 """
 
 from __future__ import annotations
@@ -127,8 +127,11 @@ def _count_peaks(image: Tensor, table: GradientTable, choice: float) -> Tensor:
     return fibre_labels(image, table, rule=PeakRule(relative=choice)).npeaks.float().unsqueeze(0)
 
 
-def _peaks(image: Tensor, table: GradientTable, choice: float) -> Tensor:
-    return fibre_labels(image, table, rule=PeakRule(relative=choice)).peaks_world
+def _peaks(image: Tensor, table: GradientTable, choice: str) -> Tensor:
+    """(3k, X, Y, Z) directions in the world frame; choice: "csd" or "tensor"."""
+    if choice == "csd":  # the largest peak does not depend on the threshold of the others
+        return fibre_labels(image, table).peaks_world
+    return tensor_metrics(fit_tensor(image[None], table.bvals[None], table.bvecs[None])).v1[0]
 
 
 def _tissue_scores(pred: Tensor, label: Tensor) -> Scores:
@@ -159,5 +162,5 @@ SCORES = {"tissue": _tissue_scores, "crossings": _crossing_scores, "orientation"
 METHODS_BY_TASK: dict[str, tuple[Method, list[Any]]] = {
     "tissue": (threshold_tissue, list(product(FA_LIMITS, MD_LIMITS))),
     "crossings": (_count_peaks, list(RELATIVE_PEAKS)),
-    "orientation": (_peaks, [RELATIVE_PEAKS[0]]),  # the largest peak does not depend on it
+    "orientation": (_peaks, ["csd", "tensor"]),
 }

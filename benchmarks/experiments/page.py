@@ -34,8 +34,8 @@ QUESTIONS = {
     "Dice for tissue, macro-F1 for crossings, median angular error in degrees (lower is better) for orientation.",
     "generalisation": "What becomes of tissue Dice when the test scans differ from the training in one point? "
     "`change`: against the protocol of the training, paired, mean ± SD over seeds.",
-    "classical": "How do networks compare with DIPY's constrained spherical deconvolution, and with median_otsu and "
-    "thresholds of FA and MD, on the same scans and by the same metrics?",
+    "classical": "How do networks compare with DIPY's constrained spherical deconvolution, the principal direction of "
+    "the tensor, and median_otsu with thresholds of FA and MD, on the same scans and by the same metrics?",
 }
 HEAD = """# Results
 

@@ -107,8 +107,8 @@ CPU = Size(
     crop=16,
     rates=(0.003, 0.01),
     rate=0.005,
-    fractions=(0.1, 0.25, 0.5, 1.0),  # 5 % would be two subjects
-    labelled=(2,),
+    fractions=(0.05, 0.1, 0.25, 0.5, 1.0),
+    labelled=(2, 20),
     presets=("all",),
     networks={
         "equivariant": _equivariant(["8x0e+2x2e", "16x0e+4x2e", "48x0e+4x2e"]),
@@ -145,6 +145,7 @@ SMALL = replace(
     tune_steps=8,
     rates=(0.01,),
     fractions=(0.5,),
+    labelled=(2,),
     widths=CPU.widths[-1:],
 )
 
