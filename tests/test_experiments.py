@@ -18,7 +18,7 @@ from benchmarks.experiments.cohorts import Cohort
 from benchmarks.experiments.results import Results
 from benchmarks.experiments.run import Runner, config_keys, workflow
 from benchmarks.experiments.sections import verdict
-from benchmarks.experiments.sizes import SIZES, SMALL
+from benchmarks.experiments.sizes import SIZES, SMALL, WHOLE
 from benchmarks.experiments.tables import Paired, choose, paired, scores, summary
 from benchmarks.experiments.voxelwise import invariants, voxelwise_line
 from dmri_monai.bids import data_list
@@ -440,9 +440,13 @@ def test_rotation_claim_compares_the_changes_of_both_networks(change, expected):
         return {"key": method, "labels": {"method": method}, "seed": 0, "tests": tests}
 
     lines = [arm("equivariant", change), arm("plain", -0.06)]
-    assert rotation_claim(lines, "equivariant")[0] == expected
-    assert rotation_claim(lines, "pq") == ("open", "not run")
-    assert rotation_claim([lines[0], arm("plain", 0.01)], "equivariant")[0] == "open"
+    assert rotation_claim(lines, "equivariant", "plain")[0] == expected
+    assert (
+        rotation_claim(lines, "pq", "plain")
+        == rotation_claim(lines, "equivariant", WHOLE)
+        == ("open", "not run")
+    )
+    assert rotation_claim([lines[0], arm("plain", 0.01)], "equivariant", "plain")[0] == "open"
 
 
 @pytest.mark.parametrize(

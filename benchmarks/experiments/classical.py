@@ -20,7 +20,7 @@ import dmri_monai
 from benchmarks.experiments.arms import Arm, Budget, digest
 from benchmarks.experiments.cohorts import Cohort
 from benchmarks.experiments.run import Runner
-from benchmarks.experiments.sizes import Size
+from benchmarks.experiments.sizes import WHOLE, Size
 from dmri_monai.bids import data_list
 from dmri_monai.gradients import GradientTable
 from dmri_monai.io import read_dwi, read_nifti
@@ -32,7 +32,7 @@ from dmri_monai.workflows.tasks import CROSSINGS, TISSUES, task
 __all__ = ["NAME", "run", "threshold_tissue"]
 
 NAME = "classical"
-METHODS = ("plain", "equivariant")
+METHODS = ("plain", WHOLE, "equivariant")
 TASKS = ("tissue", "crossings", "orientation")
 RELATIVE_PEAKS = (0.2, 0.35, 0.5)
 FA_LIMITS, MD_LIMITS = (0.15, 0.2, 0.25, 0.3, 0.35), (1.2e-3, 1.5e-3, 1.8e-3)  # MD in mm²/s

@@ -15,8 +15,8 @@ __all__ = ["FIGURES", "draw"]
 
 Line = Mapping[str, Any]
 COLOURS = {
-    "equivariant": "#0072b2", "pq": "#009e73", "plain": "#d55e00", "plain, rotated": "#e69f00", "classical": "#666666",
-    "voxelwise": "#666666",
+    "equivariant": "#0072b2", "pq": "#009e73", "plain": "#d55e00", "plain, rotated": "#e69f00",
+    "plain, whole scans": "#e69f00", "classical": "#666666", "voxelwise": "#666666",
 }  # fmt: skip
 SCORE = {
     "tissue": "Dice",
@@ -136,7 +136,7 @@ def _classical(plt: Any, lines: Sequence[Line]) -> Any:
             subjects = scores(choose(data, task=task, method=method), "test", KEY_COLUMN[task]).mean(axis=0)
             axis.plot(np.full(len(subjects), i), subjects, "o", color=COLOURS.get(method), alpha=0.6)
             axis.plot([i], [np.nanmean(subjects)], "_", ms=20, color=COLOURS.get(method))
-        axis.set_xticks(range(len(methods)), methods, rotation=30)
+        axis.set_xticks(range(len(methods)), methods, rotation=30, ha="right")
         axis.set_xlim(-0.5, len(methods) - 0.5)
         axis.set_title(task)
         axis.set_ylabel(SCORE[task])

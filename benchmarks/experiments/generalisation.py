@@ -10,12 +10,12 @@ from typing import Any
 from benchmarks.experiments.arms import Arm, Budget
 from benchmarks.experiments.cohorts import Cohort
 from benchmarks.experiments.run import Runner
-from benchmarks.experiments.sizes import Size
+from benchmarks.experiments.sizes import WHOLE, Size
 
 __all__ = ["NAME", "protocols", "run"]
 
 NAME = "generalisation"
-METHODS = ("plain", "equivariant", "pq")
+METHODS = ("plain", WHOLE, "equivariant", "pq")
 TRAINED = ((1000.0, 64),)
 # channels of orders that few directions cannot give are zero; b-values up to 35 % off the trained shell count for it
 TOLERANT = {"too_few": "zero", "shell_tolerance": 0.35}

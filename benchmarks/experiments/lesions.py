@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from benchmarks.experiments.arms import Arm, Budget
 from benchmarks.experiments.cohorts import Cohort
 from benchmarks.experiments.run import Runner
-from benchmarks.experiments.sizes import Size
+from benchmarks.experiments.sizes import WHOLE, Size
 from benchmarks.experiments.voxelwise import VOXELWISE, voxelwise_line
 
 __all__ = ["KERNELS", "METHODS", "run"]
@@ -21,7 +23,6 @@ __all__ = ["KERNELS", "METHODS", "run"]
 NAME = "lesions"
 CONFIGS = Path(__file__).parents[2] / "configs"
 ROTATED = "plain, rotated"
-WHOLE = "plain, whole scans"
 METHODS = ("equivariant", "pq", "plain", ROTATED)
 ROTATION = {
     "_target_": "dmri_monai.transforms.RandRotateMMd", "keys": ["image", "label", "mask"], "prob": 1.0,
@@ -110,12 +111,12 @@ def data_arms(size: Size, rates: Mapping[str, float]) -> Iterator[list[Arm]]:
 def time_arms(size: Size, rates: Mapping[str, float]) -> Iterator[list[Arm]]:
     """All methods on all subjects for the same time of training.
 
-    The plain network also wider, and on whole scans, since its instance norm sees little in a small crop.
+    The plain network also wider, and on whole scans.
     """
     wide = size.widths[-1][1] if size.widths[-1][0] == "plain" else size.widths[-2][1]
     settings = {method: method_settings(size, method, learning_rate=rates[method]) for method in METHODS}
     settings["plain, wide"] = {**settings["plain"], **wide}
-    settings[WHOLE] = {**settings["plain"], "crop_size": [size.voxels] * 3}
+    settings[WHOLE] = method_settings(size, WHOLE, learning_rate=rates["plain"])
     for method, own in settings.items():
         arm = _arm(size, {"study": "time", "method": method}, own, Budget(size.seconds, "seconds"))
         yield arm.with_seeds(size.seeds)
@@ -130,15 +131,15 @@ def width_arms(size: Size, rates: Mapping[str, float]) -> Iterator[list[Arm]]:
 
 
 def kernel_arms(size: Size, rates: Mapping[str, float]) -> Iterator[list[Arm]]:
-    """The four kernels of two pq layers, q-space reduced after them or step by step."""
-    for name, kernel in KERNELS.items():
-        for reduction in ("late", "gradual"):
-            options = {**size.pq_layers, "kernel": kernel}
-            if reduction == "gradual":
-                q_out = [size.q_out, max(1, size.q_out // 3)]
-                options["options"] = {"_target_": "dmri_monai.networks.PQOptions", "q_out": q_out}
-            own = {**method_settings(size, "pq", learning_rate=rates["pq"]), "size": "small"}
-            labels = {"study": "kernels", "method": name, "reduction": reduction}
-            yield _arm(size, labels, {**own, "network_options": options}, Budget(size.steps)).with_seeds(
-                size.seeds
-            )
+    """The four kernels of two pq layers, q-space reduced after them or step by step; all of them seed by seed."""
+    arms = []
+    for (name, kernel), reduction in product(KERNELS.items(), ("late", "gradual")):
+        options = {**size.pq_layers, "kernel": kernel}
+        if reduction == "gradual":
+            q_out = [size.q_out, max(1, size.q_out // 3)]
+            options["options"] = {"_target_": "dmri_monai.networks.PQOptions", "q_out": q_out}
+        own = {**method_settings(size, "pq", learning_rate=rates["pq"]), "size": "small"}
+        labels = {"study": "kernels", "method": name, "reduction": reduction}
+        arms.append(_arm(size, labels, {**own, "network_options": options}, Budget(size.steps)))
+    for seed in range(size.seeds):
+        yield [replace(arm, seed=seed) for arm in arms]

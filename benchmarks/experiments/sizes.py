@@ -8,9 +8,10 @@ from typing import Any
 
 from benchmarks.experiments.cohorts import Cohort
 
-__all__ = ["CPU", "FULL", "SIZES", "SMALL", "Size"]
+__all__ = ["CPU", "FULL", "SIZES", "SMALL", "WHOLE", "Size"]
 
 Settings = Mapping[str, Any]
+WHOLE = "plain, whole scans"  # the plain network without crops: its instance norm sees little in a small one
 
 
 @dataclass(frozen=True)
@@ -71,11 +72,12 @@ class Size:
 
     def settings(self, method: str, task: str, *, wide: bool = False, **more: Any) -> dict[str, Any]:
         """Keys of train.json of a method on a task; wide: with the wider network, where there is one."""
-        network = {**self.networks, **self.wider}[method] if wide else self.networks[method]
+        networks = {**self.networks, **self.wider} if wide else self.networks
+        network = networks["plain" if method == WHOLE else method]
         own = {
             "task": task,
             "spacing_mm": [self.spacing_mm] * 3,
-            "crop_size": [self.crop] * 3,
+            "crop_size": [self.voxels if method == WHOLE else self.crop] * 3,
             "masked": True,
         }
         return {**own, "learning_rate": self.rate, **network, **more}
