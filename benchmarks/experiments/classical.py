@@ -34,8 +34,8 @@ __all__ = ["NAME", "run", "threshold_tissue"]
 NAME = "classical"
 METHODS = ("plain", WHOLE, "equivariant")
 TASKS = ("tissue", "crossings", "orientation")
-RELATIVE_PEAKS = (0.2, 0.35, 0.5)
-FA_LIMITS, MD_LIMITS = (0.15, 0.2, 0.25, 0.3, 0.35), (1.2e-3, 1.5e-3, 1.8e-3)  # MD in mm²/s
+RELATIVE_PEAKS, ABSOLUTE_PEAKS = (0.1, 0.2, 0.35), (0.05, 0.1, 0.2)  # least heights: PeakRule
+FA_LIMITS, MD_LIMITS = (0.15, 0.2, 0.25, 0.3, 0.35), (1.2e-3, 1.5e-3, 1.8e-3, 2.1e-3, 2.4e-3)  # MD in mm²/s
 Scores = dict[str, float]
 
 
@@ -123,8 +123,9 @@ def _maps(image: Tensor, table: GradientTable) -> tuple[Tensor, Tensor, Tensor]:
     return metrics.fa[0, 0], metrics.md[0, 0], inside
 
 
-def _count_peaks(image: Tensor, table: GradientTable, choice: float) -> Tensor:
-    return fibre_labels(image, table, rule=PeakRule(relative=choice)).npeaks.float().unsqueeze(0)
+def _count_peaks(image: Tensor, table: GradientTable, choice: tuple[float, float]) -> Tensor:
+    rule = PeakRule(relative=choice[0], absolute=choice[1])
+    return fibre_labels(image, table, rule=rule).npeaks.float().unsqueeze(0)
 
 
 def _peaks(image: Tensor, table: GradientTable, choice: str) -> Tensor:
@@ -161,6 +162,6 @@ Method = Callable[[Tensor, GradientTable, Any], Tensor]
 SCORES = {"tissue": _tissue_scores, "crossings": _crossing_scores, "orientation": _orientation_scores}
 METHODS_BY_TASK: dict[str, tuple[Method, list[Any]]] = {
     "tissue": (threshold_tissue, list(product(FA_LIMITS, MD_LIMITS))),
-    "crossings": (_count_peaks, list(RELATIVE_PEAKS)),
+    "crossings": (_count_peaks, list(product(RELATIVE_PEAKS, ABSOLUTE_PEAKS))),
     "orientation": (_peaks, ["csd", "tensor"]),
 }

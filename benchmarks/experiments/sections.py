@@ -181,7 +181,18 @@ def classical(lines: Sequence[Line]) -> str:
                 found = paired(values.mean(axis=0, keepdims=True), rival)
                 cells = [f"{found.mean:+.3f}", _p(found.p_subjects)]
             rows.append([task, method, summary(values), *cells])
-    return markdown(["task", "method", "score", "against classical", "p (subjects)"], rows)
+    chosen = ", ".join(
+        f"{line['labels']['task']} {_listed(line['chosen'])}" for line in choose(data, method="classical")
+    )
+    table = markdown(["task", "method", "score", "against classical", "p (subjects)"], rows)
+    what = (
+        "limits of FA and MD (mm²/s); least relative and absolute height of a peak; deconvolution or tensor"
+    )
+    return f"{table}\nChosen on training subjects ({what}): {chosen}.\n" if chosen else table
+
+
+def _listed(value: Any) -> str:
+    return " and ".join(f"{v:g}" for v in value) if isinstance(value, list) else str(value)
 
 
 SECTIONS = {
