@@ -3,7 +3,7 @@
 The scans are the samples that come with DIPY (`small_64D`, `small_101D`: blocks of 10 and 6 voxels an axis) and any
 others named on the command line. No truth is known. angle_deg: median angle between the released orientation model and
 constrained spherical deconvolution, in voxels where it finds one fibre and FA is above 0.4; chance is 60 degrees.
-tensor_*: the same of the principal direction of a weighted tensor fit.  wm_where_anisotropic: share of these voxels
+tensor_*: the same, in the same voxels, of a weighted tensor fit.  wm_where_anisotropic: share of these voxels
 that the tissue model calls white matter.
 
 Run: python benchmarks/real_scans.py [SCAN ...] [--figure docs/images/real-scans.png]
@@ -84,8 +84,8 @@ def _compared(found: Tensor, tensor: Tensor, tissue: Tensor, csd: Labels) -> dic
         "predicted": int(known.sum()),
         "angle_deg": round(float(angles[known].median()), 2),
         "below_10_deg": round(float((angles[known] < 10).float().mean()), 3),
-        "tensor_angle_deg": round(float(fitted.median()), 2),
-        "tensor_below_10_deg": round(float((fitted < 10).float().mean()), 3),
+        "tensor_angle_deg": round(float(fitted[known].median()), 2),
+        "tensor_below_10_deg": round(float((fitted[known] < 10).float().mean()), 3),
         "wm_where_anisotropic": round(float((tissue[single] == 1).float().mean()), 3),
         "tissue": {name: round(share, 3) for name, share in shares.items()},
     }

@@ -41,7 +41,7 @@ class Pretraining:
 class Arm:
     """settings: keys of train.json.  labels: what tables and figures group by; with `seed` they name the arm.
 
-    train_subjects: how many of the cohort's training part learn (None: all); `seed` chooses the parts, initial
+    train_subjects: how many of the cohort's training part learn (None: all); `seed` draws them and the parts, initial
     weights, crops and flips, so that arms of one seed are paired.  tests: cohorts of other heads.
     """
 
@@ -69,14 +69,6 @@ class Arm:
     def with_settings(self, **settings: Any) -> Arm:
         """The arm with further keys of train.json."""
         return replace(self, settings={**self.settings, **settings})
-
-    def with_labels(self, **labels: Any) -> Arm:
-        """The arm with further labels."""
-        return replace(self, labels={**self.labels, **labels})
-
-    def with_subjects(self, count: int) -> Arm:
-        """The arm that learns from `count` subjects."""
-        return replace(self, train_subjects=count)
 
     def with_seeds(self, count: int) -> list[Arm]:
         """The arm with the seeds 0 ... `count` - 1."""

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import Any
+
+import numpy as np
 
 from benchmarks.experiments.sizes import WHOLE
 from benchmarks.experiments.tables import KEY_COLUMN, choose, paired, scores, spread, summary, values_of
@@ -20,24 +23,28 @@ def claims(experiments: Mapping[str, Sequence[Line]]) -> str:
     rows = []
     for method in ("equivariant", "pq"):
         for test, statement in (
-            ("turned", "finds lesions on turned heads better than `plain` by more than the spread"),
-            ("upright", "is not worse than `plain` in the training orientation"),
+            (
+                "turned",
+                "at 10 to 50 % of the subjects, finds lesions on turned heads better than `plain` beyond the spread",
+            ),
+            ("upright", "at 10 to 50 %, is not worse than `plain` in the training orientation"),
         ):
             found = lesion_claim(experiments["lesions"], method, test)
-            rows.append((f"The {method} network {statement}", found))
+            rows.append((f"The {method} network, {statement}", found))
         found = lesion_claim(experiments["lesions"], method, "turned", VOXELWISE)
-        rows.append(
-            (f"It finds them there better than the {VOXELWISE} regression by more than the spread", found)
-        )
+        statement = f"finds lesions on turned heads better than the {VOXELWISE} regression beyond the spread"
+        rows.append((f"The {method} network, at 10 to 50 %, {statement}", found))
     for method in ("equivariant", "pq"):
         for rival in ("plain", "plain, wide", WHOLE, "plain, rotated"):
             text = f"In the same time of training, on all subjects, {method} beats `{rival}` on turned heads"
             rows.append((text, time_claim(experiments["lesions"], method, rival)))
-    for rival in ("none", "autoencoder"):
-        for network in ("plain", "equivariant"):
-            found = pretraining_claim(experiments["pretraining"], network, rival)
-            text = f"Pretraining on artifacts beats {rival} in the mean on two of the three tasks ({network} network)"
-            rows.append((text, found))
+    tuned = experiments["pretraining"]
+    for labelled, rival, network in product(
+        sorted(values_of(tuned, "labelled")) or [2], ("none", "autoencoder"), ("plain", "equivariant")
+    ):
+        text = f"With {labelled} labelled subjects pretraining on artifacts beats {rival} on two of the three tasks"
+        found = pretraining_claim(tuned, network, rival, labelled)
+        rows.append((f"{text} ({network} network)", found))
     for method in ("equivariant", "pq"):
         for rival in ("plain", WHOLE):
             text = f"Turned heads cost the {method} network at most a third of the tissue Dice they cost `{rival}`"
@@ -72,7 +79,9 @@ def lesion_claim(lines: Sequence[Line], method: str, test: str, rival: str = "pl
             )
             if found < needed:
                 weak.append(f"{found:.3f} against {needed:.3f} at {percent}")
-    holds, why = _judged(passed, failed, all_needed=True)
+    if not passed and not failed:
+        return "open", "not run"
+    holds, why = "does not hold" if failed else "holds", "; ".join(passed + failed)
     if missing and holds != "does not hold":
         return "open", "; ".join([*passed, f"not run at {', '.join(missing)}"]) if passed else "not run"
     if weak and holds == "holds":
@@ -110,36 +119,47 @@ def _comparable(own: Sequence[Line], other: Sequence[Line]) -> bool:
     return len(own) > 1 and [line["seed"] for line in own] == [line["seed"] for line in other]
 
 
-def pretraining_claim(lines: Sequence[Line], network: str, rival: str) -> Verdict:
-    """ "artifacts" (preset all) above `rival` in the mean, at no more than two labelled subjects, on two tasks."""
-    data = choose(lines, architecture=network)
-    failed: list[str] = []
-    passed: list[str] = []
-    for task in values_of(data, "task"):
-        few = [n for n in values_of(choose(data, task=task), "labelled") if n <= 2]
-        gains = [_gain(choose(data, task=task, labelled=n), task, rival) for n in few]
-        known = [gain for gain in gains if gain is not None]
-        if not known or len(known) < len(gains):
-            continue
-        text = f"{task} " + ", ".join(
-            f"{gain:+.3f}{' beyond' if abs(gain) > limit else ' within'} the spread" for gain, limit in known
-        )
-        (passed if all(gain > 0 for gain, _ in known) else failed).append(text)
-    return _judged(passed, failed, all_needed=False)
+def pretraining_claim(lines: Sequence[Line], network: str, rival: str, labelled: int) -> Verdict:
+    """Whether "artifacts" (preset all) is better than `rival` on two tasks.
+
+    "holds" wants it beyond the spread; better in the mean alone "holds in the mean only".
+    """
+    data = choose(lines, architecture=network, labelled=labelled)
+    gains = {task: _gain(choose(data, task=task), task, rival) for task in values_of(data, "task")}
+    known = {task: gain for task, gain in gains.items() if gain is not None}
+    why = "; ".join(
+        f"{task} {gain:+.3f} {'beyond' if abs(gain) > limit else 'within'} the spread"
+        for task, (gain, limit) in known.items()
+    )
+    above = sum(gain > 0 for gain, _ in known.values())
+    beyond = sum(gain > limit for gain, limit in known.values())
+    if not known:
+        return "open", "not run"
+    if len(known) < 3 and (beyond < 2 <= beyond + 3 - len(known)):
+        return "open", f"{why}; tasks are missing"
+    if beyond >= 2:
+        return "holds", why
+    return "holds in the mean only" if above >= 2 else "does not hold", why
 
 
 def rotation_claim(lines: Sequence[Line], method: str, rival: str) -> Verdict:
-    """What turned heads cost `method` and `rival` in mean Dice; open where they cost the rival nothing."""
+    """What turned heads cost `method` and `rival` in mean Dice.
+
+    Open where they cost the rival nothing, and where the seeds do not tell the cost from a third of the rival's.
+    """
     arms = [choose(lines, method=name) for name in (method, rival)]
-    if not all(arms):
+    if not _comparable(*arms):
         return "open", "not run"
     own, other = (
-        paired(scores(arm, "turned heads", "dice"), scores(arm, "as trained", "dice")).mean for arm in arms
+        np.nanmean(scores(arm, "turned heads", "dice") - scores(arm, "as trained", "dice"), axis=1)
+        for arm in arms
     )
-    why = f"{own:+.3f}, `{rival}` {other:+.3f}"
-    if other >= 0:
+    margin = own - other / 3
+    found, sd = float(margin.mean()), float(margin.std(ddof=1))
+    why = f"{own.mean():+.3f}, `{rival}` {other.mean():+.3f}; {found:+.3f} ± {sd:.3f} from a third"
+    if other.mean() >= 0 or abs(found) <= sd:
         return "open", why
-    return "holds" if own >= other / 3 else "does not hold", why
+    return "holds" if found > 0 else "does not hold", why
 
 
 def _gain(lines: Sequence[Line], task: str, rival: str) -> tuple[float, float] | None:
@@ -151,15 +171,3 @@ def _gain(lines: Sequence[Line], task: str, rival: str) -> tuple[float, float] |
     a, b = (scores(arm, "test", KEY_COLUMN[task]) for arm in (own, other))
     gain = paired(a, b).mean
     return (-gain if task == "orientation" else gain), spread(a, b)
-
-
-def _judged(passed: list[str], failed: list[str], all_needed: bool) -> Verdict:
-    if not passed and not failed:
-        return "open", "not run"
-    if all_needed:
-        holds = not failed
-    elif len(passed) < 2 and len(passed) + len(failed) < 3:
-        return "open", "; ".join(passed + failed) + "; tasks are missing"
-    else:
-        holds = len(passed) >= 2
-    return "holds" if holds else "does not hold", "; ".join(passed + failed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -73,10 +74,11 @@ def _pretraining(plt: Any, lines: Sequence[Line]) -> Any:
     tasks = values_of(data, "task")
     if not data:
         return None
-    labelled = min(values_of(data, "labelled"))
-    figure, axes = plt.subplots(1, len(tasks), figsize=(3.0 * len(tasks), 3.2), squeeze=False)
+    numbers = sorted(values_of(data, "labelled"))
+    shape = len(numbers), len(tasks)
+    figure, axes = plt.subplots(*shape, figsize=(3.0 * shape[1], 3.2 * shape[0]), squeeze=False)
     pretexts = values_of(data, "pretext")
-    for axis, task in zip(axes[0], tasks, strict=True):
+    for axis, (labelled, task) in zip(axes.flat, product(numbers, tasks), strict=True):
         for i, network in enumerate(values_of(data, "architecture")):
             for j, pretext in enumerate(pretexts):
                 chosen = choose(
@@ -94,7 +96,7 @@ def _pretraining(plt: Any, lines: Sequence[Line]) -> Any:
                     )
                     axis.plot([j + 0.25 * i], [means.mean()], "_", ms=14, color=COLOURS[network],
                               label=network if j == 0 else None)  # fmt: skip
-        axis.set_xticks(range(len(pretexts)), pretexts, rotation=30)
+        axis.set_xticks(range(len(pretexts)), pretexts, rotation=30, ha="right")
         axis.set_title(f"{task}, {labelled} labelled")
         axis.set_ylabel(SCORE[task])
     axes[0][0].legend(frameon=False)
@@ -126,7 +128,7 @@ def _generalisation(plt: Any, lines: Sequence[Line]) -> Any:
 
 def _classical(plt: Any, lines: Sequence[Line]) -> Any:
     data = choose(lines)
-    tasks = values_of(data, "task")
+    tasks = sorted(values_of(data, "task"), key=list(SCORE).index)
     if not data:
         return None
     figure, axes = plt.subplots(1, len(tasks), figsize=(2.6 * len(tasks), 3.2), squeeze=False)

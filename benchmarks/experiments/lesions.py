@@ -123,7 +123,7 @@ def time_arms(size: Size, rates: Mapping[str, float]) -> Iterator[list[Arm]]:
 
 
 def width_arms(size: Size, rates: Mapping[str, float]) -> Iterator[list[Arm]]:
-    """Narrower and wider networks on all subjects; those of the first study stand between them."""
+    """Narrower and wider networks on all subjects, beside those of the first study."""
     for number, (method, network) in enumerate(size.widths):
         own = {**method_settings(size, method, learning_rate=rates[method]), **network}
         labels = {"study": "parameters", "method": method, "width": number}

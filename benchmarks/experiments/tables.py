@@ -41,7 +41,8 @@ class Summary:
     n: int
 
     def __str__(self) -> str:
-        return f"{self.mean:.3f}" if self.n == 1 else f"{self.mean:.3f} ± {self.sd:.3f}"
+        few = " (2 seeds)" if self.n == 2 else ""
+        return f"{self.mean:.3f} (1 seed)" if self.n == 1 else f"{self.mean:.3f} ± {self.sd:.3f}{few}"
 
 
 @dataclass(frozen=True)

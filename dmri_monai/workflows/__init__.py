@@ -6,7 +6,7 @@ Importing them registers layers and networks, so that configs may say `monai.net
 from dmri_monai.register import register
 from dmri_monai.workflows.caching import DiskCache
 from dmri_monai.workflows.checkpoint import Checkpoint, another, load_pretrained, load_weights
-from dmri_monai.workflows.data import first, scans, seed_everything, subjects
+from dmri_monai.workflows.data import draw, scans, seed_everything, subjects
 from dmri_monai.workflows.encoding import encode, thin
 from dmri_monai.workflows.ensemble import RotationEnsemble, SplitUncertaintyd, ensemble_of, split_uncertainty
 from dmri_monai.workflows.evaluation import compare, methods
@@ -74,7 +74,7 @@ __all__ = [
     "derive_seed",
     "encode",
     "ensemble_of",
-    "first",
+    "draw",
     "load_pretrained",
     "load_weights",
     "local_device",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -13,7 +14,7 @@ from dmri_monai.io.nifti import open_nifti
 from dmri_monai.io.sidecars import find_sidecars
 from dmri_monai.workflows.flags import flag
 
-__all__ = ["first", "scans", "seed_everything", "subjects"]
+__all__ = ["draw", "scans", "seed_everything", "subjects"]
 
 Layout = Literal["bids", "hcp"]
 
@@ -104,15 +105,19 @@ def _is_scan(path: Path) -> bool:
     return len(open_nifti(path).shape) == 4
 
 
-def first(items: Sequence[Mapping[str, Any]], count: int | None = None) -> list[Mapping[str, Any]]:
-    """All items of the first `count` subjects, of everybody for None; an item without `subject` is one of its own.
+def draw(
+    items: Sequence[Mapping[str, Any]], count: int | None = None, seed: int = 0
+) -> list[Mapping[str, Any]]:
+    """All items of `count` subjects drawn by `seed`, in the order given; of everybody for None.
 
+    An item without `subject` is one of its own.  Of one seed, a smaller draw lies within every larger one.
     ValueError when there are fewer subjects.
     """
-    owners = [item.get("subject", item["image"]) for item in items]
-    names = list(dict.fromkeys(owners))
+    owners = [str(item.get("subject", item["image"])) for item in items]
+    names = sorted(set(owners))
     if count is not None and not 0 < count <= len(names):
         raise ValueError(f"asked for {count} subjects, there are {len(names)}")
+    random.Random(seed).shuffle(names)
     return [item for item, owner in zip(items, owners, strict=True) if owner in names[:count]]
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dmri_monai.phantom import write_dataset
-from dmri_monai.workflows import first, scans, subjects
+from dmri_monai.workflows import draw, scans, subjects
 
 
 @pytest.fixture(scope="module")
@@ -66,12 +66,23 @@ SESSIONS = [
 ]
 
 
-@pytest.mark.parametrize(("count", "scans_left"), [(1, 2), (2, 3), (3, 5), (None, 5)])
-def test_first_subjects_keep_all_their_scans(count, scans_left):
-    assert first(SESSIONS, count) == SESSIONS[:scans_left]
+@pytest.mark.parametrize("count", [1, 2, 3, None])
+def test_drawn_subjects_keep_all_their_scans_and_their_order(count):
+    found = draw(SESSIONS, count, seed=3)
+    names = {item["subject"] for item in found}
+    assert len(names) == (count or 3)
+    assert found == [item for item in SESSIONS if item["subject"] in names]
+
+
+def test_seed_draws_the_subjects_and_a_smaller_draw_lies_within_a_larger_one():
+    items = [{"subject": f"{i:02d}", "image": f"{i}"} for i in range(40)]
+    drawn = {(n, s): {item["subject"] for item in draw(items, n, s)} for n in (2, 4, 20) for s in range(3)}
+    assert all(drawn[2, s] < drawn[4, s] < drawn[20, s] for s in range(3))
+    assert len({frozenset(drawn[2, s]) for s in range(3)}) == 3
+    assert draw(items[::-1], 4, 1) == draw(items, 4, 1)[::-1]
 
 
 @pytest.mark.parametrize("count", [0, -1, 4])
 def test_number_of_subjects_that_there_are_not_is_named_with_both(count):
     with pytest.raises(ValueError, match=f"asked for {count} subjects, there are 3"):
-        first(SESSIONS, count)
+        draw(SESSIONS, count)
