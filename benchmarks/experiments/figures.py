@@ -49,7 +49,7 @@ def _lesions(plt: Any, lines: Sequence[Line]) -> Any:
     data = choose(lines, study="data")
     if not data:
         return None
-    figure, axes = plt.subplots(1, 2, figsize=(7.5, 3.2), sharey=True)
+    figure, axes = plt.subplots(1, 2, figsize=(8.5, 3.2), sharey=True)
     for axis, test in zip(axes, ("upright", "turned"), strict=True):
         for method in values_of(data, "method"):
             shares = sorted(values_of(choose(data, method=method), "share"))
@@ -65,7 +65,7 @@ def _lesions(plt: Any, lines: Sequence[Line]) -> Any:
         axis.set_title(f"{test} test heads")
         axis.set_xlabel("share of the training subjects (%)")
     axes[0].set_ylabel("average precision")
-    axes[1].legend(frameon=False)
+    axes[1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     return figure
 
 
@@ -99,7 +99,7 @@ def _pretraining(plt: Any, lines: Sequence[Line]) -> Any:
         axis.set_xticks(range(len(pretexts)), pretexts, rotation=30, ha="right")
         axis.set_title(f"{task}, {labelled} labelled")
         axis.set_ylabel(SCORE[task])
-    axes[0][0].legend(frameon=False)
+    axes[0][-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     return figure
 
 
@@ -122,13 +122,13 @@ def _generalisation(plt: Any, lines: Sequence[Line]) -> Any:
         )  # fmt: skip
     axis.set_xticks(range(len(tests)), tests, rotation=45, ha="right")
     axis.set_ylabel("Dice")
-    axis.legend(frameon=False)
+    axis.legend(ncol=len(methods), loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
     return figure
 
 
 def _classical(plt: Any, lines: Sequence[Line]) -> Any:
     data = choose(lines)
-    tasks = sorted(values_of(data, "task"), key=list(SCORE).index)
+    tasks = values_of(data, "task")
     if not data:
         return None
     figure, axes = plt.subplots(1, len(tasks), figsize=(2.6 * len(tasks), 3.2), squeeze=False)

@@ -106,9 +106,10 @@ def _lesion_claims(lines: Sequence[Line]) -> str:
 
 def _lesion_study(data: Sequence[Line]) -> str:
     groups: dict[tuple[Any, ...], list[Line]] = {}
-    for line in data:
-        labels = line["labels"]
-        groups.setdefault((labels["method"], labels.get("width"), labels.get("reduction")), []).append(line)
+    for method in values_of(data, "method"):
+        for line in choose(data, method=method):
+            labels = line["labels"]
+            groups.setdefault((method, labels.get("width"), labels.get("reduction")), []).append(line)
     rows = []
     for (method, _, reduction), own in groups.items():
         seconds = np.mean([line["train_seconds"] for line in own])

@@ -30,6 +30,10 @@ KEY_COLUMN = {
     "crossings": "macro_f1",
     "orientation": "angular_error_median_deg",
 }
+ORDER = (
+    "classical", "voxelwise", "plain", "plain, rotated", "plain, wide", "plain, whole scans", "equivariant", "pq",
+    *KEY_COLUMN,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -78,8 +82,9 @@ def choose(lines: Sequence[Line], **labels: Any) -> list[Line]:
 
 
 def values_of(lines: Sequence[Line], name: str) -> list[Any]:
-    """Values of the label `name` in the order they first come."""
-    return list(dict.fromkeys(line["labels"][name] for line in lines if name in line["labels"]))
+    """Values of the label `name`: methods and tasks in the order of the page, others as they first come."""
+    found = dict.fromkeys(line["labels"][name] for line in lines if name in line["labels"])
+    return sorted(found, key=lambda value: ORDER.index(value) if value in ORDER else len(ORDER))
 
 
 def scores(lines: Sequence[Line], test: str, column: str) -> np.ndarray:
