@@ -6,19 +6,21 @@ After Weninger et al. 2022 (BVM): other heads, SNR, voxel size and gradient tabl
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 from benchmarks.experiments.arms import Arm, Budget, Pretraining
 from benchmarks.experiments.cohorts import Cohort
 from benchmarks.experiments.run import Runner
-from benchmarks.experiments.sizes import Size
+from benchmarks.experiments.sizes import WHOLE, Size
 
 __all__ = ["NAME", "PRETEXTS", "TASKS", "run"]
 
 NAME = "pretraining"
 TASKS = ("tissue", "crossings", "orientation")
 PRETEXTS = ("none", "autoencoder", "artifacts", "masked")
-ARCHITECTURES = ("plain", "equivariant")
+METHODS = ("plain", "equivariant", WHOLE)
+FEW = 2  # labelled subjects, up to which the further arms run: whole scans, and single presets
 
 
 def run(runner: Runner, size: Size) -> None:
@@ -72,17 +74,16 @@ def pretraining_of(size: Size, pretext: str, preset: str) -> Pretraining | None:
 
 
 def _arms(size: Size) -> Iterator[list[Arm]]:
-    for preset in size.presets:
-        for architecture in ARCHITECTURES:
-            for labelled in size.labelled:
-                for task in TASKS:
-                    for pretext in PRETEXTS if preset == size.presets[0] else ("artifacts",):
-                        yield _seeds(size, pretext, preset, architecture, task, labelled)
+    for preset, method, labelled, task in product(size.presets, METHODS, size.labelled, TASKS):
+        first = preset == size.presets[0]
+        if labelled <= FEW or (first and method != WHOLE):
+            for pretext in PRETEXTS if first else ("artifacts",):
+                yield _seeds(size, pretext, preset, method, task, labelled)
 
 
-def _seeds(size: Size, pretext: str, preset: str, architecture: str, task: str, labelled: int) -> list[Arm]:
+def _seeds(size: Size, pretext: str, preset: str, method: str, task: str, labelled: int) -> list[Arm]:
     train, test = clinical_cohorts(size)
-    labels = {"pretext": pretext, "architecture": architecture, "task": task, "labelled": labelled}
+    labels = {"pretext": pretext, "architecture": method, "task": task, "labelled": labelled}
     if pretext == "artifacts":
         labels["preset"] = preset
     arm = Arm(
@@ -90,7 +91,7 @@ def _seeds(size: Size, pretext: str, preset: str, architecture: str, task: str, 
         labels,
         0,
         train,
-        size.settings(architecture, task, wide=True, **shells(size)),
+        size.settings(method, task, wide=True, **shells(size)),
         Budget(size.tune_steps),
         (test,),
         train_subjects=labelled,
