@@ -9,7 +9,16 @@ from typing import Any
 import numpy as np
 
 from benchmarks.experiments.sizes import WHOLE
-from benchmarks.experiments.tables import KEY_COLUMN, choose, paired, scores, spread, summary, values_of
+from benchmarks.experiments.tables import (
+    KEY_COLUMN,
+    choose,
+    markdown,
+    paired,
+    scores,
+    spread,
+    summary,
+    values_of,
+)
 from benchmarks.experiments.voxelwise import VOXELWISE
 
 __all__ = ["claims", "lesion_claim", "pretraining_claim", "rotation_claim", "time_claim"]
@@ -19,7 +28,7 @@ Verdict = tuple[str, str]  # "holds", "does not hold" or "open", and why
 
 
 def claims(experiments: Mapping[str, Sequence[Line]]) -> str:
-    """One sentence a claim."""
+    """A table of one row a claim: what it says, whether it holds, and the figures."""
     rows = []
     for method in ("equivariant", "pq"):
         for test, statement in (
@@ -51,8 +60,10 @@ def claims(experiments: Mapping[str, Sequence[Line]]) -> str:
         for rival in ("plain", WHOLE):
             text = f"Turned heads cost the {method} network at most a third of the tissue Dice they cost `{rival}`"
             rows.append((text, rotation_claim(experiments["generalisation"], method, rival)))
-    text = "\n".join(f"- {statement}: **{holds}** ({why})." for statement, (holds, why) in rows)
-    return f"The claims at this size:\n\n{text}\n"
+    table = markdown(
+        ["claim", "", "figures"], [[statement, f"**{holds}**", why] for statement, (holds, why) in rows]
+    )
+    return f"The claims at this size:\n\n{table}"
 
 
 def lesion_claim(lines: Sequence[Line], method: str, test: str, rival: str = "plain") -> Verdict:
