@@ -77,6 +77,12 @@ def test_share_of_crossings_stands_in_the_parameters(subject):
     assert crossing_share(subject.dseg, subject.npeaks) == pytest.approx(share)
 
 
+def test_every_counted_peak_has_a_direction(subject):
+    present = subject.peaks_world.unflatten(0, (3, 3)).isfinite().all(dim=1)
+    assert torch.equal(present.sum(dim=0).byte(), subject.npeaks)
+    assert torch.equal(present, present.sort(dim=0, descending=True).values)
+
+
 def test_share_of_crossings_without_white_matter_is_null_in_json():
     middle = {"shape": (3, 3, 3), "spacing_mm": (2.0, 2.0, 2.0), "scheme": B0_ONLY}  # grey matter and fluid
     made = make_subject(0, anatomy="mni152", **middle)

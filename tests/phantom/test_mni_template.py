@@ -36,6 +36,15 @@ def test_harmonic_potential_between_two_spheres_is_that_of_a_charge():
     np.testing.assert_allclose(phi[between], slope / radius[between] + offset, atol=0.03)
 
 
+def test_fibre_populations_of_white_matter_have_directions():
+    x, y, z = (torch.arange(low, high, 4.0) for low, high in ((-70, 70), (-100, 70), (-60, 80)))
+    points = torch.cartesian_prod(x, y, z)
+    white = points[load_template().tissue.at(points)[:, 0] > 0.5]
+    shares, directions = fibre_populations(load_template(), white)
+    norms = directions.norm(dim=2)[shares > 0]
+    torch.testing.assert_close(norms, torch.ones_like(norms))
+
+
 def test_brain_of_the_template_is_where_mni_coordinates_say():
     places = torch.tensor([[0.0, 0, 25], [22, -13, 4], [9, 8, 14], [0, -18, 90], [-45, -20, 58]])
     brain, ventricle = load_template().shape.at(places)[:, :2].unbind(1)

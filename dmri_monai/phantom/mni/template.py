@@ -30,6 +30,7 @@ DEEP_GREY = (  # centre (right side) and semi-axes, mm: grey matter inside them 
 )
 STEM_BOX = ((-17.0, 17.0), (-46.0, -10.0), (-100.0, -12.0))
 VENTRICLE_DEPTH_MM = 14.0  # below the hull
+FLAT = 1e-6  # per mm: a gradient of the potential below it is rounding, without a direction
 
 
 @dataclass(frozen=True)
@@ -183,7 +184,18 @@ def _derive(
     smooth = [ndimage.gaussian_filter(phi, 0.8), ndimage.gaussian_filter(-wm, 1.2)]
     fan, radial = (np.stack(np.gradient(f, step)).astype(np.float32) for f in smooth)
     fan += 0.1 * regions["stem"] * np.array([0, 0.27, 0.96], np.float32)[:, None, None, None]
-    return np.stack([*distances, phi]).astype(np.float32), fan, radial
+    return np.stack([*distances, phi]).astype(np.float32), _continued(fan), radial
+
+
+def _continued(fan: np.ndarray) -> np.ndarray:
+    """Vectors (3, ...), those of regions where the potential is flat replaced by the nearest with a direction.
+
+    Deep grey matter and the cortex hold the potential at its ends, but a warped head can have white matter there.
+    """
+    flat = np.linalg.norm(fan, axis=0) < FLAT
+    nearest = ndimage.distance_transform_edt(flat, return_distances=False, return_indices=True)
+    continued: np.ndarray = fan[(slice(None), *nearest)]
+    return continued
 
 
 def _signed_distance(mask: np.ndarray, step: float) -> np.ndarray:
