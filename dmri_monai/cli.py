@@ -73,7 +73,7 @@ def main(
 def phantom(
     out: Annotated[Path, typer.Option(help="Folder of the BIDS data set to write.")],
     subjects: Annotated[int, typer.Option(min=1, help="Number of subjects.")] = 8,
-    seed: Annotated[int, typer.Option(help="Same seed, same data.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Same seed, same data.")] = 0,
     anatomy: Annotated[
         Literal["procedural", "mni152", "auto"],
         typer.Option(

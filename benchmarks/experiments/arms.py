@@ -58,7 +58,11 @@ class Arm:
 
     @property
     def key(self) -> str:
-        """Hash of everything the result depends on; the order of keys does not matter."""
+        """Hash of the arm's values; the order of keys does not matter.
+
+        Not of the code and of the bundle's defaults: who changes these removes the lines that depend on them, and the
+        cohorts in the working folder.
+        """
         return digest(asdict(self))
 
     def searched(self, rate: float) -> Arm:

@@ -34,7 +34,7 @@ __all__ = ["NAME", "run", "threshold_tissue"]
 NAME = "classical"
 METHODS = ("plain", WHOLE, "equivariant")
 TASKS = ("tissue", "crossings", "orientation")
-RELATIVE_PEAKS, ABSOLUTE_PEAKS = (0.1, 0.2, 0.35), (0.2, 0.4, 0.6)  # least heights: PeakRule
+RELATIVE_PEAKS, ABSOLUTE_PEAKS = (0.1, 0.35), (0.2, 0.25, 0.3, 0.35, 0.4, 0.5)  # least heights: PeakRule
 FA_LIMITS, MD_LIMITS = (0.15, 0.2, 0.25, 0.3, 0.35), (1.2e-3, 1.5e-3, 1.8e-3, 2.1e-3, 2.4e-3)  # MD in mm²/s
 Scores = dict[str, float]
 

@@ -51,9 +51,11 @@ How to read the tables:
 - The spread is the larger of the two arms' standard deviations. "Better" and "worse" mean a difference beyond it.
 - p (seeds) and p (subjects) are of paired t-tests over the seeds' means and over the test subjects' means, without
   correction for the number of comparisons. {seeds}
-- "Holds in the mean only": better in the mean on two tasks, but not on two of them by more than the spread.
-- The subjects that validate, which choose the best of {validations} checkpoints, are labelled too and come on top of
-  those in the tables; they are the same for every arm of a seed.
+- Of pretraining, "holds": better on two of the three tasks beyond the spread; "holds in the mean only": on one beyond
+  it, on two in the mean, and on none worse beyond it; "not decided": on two in the mean, otherwise.
+- Networks are validated every so many epochs, {validations} times or more, and the best of these checkpoints is tested:
+  steps after the last validation, up to a fifth, go unused. The subjects that validate are labelled too and come on top
+  of those in the tables; they are the same for every arm of a seed.
 - In the lesion experiment the plain and the equivariant network have about the same number of parameters (the
   published shape of the pq network has far fewer) and all methods take the same number of steps, up to a whole epoch;
   a study of equal training time stands beside it. Half of the crops are centred on lesions. The learning rate of each
@@ -161,7 +163,10 @@ def _experiment(size: Size, name: str, title: str, lines: Sequence[Mapping[str, 
         if line["labels"].get("study") == "data" and "learning_rate" in line
     }
     if rates:
-        parts.append("Learning rates: " + ", ".join(f"{k} {v:g}" for k, v in rates.items()) + ".\n")
+        chosen = ", ".join(f"{k} {v:g}" for k, v in rates.items())
+        ends = [k for k, v in rates.items() if v in (min(size.rates), max(size.rates))]
+        edge = f" The ends of the range tried were chosen for {', '.join(ends)}: others may be better." if ends else ""
+        parts.append(f"Learning rates: {chosen}.{edge}\n")
     minutes = sum(line["wall_seconds"] for line in lines) / 60
     devices = ", ".join(sorted({line["device"] for line in lines}))
     parts.append(

@@ -107,6 +107,7 @@ class Runner:
             "learning_rate": settings.get("learning_rate"),
             "settings": dict(arm.settings),
             "budget": asdict(arm.budget),
+            "pretraining": arm.pretraining and asdict(arm.pretraining),
             "train_subjects": arm.train_subjects,
             "wall_seconds": round(time.perf_counter() - start, 1),
             "device": self.device,

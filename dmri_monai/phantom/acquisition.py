@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
 
@@ -43,7 +44,8 @@ class Acquisition:
     """What goes beyond grid, table and SNR.
 
     randomise: domain randomisation, every subject another protocol: what is not given is drawn widely (1-3 shells
-    of b = 700-3000 s/mm2, 1.6-3.2 mm, SNR 8-40, any storage order, echo and repetition time, relaxation).
+    of b = 700-3000 s/mm2, 1.6-3.2 mm, SNR 8-40, any storage order, echo and repetition time, relaxation).  A given
+    shape has voxels large enough to hold the head.
     artifacts: preset ("light", "normal", "strong", "all", or a JSON file) that corrupts the scan before the
     noise; the preset's own noise is left out, because `snr` sets it.
     """
@@ -66,15 +68,18 @@ def plan(seed: Seed, options: SubjectOptions) -> Scanner:
     """Draw from the seed what `options` leave open.  ValueError for impossible seeds, grids, schemes, SNR."""
     anatomy = anatomy_name(options)
     wide = (options.get("acquisition") or Acquisition()).randomise
-    spacing = options.get("spacing_mm") or (_spacing(seed) if wide else SPACING_MM)
+    given = options.get("shape")
+    if given is not None and (np.shape(given) != (3,) or min(given) < 2):
+        raise ValueError(f"shape: {tuple(given)}, expected three sizes of at least 2")
+    spacing = options.get("spacing_mm")
+    if spacing is None:
+        spacing = _spacing(seed, anatomy, given) if wide else SPACING_MM
     if np.shape(spacing) != (3,) or not all(0 < s < np.inf for s in spacing):
         raise ValueError(f"spacing_mm: {spacing}, expected three positive numbers")
-    shape = options.get("shape") or (_shape(anatomy, spacing) if wide else SHAPES[anatomy])
-    if len(shape) != 3 or min(shape) < 2:
-        raise ValueError(f"shape: {tuple(shape)}, expected three sizes of at least 2")
+    shape = (_shape(anatomy, spacing) if wide else SHAPES[anatomy]) if given is None else _three(given)
     affine = options.get("affine")
     if affine is None:
-        make = _any_affine if wide and options.get("shape") is None else draw_affine
+        make = _any_affine if wide and given is None else draw_affine
         affine = make(stage_rng(seed, "affine"), shape, spacing)
         shape = _stored_shape(affine, shape, spacing)
     affine = torch.as_tensor(affine).double().cpu()
@@ -128,20 +133,32 @@ def _stored_shape(
     return (shape[order[0]], shape[order[1]], shape[order[2]]) if sorted(order) == [0, 1, 2] else shape
 
 
-def _spacing(seed: Seed) -> tuple[float, float, float]:
+def _spacing(
+    seed: Seed, anatomy: AnatomyName, shape: tuple[int, int, int] | None
+) -> tuple[float, float, float]:
     rng = stage_rng(seed, "spacing")
     in_plane = float(rng.uniform(1.6, 2.8))
     slices = in_plane * float(rng.uniform(1.0, 1.4) if rng.random() < 0.4 else 1.0)
-    return (in_plane, in_plane, min(slices, 3.2))
+    drawn = np.array([in_plane, in_plane, min(slices, 3.2)])
+    x, y, z = (
+        drawn if shape is None else np.maximum(drawn, np.divide(FIELD_OF_VIEW_MM[anatomy], shape))
+    ).tolist()
+    return (x, y, z)
 
 
 def _shape(anatomy: AnatomyName, spacing: tuple[float, float, float]) -> tuple[int, int, int]:
-    x, y, z = (round(v / s) for v, s in zip(FIELD_OF_VIEW_MM[anatomy], spacing, strict=True))
+    return _three([round(v / s) for v, s in zip(FIELD_OF_VIEW_MM[anatomy], spacing, strict=True)])
+
+
+def _three(sizes: Sequence[int]) -> tuple[int, int, int]:
+    x, y, z = map(int, sizes)
     return (x, y, z)
 
 
 def _table(seed: Seed, scheme: GradientTable | Preset | None, wide: bool) -> GradientTable:
     if isinstance(scheme, GradientTable):
+        if not len(scheme):
+            raise ValueError("scheme: a gradient table without volumes")
         return scheme
     rng = stage_rng(seed, "scheme")
     return _any_table(rng) if wide and scheme is None else draw_scheme(rng, scheme or "random")

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Unpack
 
+import numpy as np
 import torch
 from tqdm.auto import tqdm
 
@@ -23,8 +24,10 @@ from dmri_monai.phantom.acquisition import (
     AnatomyName,
     SubjectOptions,
     anatomy_name,
+    plan,
     scanner_protocol,
 )
+from dmri_monai.phantom.fields import plain_seed
 from dmri_monai.phantom.mni.atlas import tracts
 from dmri_monai.phantom.mni.truth import MAPS
 from dmri_monai.phantom.subject import PEAK_RULE, Subject, make_subject
@@ -44,6 +47,15 @@ DSEG = (
 TITLES: dict[str, str] = {
     "procedural": "Procedural diffusion MRI phantom",
     "mni152": "Diffusion MRI phantom of the MNI152 template",
+}
+README = """{title}
+
+Simulated heads with known truth, written by `dmri-monai phantom`; no person was scanned. {recipe} holds the arguments,
+the sidecars of the scans what was drawn for each, {truth} the truth: tissue, lesions, fibre peaks.
+"""
+PARTICIPANTS = {
+    "snr": {"Description": "Mean white-matter b0 signal over the standard deviation of the noise"},
+    "n_volumes": {"Description": "Volumes of the diffusion scan, b0 included"},
 }
 TRUTH_SIDECARS: dict[str, dict[str, object]] = {
     "dseg": {"Description": "Tissue of the largest volume fraction; lesions count as white matter"},
@@ -77,6 +89,7 @@ def write_dataset(
         raise ValueError(f"subjects: {subjects}, expected at least 1")
     out = Path(out)
     anatomy = anatomy_name(options)
+    plan((seed, 1), options)  # refuses impossible options before anything is written
     _claim(out, _recipe(seed, options))
     _write_json(out / "dataset_description.json", _description(TITLES[anatomy], "raw"))
     _write_json(out / TRUTH / "dataset_description.json", _description("Phantom ground truth", "derivative"))
@@ -88,6 +101,7 @@ def write_dataset(
     if anatomy == "mni152":
         _write_table(out / TRUTH / "bundles.tsv", [("index", "name"), *enumerate(t.name for t in tracts())])
     _write_participants(out)
+    _write_text(out / "README", README.format(title=TITLES[anatomy], recipe=RECIPE, truth=TRUTH))
     return out
 
 
@@ -132,14 +146,13 @@ def _recipe(seed: int, options: SubjectOptions) -> dict[str, object]:
         scheme = {"bvals": scheme.bvals.tolist(), "bvecs_world": scheme.bvecs.tolist()}  # type: ignore[assignment]
     recipe: dict[str, object] = {
         "version": dmri_monai.__version__,
-        "seed": seed,
-        "shape": options.get("shape") or (None if wide else SHAPES[anatomy]),
-        "spacing_mm": options.get("spacing_mm") or (None if wide else SPACING_MM),
+        "seed": plain_seed(seed),
+        "anatomy": anatomy,
         "scheme": scheme,
-        "snr": options.get("snr") or (None if wide else SNR_RANGE),
     }
-    if anatomy != "procedural":
-        recipe["anatomy"] = anatomy
+    for name, default in (("shape", SHAPES[anatomy]), ("spacing_mm", SPACING_MM), ("snr", SNR_RANGE)):
+        given = options.get(name)
+        recipe[name] = (None if wide else default) if given is None else np.asarray(given).tolist()
     if acquisition != Acquisition():
         recipe["acquisition"] = asdict(acquisition)
         if (content := _preset_content(acquisition.artifacts)) is not None:
@@ -209,6 +222,7 @@ def _write_participants(out: Path) -> None:
         n_volumes = len(path.with_suffix(".bval").read_text().split())
         rows.append((label, f"{json.loads(path.read_text())['Phantom']['SNR']:.2f}", n_volumes))
     _write_table(out / "participants.tsv", rows)
+    _write_json(out / "participants.json", PARTICIPANTS)
 
 
 def _write_json(path: Path, content: Mapping[str, object]) -> None:

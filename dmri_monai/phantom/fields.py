@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["SmoothField", "Warp", "stage_rng"]
+__all__ = ["SmoothField", "Warp", "plain_seed", "stage_rng"]
 
 Seed = int | Sequence[int]
 
@@ -20,10 +20,18 @@ def stage_rng(seed: Seed, stage: str) -> np.random.Generator:
 
     ValueError for a seed that is no whole number, or below 0.
     """
+    whole = plain_seed(seed)
+    entropy = [whole] if isinstance(whole, int) else whole
+    return np.random.default_rng(np.random.SeedSequence([*entropy, *stage.encode()]))
+
+
+def plain_seed(seed: Seed) -> int | tuple[int, ...]:
+    """`seed` in Python's own integers, which JSON knows.  ValueError for what is no whole number, or below 0."""
     entropy = list(seed) if isinstance(seed, Iterable) else [seed]
     if not all(isinstance(n, Integral) and n >= 0 for n in entropy):
         raise ValueError(f"seed: {seed}, expected whole numbers of at least 0")
-    return np.random.default_rng(np.random.SeedSequence([*map(int, entropy), *stage.encode()]))
+    whole = tuple(map(int, entropy))
+    return whole if isinstance(seed, Iterable) else whole[0]
 
 
 @dataclass(frozen=True)

@@ -42,10 +42,12 @@ class PhantomStream(IterableDataset[Any]):
     """Items of simulated subjects, `length` per epoch, made when asked for.
 
     Item i of epoch e is a function of (`seed`, e, i) alone: any number of workers and processes yields the same
-    items, each once.  With one worker, or batches of one, also in the same order.  transform: applied to each
-    item.  rank, world_size: of distributed training.  Other keywords: :func:`make_subject`; an `acquisition`
-    that randomises gives every item another protocol.  Call :meth:`set_epoch` before an epoch; workers that
-    live on see it too.
+    items, each once.  With one worker, or batches of one, also in the same order.  Batches of several need
+    :func:`dmri_monai.transforms.collate_dwi`, which keeps every item's affine.
+
+    transform: applied to each item.  rank, world_size: of distributed training.  Other keywords:
+    :func:`make_subject`; an `acquisition` that randomises gives every item another protocol.  Call
+    :meth:`set_epoch` before an epoch; workers that live on see it too.
     """
 
     def __init__(

@@ -22,7 +22,7 @@ from dmri_monai.phantom.acquisition import (
     scanner_protocol,
 )
 from dmri_monai.phantom.anatomy import TISSUES, voxel_centres
-from dmri_monai.phantom.fields import Seed, stage_rng
+from dmri_monai.phantom.fields import Seed, plain_seed, stage_rng
 from dmri_monai.phantom.heads import Head, build_head
 from dmri_monai.phantom.microstructure import find_peaks
 from dmri_monai.phantom.schemes import Preset
@@ -79,6 +79,7 @@ def make_subject(
     overrides `spacing_mm`; None is oblique, left- or right-handed.  acquisition: artifacts and domain
     randomisation.  Head and fibres depend on the seed alone, not on grid, table or SNR.
     """
+    seed = plain_seed(seed)
     chosen = acquisition or Acquisition()
     options: SubjectOptions = {
         "anatomy": anatomy, "shape": shape, "spacing_mm": spacing_mm, "scheme": scheme, "snr": snr,

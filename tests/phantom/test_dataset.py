@@ -63,6 +63,29 @@ def test_folder_of_a_run_that_failed_at_once_can_be_used_again(tmp_path):
     assert (write_dataset(tmp_path / "data", snr=20.0, **small) / "sub-01").is_dir()
 
 
+def test_folder_of_another_anatomy_is_refused_by_name(folder):
+    with pytest.raises(FileExistsError, match="anatomy = procedural, asked for mni152"):
+        write_dataset(folder, subjects=1, seed=3, **TINY | {"anatomy": "mni152"})
+
+
+def test_impossible_options_leave_no_folder(tmp_path):
+    with pytest.raises(ValueError, match="snr"):
+        write_dataset(tmp_path / "data", subjects=1, snr=(30.0, 15.0), **TINY)
+    assert not (tmp_path / "data").exists()
+
+
+def test_numpy_values_are_the_same_phantom(folder, tmp_path):
+    numbers = {"shape": np.array([12, 14, 12]), "spacing_mm": np.full(3, 10.0)}
+    write_dataset(tmp_path, subjects=2, seed=np.int64(3), **TINY | numbers)
+    assert contents(folder) == contents(tmp_path)
+
+
+def test_columns_of_the_participants_are_described(folder):
+    columns = (folder / "participants.tsv").read_text().splitlines()[0].split("\t")
+    assert set(json.loads((folder / "participants.json").read_text())) == set(columns[1:])
+    assert "code/phantom.json" in (folder / "README").read_text()
+
+
 def test_folder_with_truth_of_another_phantom_is_refused(tmp_path):
     write_dataset(tmp_path, subjects=1, seed=3, **TINY)
     shutil.rmtree(tmp_path / "sub-01")  # as after a run that was killed while it wrote its first subject

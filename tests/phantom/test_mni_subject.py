@@ -232,6 +232,15 @@ def test_randomised_head_is_whole_in_any_storage_order():
         assert 1.0 < litres < 1.8
 
 
+@pytest.mark.parametrize("seed", [3, 5])
+def test_randomised_head_is_whole_in_a_given_shape(seed):
+    shape, wide = (24, 28, 24), Acquisition(randomise=True)
+    subject = make_subject(seed, acquisition=wide, scheme=B0_ONLY, shape=shape)
+    assert subject.dseg.shape == shape
+    faces = [side for axis in range(3) for side in subject.brain_mask.movedim(axis, 0)[[0, -1]]]
+    assert max(int(face.sum()) for face in faces) == 0
+
+
 def test_given_arguments_win_over_randomisation():
     subject = make_subject(
         1, **TINY | {"scheme": "single-64"}, snr=12.0, acquisition=Acquisition(randomise=True)

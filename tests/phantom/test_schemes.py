@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from dmri_monai.phantom import draw_scheme
+from dmri_monai.gradients import GradientTable
+from dmri_monai.phantom import draw_scheme, make_subject
 from dmri_monai.phantom.schemes import repelled_directions
 
 
@@ -14,6 +15,11 @@ def test_random_protocol_has_one_shell_near_1000_and_a_few_b0(seed):
     assert 940 <= shell.bval <= 1060
     assert 3 <= int(table.b0_mask.sum()) <= 6
     assert bool(table.b0_mask[0])
+
+
+def test_table_without_volumes_is_refused():
+    with pytest.raises(ValueError, match="without volumes"):
+        make_subject(0, scheme=GradientTable(torch.zeros(0), torch.zeros(0, 3)))
 
 
 def test_three_shell_preset_has_three_shells_of_90():
