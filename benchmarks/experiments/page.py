@@ -165,7 +165,11 @@ def _experiment(size: Size, name: str, title: str, lines: Sequence[Mapping[str, 
     if rates:
         chosen = ", ".join(f"{k} {v:g}" for k, v in rates.items())
         ends = [k for k, v in rates.items() if v in (min(size.rates), max(size.rates))]
-        edge = f" The ends of the range tried were chosen for {', '.join(ends)}: others may be better." if ends else ""
+        edge = (
+            f" The ends of the range tried were chosen for {', '.join(ends)}: others may be better."
+            if ends
+            else ""
+        )
         parts.append(f"Learning rates: {chosen}.{edge}\n")
     minutes = sum(line["wall_seconds"] for line in lines) / 60
     devices = ", ".join(sorted({line["device"] for line in lines}))

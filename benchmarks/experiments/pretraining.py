@@ -20,7 +20,7 @@ NAME = "pretraining"
 TASKS = ("tissue", "crossings", "orientation")
 PRETEXTS = ("none", "autoencoder", "artifacts", "masked")
 METHODS = ("plain", "equivariant", WHOLE)
-FEW = 2  # labelled subjects, up to which the further arms run: whole scans, and single presets
+FEW = 2  # labelled subjects, up to which the further arms run: whole scans, and presets but the first
 
 
 def run(runner: Runner, size: Size) -> None:
@@ -75,8 +75,8 @@ def pretraining_of(size: Size, pretext: str, preset: str) -> Pretraining | None:
 
 def _arms(size: Size) -> Iterator[list[Arm]]:
     for preset, method, labelled, task in product(size.presets, METHODS, size.labelled, TASKS):
-        first = preset == size.presets[0]
-        if labelled <= FEW or (first and method != WHOLE):
+        first, few = preset == size.presets[0], labelled <= FEW
+        if first and few if method == WHOLE else first or few:
             for pretext in PRETEXTS if first else ("artifacts",):
                 yield _seeds(size, pretext, preset, method, task, labelled)
 
