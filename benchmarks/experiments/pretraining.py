@@ -18,7 +18,8 @@ __all__ = ["NAME", "PRETEXTS", "TASKS", "run"]
 
 NAME = "pretraining"
 TASKS = ("tissue", "crossings", "orientation")
-PRETEXTS = ("none", "autoencoder", "artifacts", "masked")
+PAPERS = ("none", "autoencoder", "artifacts")
+PRETEXTS = (*PAPERS, "masked")
 METHODS = ("plain", "equivariant", WHOLE)
 FEW = 2  # labelled subjects, up to which the further arms run: whole scans, and presets but the first
 
@@ -75,10 +76,15 @@ def pretraining_of(size: Size, pretext: str, preset: str) -> Pretraining | None:
 
 def _arms(size: Size) -> Iterator[list[Arm]]:
     for preset, method, labelled, task in product(size.presets, METHODS, size.labelled, TASKS):
-        first, few = preset == size.presets[0], labelled <= FEW
-        if first and few if method == WHOLE else first or few:
-            for pretext in PRETEXTS if first else ("artifacts",):
-                yield _seeds(size, pretext, preset, method, task, labelled)
+        for pretext in _pretexts(preset == size.presets[0], labelled <= FEW, method == WHOLE):
+            yield _seeds(size, pretext, preset, method, task, labelled)
+
+
+def _pretexts(first: bool, few: bool, whole: bool) -> tuple[str, ...]:
+    """All with the first preset, artifacts alone with another; on whole scans, which take long, those of the paper."""
+    if whole:
+        return PAPERS if first and few else ()
+    return PRETEXTS if first else ("artifacts",) if few else ()
 
 
 def _seeds(size: Size, pretext: str, preset: str, method: str, task: str, labelled: int) -> list[Arm]:
