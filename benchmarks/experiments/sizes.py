@@ -111,7 +111,7 @@ CPU = Size(
     rate=0.005,
     fractions=(0.05, 0.1, 0.25, 0.5, 1.0),
     labelled=(2, 20),
-    presets=("all", "strong"),
+    presets=("all", "light", "normal", "strong"),
     networks={
         "equivariant": _equivariant(["8x0e+2x2e", "16x0e+4x2e", "48x0e+4x2e"]),
         "plain": _plain(2),
