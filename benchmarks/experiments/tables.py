@@ -32,7 +32,7 @@ KEY_COLUMN = {
 }
 ORDER = (
     "classical", "voxelwise", "plain", "plain, rotated", "plain, wide", "plain, whole scans", "equivariant", "pq",
-    *KEY_COLUMN,
+    *KEY_COLUMN, "all", "light", "normal", "strong",
 )  # fmt: skip
 
 
@@ -82,7 +82,7 @@ def choose(lines: Sequence[Line], **labels: Any) -> list[Line]:
 
 
 def values_of(lines: Sequence[Line], name: str) -> list[Any]:
-    """Values of the label `name`: methods and tasks in the order of the page, others as they first come."""
+    """Values of the label `name`: methods, tasks and presets in the order of the page, others as they first come."""
     found = dict.fromkeys(line["labels"][name] for line in lines if name in line["labels"])
     return sorted(found, key=lambda value: ORDER.index(value) if value in ORDER else len(ORDER))
 
