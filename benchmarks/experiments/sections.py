@@ -147,12 +147,13 @@ def pretraining(lines: Sequence[Line]) -> str:
 
 
 def _by_pretext(lines: Sequence[Line], task: str) -> dict[str, np.ndarray]:
-    groups: dict[str, list[Line]] = {}
-    for line in lines:
-        labels = line["labels"]
-        preset = labels.get("preset")
-        groups.setdefault(f"{labels['pretext']}, {preset}" if preset else labels["pretext"], []).append(line)
-    return {name: scores(own, "test", KEY_COLUMN[task]) for name, own in groups.items()}
+    found = {}
+    for pretext in values_of(lines, "pretext"):
+        own = choose(lines, pretext=pretext)
+        for preset in values_of(own, "preset") or [None]:
+            chosen = choose(own, preset=preset) if preset else own
+            found[f"{pretext}, {preset}" if preset else pretext] = scores(chosen, "test", KEY_COLUMN[task])
+    return found
 
 
 def generalisation(lines: Sequence[Line]) -> str:
