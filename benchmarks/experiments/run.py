@@ -70,7 +70,7 @@ class Runner:
         known = self.results.get(arm.key)
         if known is not None:
             return known
-        line = self._run(arm)
+        line: dict[str, Any] = json.loads(json.dumps(self._run(arm)))  # as the file will give it back
         self.results.add(line)
         print(json.dumps({k: line[k] for k in ("labels", "seed", "validation", "wall_seconds")}), flush=True)
         return line
