@@ -164,11 +164,10 @@ def _experiment(size: Size, name: str, title: str, lines: Sequence[Mapping[str, 
     }
     if rates:
         chosen = ", ".join(f"{k} {v:g}" for k, v in rates.items())
-        ends = [k for k, v in rates.items() if v in (min(size.rates), max(size.rates))]
+        ends = {min(size.rates), max(size.rates)} if len(size.rates) > 1 else set()
+        at_end = ", ".join(k for k, v in rates.items() if v in ends)
         edge = (
-            f" The ends of the range tried were chosen for {', '.join(ends)}: others may be better."
-            if ends
-            else ""
+            f" The ends of the range tried were chosen for {at_end}: others may be better." if at_end else ""
         )
         parts.append(f"Learning rates: {chosen}.{edge}\n")
     minutes = sum(line["wall_seconds"] for line in lines) / 60

@@ -232,10 +232,11 @@ def test_randomised_head_is_whole_in_any_storage_order():
         assert 1.0 < litres < 1.8
 
 
+@pytest.mark.parametrize("anatomy", ["procedural", "mni152"])
 @pytest.mark.parametrize("seed", [3, 5])
-def test_randomised_head_is_whole_in_a_given_shape(seed):
+def test_randomised_head_is_whole_in_a_given_shape(anatomy, seed):
     shape, wide = (24, 28, 24), Acquisition(randomise=True)
-    subject = make_subject(seed, acquisition=wide, scheme=B0_ONLY, shape=shape)
+    subject = make_subject(seed, anatomy=anatomy, acquisition=wide, scheme=B0_ONLY, shape=shape)
     assert subject.dseg.shape == shape
     faces = [side for axis in range(3) for side in subject.brain_mask.movedim(axis, 0)[[0, -1]]]
     assert max(int(face.sum()) for face in faces) == 0

@@ -10,6 +10,7 @@ from dmri_monai.phantom.mni.harmonic import potential
 pytest.importorskip("nilearn", reason="the MNI152 template stands in nilearn's wheel")
 from dmri_monai.phantom.mni import load_template, tracts
 from dmri_monai.phantom.mni.populations import fibre_populations
+from dmri_monai.phantom.mni.template import _continued
 from dmri_monai.phantom.mni.warp import Diffeomorphism
 
 POINTS = torch.from_numpy(np.random.default_rng(1).uniform(-60, 60, (300, 3)))
@@ -34,6 +35,18 @@ def test_harmonic_potential_between_two_spheres_is_that_of_a_charge():
     slope, offset = np.polyfit(1 / radius[between], phi[between], 1)
     assert slope < 0
     np.testing.assert_allclose(phi[between], slope / radius[between] + offset, atol=0.03)
+
+
+def test_fan_goes_on_in_flat_regions_as_at_the_nearest_point():
+    rng = np.random.default_rng(0)
+    fan = np.zeros((3, 9, 7, 8), np.float32)
+    known = np.array([[1, 1, 1], [7, 2, 6], [4, 5, 3]])
+    fan[:, *known.T] = rng.normal(size=(3, 3))
+    where = np.argwhere(np.ones(fan.shape[1:]))
+    distances = np.linalg.norm(where[:, None] - known, axis=2)
+    clear = np.diff(np.sort(distances, axis=1)[:, :2], axis=1)[:, 0] > 0  # one point is nearest
+    expected = fan[:, *known[distances.argmin(axis=1)].T]
+    np.testing.assert_array_equal(_continued(fan)[:, *where.T][:, clear], expected[:, clear])
 
 
 def test_fibre_populations_of_white_matter_have_directions():
