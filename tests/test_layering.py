@@ -16,7 +16,7 @@ RANKS = (
     ("gradients", "so3", "lazy", "flags"),
     ("qspace", "equivariant"),
     ("artifacts", "io", "networks"),
-    ("transforms", "losses", "metrics", "testing"),
+    ("scan", "transforms", "losses", "metrics", "testing"),
     ("phantom", "reference", "tasks", "register"),
     ("check", "report"),
     ("inference",),

@@ -17,7 +17,6 @@ __all__ = [
     "MAX_PEAKS",
     "PeakRule",
     "deconvolution_shell",
-    "dipy_table",
     "find_peaks",
     "most_anisotropic",
     "peak_sphere",
@@ -69,7 +68,7 @@ def single_shell_model(
     from dipy.reconst.csdeconv import ConstrainedSphericalDeconvModel, response_from_mask_ssst
 
     rows = with_b0(table, shell.indices)
-    gradients, part = dipy_table(table.select(rows)), signal[..., rows.numpy()]
+    gradients, part = table.select(rows).to_dipy(), signal[..., rows.numpy()]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on DIPY's coming change of its default basis
         response, _ = response_from_mask_ssst(gradients, part, white)
@@ -80,13 +79,6 @@ def with_b0(table: GradientTable, indices: Tensor) -> Tensor:
     """Ascending indices of the b0 volumes and of `indices`."""
     b0 = torch.nonzero(table.b0_mask).flatten()
     return torch.cat([b0, indices]).sort().values
-
-
-def dipy_table(table: GradientTable) -> Any:
-    """The same table for DIPY, in the frame of its vectors."""
-    from dipy.core.gradients import gradient_table
-
-    return gradient_table(table.bvals.numpy(), bvecs=table.bvecs.numpy(), b0_threshold=table.b0_threshold)
 
 
 def peak_sphere() -> Any:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from dmri_monai.gradients import GradientTable, Shell
-from dmri_monai.reference.deconvolution import dipy_table, with_b0
+from dmri_monai.reference.deconvolution import with_b0
 
 __all__ = ["ConeFit", "multi_tissue_model", "tissue_voxels"]
 
@@ -62,7 +62,7 @@ def multi_tissue_model(
             _isotropic_response(signal, table, shells, fluid),
         )
         sphere = HemiSphere.from_sphere(get_sphere(name="symmetric362"))
-        model = MultiShellDeconvModel(dipy_table(nominal), response, sphere, sh_order_max=order)
+        model = MultiShellDeconvModel(nominal.to_dipy(), response, sphere, sh_order_max=order)
     model.fitter = ConeFit(model.fitter._X, model.fitter._reg)
     return model, part
 
@@ -106,7 +106,7 @@ def _fibre_response(
     for shell in shells:
         index = with_b0(table, shell.indices)
         (values, s0), _ = response_from_mask_ssst(
-            dipy_table(table.select(index)), signal[..., index.numpy()], white
+            table.select(index).to_dipy(), signal[..., index.numpy()], white
         )
         rows.append([*values, s0])
     return np.array(rows)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dmri_monai.artifacts.engine.scan_context import Scan
+from dmri_monai.artifacts.engine.scan_context import ScanContext
 
 __all__ = ["Artifact", "Drawn", "Range", "Step"]
 
@@ -51,22 +51,22 @@ class Artifact:
                     raise ValueError(f"{self.name}: {field.name} is {value!r}, expected whole numbers")
                 object.__setattr__(self, field.name, value)
 
-    def draw(self, R: np.random.RandomState, scan: Scan) -> Drawn:
+    def draw(self, R: np.random.RandomState, scan: ScanContext) -> Drawn:
         """Numbers that fix this artifact for `scan`: all that is needed but image, gradient table and affine."""
         raise NotImplementedError
 
     @staticmethod
-    def apply(image: Tensor, drawn: Drawn, scan: Scan) -> Tensor:
+    def apply(image: Tensor, drawn: Drawn, scan: ScanContext) -> Tensor:
         """Canonical `image` (N, X, Y, Z) with the artifact `drawn`; a new tensor."""
         raise NotImplementedError
 
     @staticmethod
-    def displacement(drawn: Drawn, scan: Scan, image: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def displacement(drawn: Drawn, scan: ScanContext, image: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """(X, Y, Z) common shift and (N, M) monomial weights in voxels along phase encoding; see `displace`."""
         raise NotImplementedError
 
     @staticmethod
-    def gains(drawn: Drawn, scan: Scan) -> dict[int, Tensor]:
+    def gains(drawn: Drawn, scan: ScanContext) -> dict[int, Tensor]:
         """{axis: (n,)} gain of the k-space lines; see `filter_lines`."""
         raise NotImplementedError
 
@@ -137,12 +137,12 @@ def some_of(R: np.random.RandomState, candidates: np.ndarray, share: float) -> l
     return sorted(int(i) for i in R.choice(candidates, count, replace=False))
 
 
-def readout_time(R: np.random.RandomState, scan: Scan, span: Range) -> float:
+def readout_time(R: np.random.RandomState, scan: ScanContext, span: Range) -> float:
     """The scan's total readout time in seconds, or one from U(low, high)."""
     return uniform(R, span) if scan.total_readout_time_s is None else scan.total_readout_time_s
 
 
-def polarity(R: np.random.RandomState, scan: Scan) -> int:
+def polarity(R: np.random.RandomState, scan: ScanContext) -> int:
     """The scan's phase-encoding polarity along the canonical axis, or 1 or -1 with equal probability."""
     drawn = 1 if R.uniform() < 0.5 else -1
     return drawn if scan.phase_sign is None else scan.phase_sign

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dmri_monai.artifacts.engine.presets import ARTIFACTS, Preset, load_preset
-from dmri_monai.artifacts.engine.scan_context import SCAN_META, Reorientation, Scan, describe
+from dmri_monai.artifacts.engine.scan_context import SCAN_META, Reorientation, ScanContext, describe
 from dmri_monai.artifacts.engine.steps import apply, draw
 from dmri_monai.artifacts.magnitudes import (
     HALF,
@@ -147,7 +147,7 @@ class _Prepared:
     """The valid volumes of one scan on the canonical grid."""
 
     image: Tensor
-    scan: Scan
+    scan: ScanContext
     turn: Reorientation
     rows: list[int] | None
 

@@ -19,7 +19,7 @@ from dmri_monai.artifacts.engine.artifact import (
     uniform,
     whole,
 )
-from dmri_monai.artifacts.engine.scan_context import Scan
+from dmri_monai.artifacts.engine.scan_context import ScanContext
 from dmri_monai.artifacts.spatial_fields import AIR_CAVITIES
 
 __all__ = ["EddyCurrents", "FatShift", "Susceptibility"]
@@ -43,7 +43,7 @@ class FatShift(Artifact):
     frequency_hz: Range = (440.0, 440.0)
     readout_time_s: Range = READOUT_TIME_S
 
-    def draw(self, R: np.random.RandomState, scan: Scan) -> Drawn:
+    def draw(self, R: np.random.RandomState, scan: ScanContext) -> Drawn:
         time = readout_time(R, scan, self.readout_time_s)
         return {
             "axis": scan.phase_axis,
@@ -54,7 +54,7 @@ class FatShift(Artifact):
         }
 
     @staticmethod
-    def apply(image: Tensor, drawn: Drawn, scan: Scan) -> Tensor:
+    def apply(image: Tensor, drawn: Drawn, scan: ScanContext) -> Tensor:
         unweighted = torch.as_tensor(~scan.weighted, device=image.device)
         mean = image[unweighted].mean(0) if (~scan.weighted).any() else image.mean(0)
         rim = scalp_rim(mean, threshold=drawn["threshold"], thickness=drawn["thickness"])
@@ -80,7 +80,7 @@ class Susceptibility(Artifact):
     peak_hz: Range = (50.0, 150.0)
     readout_time_s: Range = READOUT_TIME_S
 
-    def draw(self, R: np.random.RandomState, scan: Scan) -> Drawn:
+    def draw(self, R: np.random.RandomState, scan: ScanContext) -> Drawn:
         cavities = [
             [[float(c) for c in np.asarray(centre) + R.uniform(-0.05, 0.05, 3)], radius]
             for centre, radius in AIR_CAVITIES
@@ -95,11 +95,11 @@ class Susceptibility(Artifact):
         }
 
     @staticmethod
-    def apply(image: Tensor, drawn: Drawn, scan: Scan) -> Tensor:
+    def apply(image: Tensor, drawn: Drawn, scan: ScanContext) -> Tensor:
         return displace(image, axis=drawn["axis"], shift=Susceptibility.displacement(drawn, scan, image)[0])
 
     @staticmethod
-    def displacement(drawn: Drawn, scan: Scan, image: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def displacement(drawn: Drawn, scan: ScanContext, image: Tensor) -> tuple[Tensor | None, Tensor | None]:
         if drawn["given"]:
             if scan.field_hz is None:
                 raise ValueError("the record was made with a field map; give it as field_hz")
@@ -131,7 +131,7 @@ class EddyCurrents(Artifact):
     linear_voxels: Range = (0.5, 3.0)
     quadratic_voxels: Range = (0.0, 1.0)
 
-    def draw(self, R: np.random.RandomState, scan: Scan) -> Drawn:
+    def draw(self, R: np.random.RandomState, scan: ScanContext) -> Drawn:
         largest = float(scan.bvals.max(initial=0.0))
         drive = scan.bvecs_voxel * (scan.bvals / max(largest, 1e-9) * scan.weighted)[:, None]
         blocks = [
@@ -146,11 +146,11 @@ class EddyCurrents(Artifact):
         }
 
     @staticmethod
-    def apply(image: Tensor, drawn: Drawn, scan: Scan) -> Tensor:
+    def apply(image: Tensor, drawn: Drawn, scan: ScanContext) -> Tensor:
         return displace(image, axis=drawn["axis"], modes=EddyCurrents.displacement(drawn, scan, image)[1])
 
     @staticmethod
-    def displacement(drawn: Drawn, scan: Scan, image: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def displacement(drawn: Drawn, scan: ScanContext, image: Tensor) -> tuple[Tensor | None, Tensor | None]:
         coefficients = torch.tensor(drawn["coefficients"], dtype=torch.float64)
         weighted = torch.as_tensor(scan.bvals * scan.weighted)
         bvecs = torch.as_tensor(scan.bvecs_voxel)

@@ -9,7 +9,7 @@ from torch import Tensor, as_tensor
 
 from dmri_monai.artifacts import bias_field, blob, drift, slice_dropout, venetian_blind, vibration
 from dmri_monai.artifacts.engine.artifact import Artifact, Drawn, Range, numbers, some_of, uniform, whole
-from dmri_monai.artifacts.engine.scan_context import Scan
+from dmri_monai.artifacts.engine.scan_context import ScanContext
 from dmri_monai.artifacts.intensity import multiband_set
 from dmri_monai.artifacts.spatial_fields import n_monomials, polynomial_field
 
@@ -32,7 +32,7 @@ class SliceDropout(Artifact):
     share: Range = (0.01, 0.1)
     loss: Range = (0.2, 1.0)
 
-    def draw(self, R: np.random.RandomState, scan: Scan) -> Drawn:
+    def draw(self, R: np.random.RandomState, scan: ScanContext) -> Drawn:
         shots = scan.n_slices // scan.multiband
         volumes = np.flatnonzero(scan.weighted)
         events = some_of(R, np.arange(len(volumes) * shots), uniform(R, self.share))
@@ -45,7 +45,7 @@ class SliceDropout(Artifact):
         }
 
     @staticmethod
-    def apply(image: Tensor, drawn: Drawn, scan: Scan) -> Tensor:
+    def apply(image: Tensor, drawn: Drawn, scan: ScanContext) -> Tensor:
         return slice_dropout(
             image,
             volumes=as_tensor(drawn["volumes"]),
@@ -77,7 +77,7 @@ class Vibration(Artifact):
 
     remaining: Range = (0.3, 0.8)
 
-    def draw(self, R: np.random.RandomState, scan: Scan) -> Drawn:
+    def draw(self, R: np.random.RandomState, scan: ScanContext) -> Drawn:
         return {
             "remaining": uniform(R, self.remaining),
             "centre": [float(c) for c in np.array([0.0, -0.4, 0.25]) + R.uniform(-0.1, 0.1, 3)],
@@ -86,14 +86,14 @@ class Vibration(Artifact):
         }
 
     @staticmethod
-    def apply(image: Tensor, drawn: Drawn, scan: Scan) -> Tensor:
+    def apply(image: Tensor, drawn: Drawn, scan: ScanContext) -> Tensor:
         weight = blob(scan.shape, drawn["centre"], drawn["width"], image)
         return vibration(
             image, left_right=as_tensor(_left_right(scan)), weight=weight, remaining=drawn["remaining"]
         )
 
 
-def _left_right(scan: Scan) -> np.ndarray:
+def _left_right(scan: ScanContext) -> np.ndarray:
     """(N,) world x component of the gradient relative to the scan's strongest, -1 to 1."""
     strength = np.sqrt(scan.bvals / max(float(scan.bvals.max(initial=0.0)), 1e-9)) * scan.weighted
     share: np.ndarray = (scan.bvecs_voxel @ scan.rotation.T)[:, 0] * strength
@@ -112,12 +112,12 @@ class BiasField(Artifact):
 
     strength: Range = (0.1, 0.5)
 
-    def draw(self, R: np.random.RandomState, scan: Scan) -> Drawn:
+    def draw(self, R: np.random.RandomState, scan: ScanContext) -> Drawn:
         coefficients = [0.0, *numbers(R, n_monomials(BIAS_ORDER) - 1)]
         return {"strength": uniform(R, self.strength), "coefficients": coefficients}
 
     @staticmethod
-    def apply(image: Tensor, drawn: Drawn, scan: Scan) -> Tensor:
+    def apply(image: Tensor, drawn: Drawn, scan: ScanContext) -> Tensor:
         field = polynomial_field(drawn["coefficients"], scan.shape, BIAS_ORDER, image)
         return bias_field(image, log_gain=field * (drawn["strength"] / field.abs().amax().clamp(min=1e-9)))
 
@@ -131,11 +131,11 @@ class VenetianBlind(Artifact):
 
     strength: Range = (0.05, 0.2)
 
-    def draw(self, R: np.random.RandomState, scan: Scan) -> Drawn:
+    def draw(self, R: np.random.RandomState, scan: ScanContext) -> Drawn:
         return {"strength": uniform(R, self.strength), "axis": scan.slice_axis}
 
     @staticmethod
-    def apply(image: Tensor, drawn: Drawn, scan: Scan) -> Tensor:
+    def apply(image: Tensor, drawn: Drawn, scan: ScanContext) -> Tensor:
         return venetian_blind(image, strength=drawn["strength"], axis=drawn["axis"])
 
 
@@ -151,9 +151,9 @@ class Drift(Artifact):
 
     fraction: Range = (0.01, 0.06)
 
-    def draw(self, R: np.random.RandomState, scan: Scan) -> Drawn:
+    def draw(self, R: np.random.RandomState, scan: ScanContext) -> Drawn:
         return {"fraction": uniform(R, self.fraction), "order": whole(R, (1, 2))}
 
     @staticmethod
-    def apply(image: Tensor, drawn: Drawn, scan: Scan) -> Tensor:
+    def apply(image: Tensor, drawn: Drawn, scan: ScanContext) -> Tensor:
         return drift(image, fraction=drawn["fraction"], order=drawn["order"])

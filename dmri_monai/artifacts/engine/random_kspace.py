@@ -23,7 +23,7 @@ from dmri_monai.artifacts.engine.artifact import (
     whole,
 )
 from dmri_monai.artifacts.engine.random_distortion import READOUT_TIME_S
-from dmri_monai.artifacts.engine.scan_context import Scan
+from dmri_monai.artifacts.engine.scan_context import ScanContext
 from dmri_monai.artifacts.lines import ghost_gain, partial_fourier_gain, t2star_gain, truncation_gain
 from dmri_monai.artifacts.spatial_fields import polynomial_field
 
@@ -48,11 +48,11 @@ class Aliasing(Artifact):
 
     fraction: Range = (0.0, 0.4)
 
-    def draw(self, R: np.random.RandomState, scan: Scan) -> Drawn:
+    def draw(self, R: np.random.RandomState, scan: ScanContext) -> Drawn:
         return {"axis": scan.phase_axis, "fraction": uniform(R, self.fraction)}
 
     @staticmethod
-    def apply(image: Tensor, drawn: Drawn, scan: Scan) -> Tensor:
+    def apply(image: Tensor, drawn: Drawn, scan: ScanContext) -> Tensor:
         return aliasing(image, axis=drawn["axis"], fraction=drawn["fraction"])
 
 
@@ -70,7 +70,7 @@ class HermitianPartialFourier(Artifact):
     fraction: Range = (0.625, 0.875)
     phase_deg: Range = (10.0, 90.0)
 
-    def draw(self, R: np.random.RandomState, scan: Scan) -> Drawn:
+    def draw(self, R: np.random.RandomState, scan: ScanContext) -> Drawn:
         return {
             "axis": scan.phase_axis,
             "fraction": uniform(R, self.fraction),
@@ -79,7 +79,7 @@ class HermitianPartialFourier(Artifact):
         }
 
     @staticmethod
-    def apply(image: Tensor, drawn: Drawn, scan: Scan) -> Tensor:
+    def apply(image: Tensor, drawn: Drawn, scan: ScanContext) -> Tensor:
         field = polynomial_field(drawn["coefficients"], scan.shape, 2, image)
         phase = field * (math.radians(drawn["phase_deg"]) / field.abs().amax().clamp(min=1e-9))
         fraction = drawn["fraction"]
@@ -96,11 +96,11 @@ class PartialFourier(Artifact):
 
     fraction: Range = (0.625, 0.875)
 
-    def draw(self, R: np.random.RandomState, scan: Scan) -> Drawn:
+    def draw(self, R: np.random.RandomState, scan: ScanContext) -> Drawn:
         return {"axis": scan.phase_axis, "fraction": uniform(R, self.fraction)}
 
     @staticmethod
-    def gains(drawn: Drawn, scan: Scan) -> dict[int, Tensor]:
+    def gains(drawn: Drawn, scan: ScanContext) -> dict[int, Tensor]:
         return {drawn["axis"]: partial_fourier_gain(scan.shape[drawn["axis"]], drawn["fraction"])}
 
 
@@ -117,7 +117,7 @@ class T2StarBlur(Artifact):
     t2star_s: Range = (0.03, 0.08)
     readout_time_s: Range = READOUT_TIME_S
 
-    def draw(self, R: np.random.RandomState, scan: Scan) -> Drawn:
+    def draw(self, R: np.random.RandomState, scan: ScanContext) -> Drawn:
         rate = 1 / uniform(R, self.t2star_s)
         return {
             "axis": scan.phase_axis,
@@ -126,7 +126,7 @@ class T2StarBlur(Artifact):
         }
 
     @staticmethod
-    def gains(drawn: Drawn, scan: Scan) -> dict[int, Tensor]:
+    def gains(drawn: Drawn, scan: ScanContext) -> dict[int, Tensor]:
         t2star = 1 / drawn["decay_rate_hz"] if drawn["decay_rate_hz"] else math.inf
         return {drawn["axis"]: t2star_gain(scan.shape[drawn["axis"]], drawn["readout_time_s"], t2star)}
 
@@ -143,11 +143,11 @@ class Gibbs(Artifact):
 
     fraction: Range = (0.1, 0.5)
 
-    def draw(self, R: np.random.RandomState, scan: Scan) -> Drawn:
+    def draw(self, R: np.random.RandomState, scan: ScanContext) -> Drawn:
         return {"axes": sorted((scan.phase_axis, scan.readout_axis)), "fraction": uniform(R, self.fraction)}
 
     @staticmethod
-    def gains(drawn: Drawn, scan: Scan) -> dict[int, Tensor]:
+    def gains(drawn: Drawn, scan: ScanContext) -> dict[int, Tensor]:
         return {axis: truncation_gain(scan.shape[axis], drawn["fraction"]) for axis in drawn["axes"]}
 
 
@@ -161,11 +161,11 @@ class Ghost(Artifact):
 
     phase_deg: Range = (2.0, 15.0)
 
-    def draw(self, R: np.random.RandomState, scan: Scan) -> Drawn:
+    def draw(self, R: np.random.RandomState, scan: ScanContext) -> Drawn:
         return {"axis": scan.phase_axis, "phase_deg": uniform(R, self.phase_deg)}
 
     @staticmethod
-    def gains(drawn: Drawn, scan: Scan) -> dict[int, Tensor]:
+    def gains(drawn: Drawn, scan: ScanContext) -> dict[int, Tensor]:
         return {drawn["axis"]: ghost_gain(scan.shape[drawn["axis"]], drawn["phase_deg"])}
 
 
@@ -184,7 +184,7 @@ class Spike(Artifact):
     share: Range = (0.005, 0.03)
     amplitude: Range = (0.05, 0.1)
 
-    def draw(self, R: np.random.RandomState, scan: Scan) -> Drawn:
+    def draw(self, R: np.random.RandomState, scan: ScanContext) -> Drawn:
         events = some_of(R, np.arange(scan.n_volumes * scan.n_slices), uniform(R, self.share))
         sizes = [scan.shape[a] for a in range(3) if a != scan.slice_axis]
         return {
@@ -197,7 +197,7 @@ class Spike(Artifact):
         }
 
     @staticmethod
-    def apply(image: Tensor, drawn: Drawn, scan: Scan) -> Tensor:
+    def apply(image: Tensor, drawn: Drawn, scan: ScanContext) -> Tensor:
         if not drawn["volumes"]:
             return image
         lists = {k: as_tensor(v) for k, v in drawn.items() if k != "axis"}
@@ -230,7 +230,7 @@ class Zipper(Artifact):
     share: Range = (0.1, 1.0)
     amplitude: Range = (0.05, 0.3)
 
-    def draw(self, R: np.random.RandomState, scan: Scan) -> Drawn:
+    def draw(self, R: np.random.RandomState, scan: ScanContext) -> Drawn:
         width = whole(R, (1, min(2, scan.shape[scan.readout_axis])))
         return {
             "readout_axis": scan.readout_axis,
@@ -242,7 +242,7 @@ class Zipper(Artifact):
         }
 
     @staticmethod
-    def apply(image: Tensor, drawn: Drawn, scan: Scan) -> Tensor:
+    def apply(image: Tensor, drawn: Drawn, scan: ScanContext) -> Tensor:
         volumes = torch.as_tensor(drawn["hit_volumes"], dtype=torch.long, device=image.device)
         if not len(volumes):
             return image

@@ -29,7 +29,7 @@ from dmri_monai.artifacts.engine.artifact import (
     uniform,
     whole,
 )
-from dmri_monai.artifacts.engine.scan_context import Scan
+from dmri_monai.artifacts.engine.scan_context import ScanContext
 from dmri_monai.gradients import cluster_shells
 from dmri_monai.qspace.shell_fit import sh_basis, sh_fit_matrix, supported_order
 
@@ -61,7 +61,7 @@ class Motion(Artifact):
     rotation_deg: Range = (0.5, 2.0)
     translation_mm: Range = (0.5, 2.0)
 
-    def draw(self, R: np.random.RandomState, scan: Scan) -> Drawn:
+    def draw(self, R: np.random.RandomState, scan: ScanContext) -> Drawn:
         later = np.arange(1, scan.n_volumes)
         count = min(whole(R, self.events), len(later))
         starts = sorted(int(v) for v in R.choice(later, count, replace=False)) if count else []
@@ -72,7 +72,7 @@ class Motion(Artifact):
         }
 
     @staticmethod
-    def apply(image: Tensor, drawn: Drawn, scan: Scan) -> Tensor:
+    def apply(image: Tensor, drawn: Drawn, scan: ScanContext) -> Tensor:
         starts = drawn["starts"]
         if not starts:
             return image
@@ -106,7 +106,7 @@ class SliceMotion(Artifact):
     rotation_deg: Range = (0.5, 2.0)
     translation_mm: Range = (0.5, 2.0)
 
-    def draw(self, R: np.random.RandomState, scan: Scan) -> Drawn:
+    def draw(self, R: np.random.RandomState, scan: ScanContext) -> Drawn:
         volumes = some_of(R, np.flatnonzero(scan.weighted), uniform(R, self.share))
         times = _slice_times(scan)
         return {
@@ -118,7 +118,7 @@ class SliceMotion(Artifact):
         }
 
     @staticmethod
-    def apply(image: Tensor, drawn: Drawn, scan: Scan) -> Tensor:
+    def apply(image: Tensor, drawn: Drawn, scan: ScanContext) -> Tensor:
         rows = torch.as_tensor(drawn["volumes"], dtype=torch.long)
         if not len(rows):
             return image
@@ -149,7 +149,7 @@ class GradientNonlinearity(Artifact):
 
     largest: Range = (0.02, 0.1)
 
-    def draw(self, R: np.random.RandomState, scan: Scan) -> Drawn:
+    def draw(self, R: np.random.RandomState, scan: ScanContext) -> Drawn:
         return {
             "largest": uniform(R, self.largest),
             "coefficients": numbers(R, 9, 9),
@@ -157,7 +157,7 @@ class GradientNonlinearity(Artifact):
         }
 
     @staticmethod
-    def apply(image: Tensor, drawn: Drawn, scan: Scan) -> Tensor:
+    def apply(image: Tensor, drawn: Drawn, scan: ScanContext) -> Tensor:
         coefficients = torch.tensor(drawn["coefficients"], dtype=torch.float64)
         weighted = torch.as_tensor(scan.bvals * scan.weighted)
         return gradient_nonlinearity(
@@ -192,7 +192,7 @@ def interpolation_weights(
     return weights
 
 
-def _poses(drawn: Drawn, scan: Scan) -> tuple[Tensor, Tensor]:
+def _poses(drawn: Drawn, scan: ScanContext) -> tuple[Tensor, Tensor]:
     """Rotations (M, 3, 3) and translations (M, 3) of the canonical voxel frame from those of the world."""
     q = torch.from_numpy(scan.rotation)
     vectors = torch.deg2rad(torch.tensor(drawn["rotation_deg"], dtype=torch.float64))
@@ -200,7 +200,7 @@ def _poses(drawn: Drawn, scan: Scan) -> tuple[Tensor, Tensor]:
     return q.T @ rotation_matrix(vectors) @ q, translations @ q
 
 
-def _moved(image: Tensor, scan: Scan, rows: Tensor, rotations: Tensor, translations: Tensor) -> Tensor:
+def _moved(image: Tensor, scan: ScanContext, rows: Tensor, rotations: Tensor, translations: Tensor) -> Tensor:
     """Volumes `rows` (M,) of the moved head."""
     bvals, bvecs = torch.as_tensor(scan.bvals), torch.as_tensor(scan.bvecs_voxel)
     weights = interpolation_weights(bvals, bvecs, rows, rotations)
@@ -208,7 +208,7 @@ def _moved(image: Tensor, scan: Scan, rows: Tensor, rotations: Tensor, translati
     return move(turned, rotations=rotations, translations_mm=translations, spacing_mm=scan.spacing_mm)
 
 
-def _slice_times(scan: Scan) -> np.ndarray:
+def _slice_times(scan: ScanContext) -> np.ndarray:
     """(S,) acquisition times, 0 to 1."""
     if scan.slice_timing_s is None:
         return acquisition_order(scan.n_slices, multiband=scan.multiband).numpy()
@@ -216,7 +216,7 @@ def _slice_times(scan: Scan) -> np.ndarray:
     return times / max(float(times.max()), 1e-9)
 
 
-def _tensor(image: Tensor, scan: Scan) -> Tensor:
+def _tensor(image: Tensor, scan: ScanContext) -> Tensor:
     """(6, X, Y, Z) unweighted log-linear tensor in mm2/s.
 
     What the table cannot tell (without b0, attenuation from a darker voxel) stays as in isotropic tissue.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dmri_monai.artifacts import blob, g_factor_sigma, noncentral_chi, rician
 from dmri_monai.artifacts.engine.artifact import Artifact, Drawn, Range, field_seed, generator, uniform, whole
-from dmri_monai.artifacts.engine.scan_context import Scan
+from dmri_monai.artifacts.engine.scan_context import ScanContext
 
 __all__ = ["Noise"]
 
@@ -32,7 +32,7 @@ class Noise(Artifact):
     coils: Range = (1, 1)
     g_factor: Range = (1.0, 1.0)
 
-    def draw(self, R: np.random.RandomState, scan: Scan) -> Drawn:
+    def draw(self, R: np.random.RandomState, scan: ScanContext) -> Drawn:
         return {
             "sigma": scan.reference / uniform(R, self.snr),
             "coils": whole(R, self.coils),
@@ -41,7 +41,7 @@ class Noise(Artifact):
         }
 
     @staticmethod
-    def apply(image: Tensor, drawn: Drawn, scan: Scan) -> Tensor:
+    def apply(image: Tensor, drawn: Drawn, scan: ScanContext) -> Tensor:
         sigma: Tensor | float = drawn["sigma"]
         if drawn["g_factor"] > 1:
             g = 1 + (drawn["g_factor"] - 1) * blob(scan.shape, (0.0, 0.0, 0.0), 0.5, image)

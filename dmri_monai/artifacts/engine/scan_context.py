@@ -20,7 +20,7 @@ from torch import Tensor
 from dmri_monai.artifacts.magnitudes import check_finite, check_non_negative
 from dmri_monai.gradients import B0_THRESHOLD, grid_rotation
 
-__all__ = ["SCAN_META", "Reorientation", "Scan", "describe"]
+__all__ = ["SCAN_META", "Reorientation", "ScanContext", "describe"]
 
 # what an artifact uses of an image's meta data, where known
 SCAN_META = (
@@ -80,7 +80,7 @@ class Reorientation:
 
 
 @dataclass(frozen=True)
-class Scan:
+class ScanContext:
     """One scan on the canonical grid.
 
     shape: (X, Y, Z).  bvals (N,) in s/mm2; bvecs_voxel (N, 3) in the canonical voxel frame, zero for b0.
@@ -137,7 +137,7 @@ def describe(
     turn: Reorientation,
     meta: Mapping[str, Any] | None = None,
     field_hz: Tensor | None = None,
-) -> Scan:
+) -> ScanContext:
     """Scan of a canonical `image` (N, X, Y, Z).  table: b-values (N,) and b-vectors (N, 3); these and
     `affine` are those of the array before `turn`.
 
@@ -161,7 +161,7 @@ def describe(
     trt = meta.get("total_readout_time_s")
     if trt is not None:
         check_non_negative("total_readout_time_s", float(trt))
-    return Scan(
+    return ScanContext(
         shape=shape,
         bvals=bvals,
         bvecs_voxel=turn.vectors(bvecs_voxel),

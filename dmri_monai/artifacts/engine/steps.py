@@ -14,13 +14,13 @@ from torch import Tensor
 
 from dmri_monai.artifacts import displace
 from dmri_monai.artifacts.engine.presets import ARTIFACTS, Preset
-from dmri_monai.artifacts.engine.scan_context import Scan
+from dmri_monai.artifacts.engine.scan_context import ScanContext
 from dmri_monai.artifacts.lines import filter_lines
 
 __all__ = ["apply", "draw", "random_state"]
 
 
-def draw(preset: Preset, seed: int, scan: Scan) -> list[dict[str, Any]]:
+def draw(preset: Preset, seed: int, scan: ScanContext) -> list[dict[str, Any]]:
     """What each artifact drew, in physical order."""
     applied = []
     for artifact in preset.artifacts:
@@ -35,7 +35,7 @@ def random_state(seed: int, name: str) -> np.random.RandomState:
     return np.random.RandomState(np.random.MT19937(np.random.SeedSequence([seed, zlib.crc32(name.encode())])))
 
 
-def apply(image: Tensor, applied: Sequence[dict[str, Any]], scan: Scan) -> Tensor:
+def apply(image: Tensor, applied: Sequence[dict[str, Any]], scan: ScanContext) -> Tensor:
     """Neighbours that displace, or that filter lines, act together: their shifts add, their gains multiply."""
     with _reproducibly(image.device):
         for step, group in groupby(applied, key=lambda entry: ARTIFACTS[entry["artifact"]].step):
@@ -66,7 +66,7 @@ def _reproducibly(device: torch.device) -> Iterator[None]:
             torch.set_num_threads(threads)
 
 
-def _displaced(image: Tensor, group: Iterable[dict[str, Any]], scan: Scan) -> Tensor:
+def _displaced(image: Tensor, group: Iterable[dict[str, Any]], scan: ScanContext) -> Tensor:
     shift, modes, axis = None, None, 0
     for entry in group:
         axis = entry["drawn"]["axis"]
@@ -76,7 +76,7 @@ def _displaced(image: Tensor, group: Iterable[dict[str, Any]], scan: Scan) -> Te
     return displace(image, axis=axis, shift=shift, modes=modes)
 
 
-def _filtered(image: Tensor, group: Iterable[dict[str, Any]], scan: Scan) -> Tensor:
+def _filtered(image: Tensor, group: Iterable[dict[str, Any]], scan: ScanContext) -> Tensor:
     gains: dict[int, Tensor] = {}
     for entry in group:
         for axis, gain in ARTIFACTS[entry["artifact"]].gains(entry["drawn"], scan).items():
