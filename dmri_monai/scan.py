@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dmri_monai.gradients import B0_THRESHOLD, GradientTable
 from dmri_monai.io.dwi import read_dwi, write_dwi
+from dmri_monai.io.no_signal import require_signal
 from dmri_monai.io.sidecars import BvecsChoice
 
 __all__ = ["Acquisition", "Scan"]
@@ -148,6 +149,10 @@ class Scan:
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write NIfTI with `.bval` and `.bvec` (FSL frame), as :func:`dmri_monai.io.write_dwi`."""
         write_dwi(Path(path), self.image, self.table)
+
+    def require_signal(self) -> None:
+        """ValueError naming the file where the image is all 0, constant or negated: nothing to predict or to learn."""
+        require_signal(self.image, self.table.bvals, self.path)
 
     @property
     def _place(self) -> str:

@@ -38,9 +38,10 @@ def subsample_measurements(
     if drop_shells and model.takes == "harmonics" and model.missing != "zero":
         raise ValueError(f"drop_shells = {drop_shells} needs missing='zero', got missing={model.missing!r}")
     chosen: list[MapTransform] = []
+    threshold = {"b0_threshold": model.b0_threshold}
     if directions is not None:
         fewest, most = (directions, directions) if isinstance(directions, int) else directions
-        chosen.append(RandSubsampleDirectionsd("image", prob=1.0, directions=(fewest, most)))
+        chosen.append(RandSubsampleDirectionsd("image", prob=1.0, directions=(fewest, most), **threshold))
     if drop_shells:
-        chosen.append(RandDropShelld("image", prob=drop_shells))
+        chosen.append(RandDropShelld("image", prob=drop_shells, **threshold))
     return chosen

@@ -15,6 +15,7 @@ from monai.transforms import MapTransform
 from torch import nn
 
 from dmri_monai.equivariant import Concat, Sum, as_irreps
+from dmri_monai.gradients import B0_THRESHOLD
 from dmri_monai.networks import EquivariantUNet, PlainUNet, PQSegmentationNet
 from dmri_monai.qspace.shell_fit import ShellFit, harmonic_irreps
 from dmri_monai.transforms import NormalizeByB0d, ResampleDirectionsd, SphericalHarmonicsd, ToVoxelFramed
@@ -46,6 +47,7 @@ class Model:
         "pq" (PQSegmentationNet on the samples themselves).
     size: "tiny", "small" or "base"; for "equivariant" also the irreps of every level.
     options: further arguments of the network's class, e.g. {"filters": 24}.
+    b0_threshold: volumes with b <= this (s/mm²) are b0, as of `dmri_monai.transforms.LoadDWId`.
     shells (s/mm²), l_max, tolerance, missing, too_few, order_scale: as of `dmri_monai.transforms.SphericalHarmonicsd`.
     """
 
@@ -59,6 +61,7 @@ class Model:
     too_few: str = "error"
     order_scale: Sequence[float] | None = None
     n_directions: int = 64
+    b0_threshold: float = B0_THRESHOLD
 
     def __post_init__(self) -> None:
         _check_choice("architecture", self.architecture, ARCHITECTURES)
@@ -101,17 +104,22 @@ class Model:
     def fit(self) -> ShellFit:
         """How shells become harmonics."""
         return ShellFit(
-            tolerance=self.tolerance, missing=self.missing, too_few=self.too_few, order_scale=self.order_scale
+            tolerance=self.tolerance,
+            missing=self.missing,
+            too_few=self.too_few,
+            order_scale=self.order_scale,
+            b0_threshold=self.b0_threshold,
         )
 
     def encode(self) -> list[MapTransform]:
         """From a raw scan on its final grid to what the network takes in, in the voxel frame."""
-        shells: dict[str, Any] = {"shells": self.shells, "l_max": self.l_max, "tolerance": self.tolerance}
+        threshold: dict[str, Any] = {"b0_threshold": self.b0_threshold}
+        shells = {"shells": self.shells, "l_max": self.l_max, "tolerance": self.tolerance, **threshold}
         if self.takes == "samples":
-            return [NormalizeByB0d("image", b0="collapse"), ToVoxelFramed("image")]
+            return [NormalizeByB0d("image", b0="collapse", **threshold), ToVoxelFramed("image")]
         if self.takes == "directions":
             resample = ResampleDirectionsd("image", self.n_directions, too_few=self.too_few, **shells)
-            return [resample, NormalizeByB0d("image", b0="drop")]
+            return [resample, NormalizeByB0d("image", b0="drop", **threshold)]
         shells |= {"missing": self.missing, "too_few": self.too_few, "order_scale": self.order_scale}
         return [SphericalHarmonicsd("image", **shells)]
 

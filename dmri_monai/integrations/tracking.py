@@ -68,8 +68,7 @@ def data_record(data: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, An
 
 
 def _scan_record(image: str | Path) -> dict[str, Any]:
-    sidecars = find_sidecars(Path(image))
-    files = [f for f in (sidecars.bval, sidecars.bvec, sidecars.mrtrix) if f is not None]
+    files = find_sidecars(Path(image)).tables
     hashes = {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
     return {"scan": Path(image).name, "table": hashes}
 

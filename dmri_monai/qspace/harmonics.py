@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dmri_monai.gradients import no_b0_message
 from dmri_monai.qspace.shell_fit import (
     ShellFit,
     even_orders,
@@ -87,10 +88,7 @@ def mean_b0(image: Tensor, bvals: Tensor, b0_threshold: float, valid: Tensor | N
     """(X, Y, Z) mean of the b0 volumes of `image` (N, X, Y, Z); ValueError if there are none."""
     rows = bvals <= b0_threshold if valid is None else (bvals <= b0_threshold) & valid
     if not rows.any():
-        smallest = float(bvals.min()) if len(bvals) else float("nan")
-        raise ValueError(
-            f"the scan has no b0 volume (b <= {b0_threshold:g} s/mm²); its smallest b is {smallest:g}"
-        )
+        raise ValueError(no_b0_message(bvals, b0_threshold))
     index = torch.nonzero(rows).flatten().to(image.device)
     return image.index_select(0, index).float().mean(dim=0)
 

@@ -15,6 +15,7 @@ from ignite.engine import Engine, Events
 from torch import Tensor, nn
 
 from dmri_monai.flags import flag
+from dmri_monai.io.present import present
 from dmri_monai.io.writing import replacing
 from dmri_monai.training.parallel import is_main
 
@@ -33,6 +34,7 @@ SHAPE_SETTINGS = (
     "n_directions",
 )
 UNREADABLE = (RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError)  # of torch.load
+NO_FILE = ("", "null", "none")
 HEAD_OPTIONS = ("deep_supervision",)  # options of a network that change nothing but its head
 
 # ignite's and MONAI's savers remove the old file before they write the new one: a kill in between loses both
@@ -76,9 +78,9 @@ class Checkpoint:
         self.evaluator = evaluator
         self.resume = resume = flag("resume", resume)
         overwrite = flag("overwrite", overwrite)
-        if resume and not self.last.is_file():
+        if resume and present(self.last) is None:
             raise ValueError(f"resume: there is no checkpoint {self.last}")
-        if not resume and not overwrite and self.last.is_file():
+        if not resume and not overwrite and present(self.last):
             raise ValueError(
                 f"{self.last} exists: continue that training with `--resume true`, choose another `--output_dir`, "
                 "or discard it with `--overwrite true`"
@@ -106,7 +108,7 @@ class Checkpoint:
         """Write the network alone to `model.pt`, and its settings beside it."""
         if self.settings is not None:
             with replacing(settings_path(self.best)) as (temporary,):
-                temporary.write_text(json.dumps(self.settings, indent=4) + "\n")
+                temporary.write_text(json.dumps(self.settings, indent=4) + "\n", encoding="utf-8")
         save_atomically(self.network.state_dict(), self.best)
 
     def restore(self, engine: Engine) -> None:
@@ -155,11 +157,12 @@ def load_pretrained(
 ) -> nn.Module:
     """`network` with the weights of checkpoint `path` (a state dict) in everything but its `head`.
 
-    Logs what was loaded, what is new, and what the checkpoint holds besides. None or "" leaves the network as it is.
+    Logs what was loaded, what is new, and what the checkpoint holds besides. None, "", or the words null and none, which a
+    command line hands over as text, leave the network as it is.
     settings: as of :func:`load_weights`, but the task may differ. ValueError when the bodies differ, naming both
     sides.
     """
-    if not path:
+    if path is None or str(path).lower() in NO_FILE:
         return network
     source = _read(path)
     _check_settings(settings or {}, path, SHAPE_SETTINGS, but=HEAD_OPTIONS)
@@ -196,7 +199,7 @@ def _listed(names: list[str]) -> str:
 
 
 def _read(path: str | Path) -> dict[str, Tensor]:
-    if not Path(path).is_file():
+    if present(path) is None:
         raise ValueError(f"there is no checkpoint {path}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -215,10 +218,10 @@ def _check_settings(
 
     but: options of the network that may differ.
     """
-    record = settings_path(path)
-    if not record.is_file():
+    record = present(settings_path(path))
+    if record is None:
         return
-    theirs = _without(but, json.loads(record.read_text()))
+    theirs = _without(but, json.loads(record.read_text(encoding="utf-8")))
     ours = _without(but, json.loads(json.dumps(dict(settings), default=str)))
     for name in names:
         if name in ours and name in theirs and ours[name] != theirs[name]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from dmri_monai.artifacts.engine.artifact import Artifact
 from dmri_monai.artifacts.engine.corruption import Record, corrupt, ground_truth, zero_invalid
 from dmri_monai.artifacts.engine.presets import ARTIFACTS, Preset, load_preset
+from dmri_monai.io.acquisition import require_usable
 from dmri_monai.transforms.frames import voxel_rotation
 from dmri_monai.transforms.rows import item_table, like
 
@@ -74,6 +75,8 @@ class RandDWIArtifactsd(RandomizableTransform):
         image = item[self.key]
         rotation = voxel_rotation(image, type(self).__name__)
         bvals, bvecs = item_table(item, self.key, type(self).__name__)
+        if self._do_transform:
+            require_usable(image.meta)
         field = None if self.field_map_key is None else torch.as_tensor(item[self.field_map_key])[0]
         raw, count = zero_invalid(image.as_tensor()) if self.invalid == "zero" else (image.as_tensor(), 0)
         if count:

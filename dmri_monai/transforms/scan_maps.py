@@ -13,7 +13,7 @@ from monai.data.meta_tensor import MetaTensor
 from monai.transforms import MapTransform
 from torch import Tensor
 
-from dmri_monai.gradients import B0_THRESHOLD
+from dmri_monai.gradients import b0_threshold_of
 from dmri_monai.qspace.direction_sets import spread_directions
 from dmri_monai.qspace.harmonics import Measurements, mean_b0, shell_matrix
 from dmri_monai.qspace.invariants import power_spectrum
@@ -174,7 +174,7 @@ class TensorMetricsd(MapTransform):
         world = rotate_tensor(tensor, rotation)
         values = {**tensor_metrics(world)._asdict(), "tensor": world}
         if "b0" in self.metrics:
-            values["b0"] = mean_b0(item[key].as_tensor(), bvals, B0_THRESHOLD)[None, None]
+            values["b0"] = mean_b0(item[key].as_tensor(), bvals, b0_threshold_of(item[key]))[None, None]
         return {name: values[name][0] for name in self.metrics}
 
 
@@ -204,7 +204,11 @@ class BrainMaskd(MapTransform):
             if self.mask_key in item:
                 continue
             bvals, _ = item_table(item, key, "BrainMaskd")
-            b0 = mean_b0(item[key].as_tensor(), bvals.to(item[key].device), B0_THRESHOLD).cpu().numpy()
+            b0 = (
+                mean_b0(item[key].as_tensor(), bvals.to(item[key].device), b0_threshold_of(item[key]))
+                .cpu()
+                .numpy()
+            )
             _, mask = median_otsu(b0, median_radius=self.median_radius, numpass=self.numpass)
             plain = torch.from_numpy(mask.astype(np.uint8)).unsqueeze(0).to(item[key].device)
             item[self.mask_key] = like(item[key], plain)

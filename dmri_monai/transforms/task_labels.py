@@ -11,7 +11,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from torch import Tensor
 
-from dmri_monai.gradients import B0_THRESHOLD
+from dmri_monai.gradients import b0_threshold_of
 from dmri_monai.qspace.axes import harmonics_to_axis
 from dmri_monai.qspace.harmonics import b0_reference, mean_b0
 from dmri_monai.transforms.rows import check_same_grid, item_table, like, plain, with_meta
@@ -141,7 +141,7 @@ class HeadMaskd(MapTransform):
         item = dict(data)
         for key in self.key_iterator(item):
             bvals, _ = item_table(item, key, "HeadMaskd")
-            b0 = mean_b0(item[key].as_tensor(), bvals, B0_THRESHOLD)
+            b0 = mean_b0(item[key].as_tensor(), bvals, b0_threshold_of(item[key]))
             head = (b0 > self.threshold * b0_reference(b0)).to(torch.uint8)
             item[self.name] = like(item[key], head.unsqueeze(0))
         return item

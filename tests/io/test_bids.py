@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from dmri_monai.io.bids import data_list, hcp_list, split, split_fold
+from dmri_monai.io.bids import data_list
+from dmri_monai.io.hcp import hcp_list
+from dmri_monai.io.splits import split, split_fold
 
 
 def touch(*paths: Path) -> None:
