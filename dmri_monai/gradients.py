@@ -304,7 +304,7 @@ def _undirected_message(i: int, bvals: Tensor, norms: Tensor, b0_threshold: floa
     highest = float(bvals[shell.indices].max())
     if lowest and undirected and (no_b0 or highest <= HIGHEST_B0) and len(shell.indices) < len(bvals):
         if no_b0:
-            return no_b0_message(bvals, b0_threshold, highest) + place
+            return no_b0_message(bvals, b0_threshold, wanted=highest, place=place)
         return (
             f"zero vector at b = {bval:g} (volume {i}), above b0_threshold {b0_threshold:g}{place}: "
             f"if the volumes up to it are b0, give b0_threshold={highest:g}"
@@ -317,11 +317,11 @@ def _undirected_message(i: int, bvals: Tensor, norms: Tensor, b0_threshold: floa
     )
 
 
-def no_b0_message(bvals: Tensor, b0_threshold: float, wanted: float | None = None) -> str:
+def no_b0_message(bvals: Tensor, b0_threshold: float, *, wanted: float | None = None, place: str = "") -> str:
     """What to tell a user whose scan has no b-value (N,) up to `b0_threshold`; wanted: the threshold to suggest."""
     low = float(bvals.min()) if len(bvals) else math.nan
     return (
-        f"no b0 volume: lowest b is {low:g}, above b0_threshold {b0_threshold:g}; "
+        f"no b0 volume{place}: lowest b is {low:g}, above b0_threshold {b0_threshold:g}; "
         f"give b0_threshold={low if wanted is None else wanted:g}"
     )
 
@@ -339,7 +339,7 @@ def _linear_part(affine: Tensor) -> Tensor:
 
 
 def world_from_fsl(affine: Tensor) -> Tensor:
-    """(3, 3) M with v_world = M v_fsl, for an image with `affine` (4, 4): the grid rotation after the FSL sign of x."""
+    """(3, 3) M with v_world = M v_fsl, for an image with `affine` (4, 4): FSL's sign of x, then the grid rotation."""
     rotation = grid_rotation(affine)
     x_sign = -1.0 if torch.linalg.det(rotation) > 0 else 1.0
     return rotation * rotation.new_tensor([x_sign, 1.0, 1.0])

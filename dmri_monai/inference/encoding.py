@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from monai.transforms import MapTransform, SelectItemsd
 
@@ -38,7 +39,7 @@ def subsample_measurements(
     if drop_shells and model.takes == "harmonics" and model.missing != "zero":
         raise ValueError(f"drop_shells = {drop_shells} needs missing='zero', got missing={model.missing!r}")
     chosen: list[MapTransform] = []
-    threshold = {"b0_threshold": model.b0_threshold}
+    threshold: dict[str, Any] = {"b0_threshold": model.b0_threshold}
     if directions is not None:
         fewest, most = (directions, directions) if isinstance(directions, int) else directions
         chosen.append(RandSubsampleDirectionsd("image", prob=1.0, directions=(fewest, most), **threshold))

@@ -1,6 +1,7 @@
-"""Read and write diffusion scans: NIfTI with FSL, DIPY, BIDS, HCP, QSIPrep or MRtrix gradient tables, and harmonic images.
+"""Read and write diffusion scans: NIfTI with gradient tables of many kinds, and harmonic images.
 
-Each foreign convention has a file of its own (`fsl`, `dipy`, `mrtrix`, `hcp`, `bids`, `qsiprep`, `nifti`, `json_sidecar`).
+Each foreign convention has a file of its own: `fsl`, `dipy`, `mrtrix`, `hcp`, `bids`, `qsiprep`, `nifti`,
+`json_sidecar`.
 
 Only ValueError, TypeError and OSError leave these functions, and each names the file.
 """

@@ -98,7 +98,7 @@ class _Entries:
 
     def tr_s(self) -> float | None:
         """RepetitionTime; None where there is none that seconds could be."""
-        value = self.found.get("RepetitionTime", (None,))[0]
+        value: Any = self.found.get("RepetitionTime", (None,))[0]
         return float(value) if _is_number(value) and 0 < value <= LONGEST_TR_S else None
 
     def world(self, axis_sign: tuple[int, float]) -> Tensor:

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 Layout = Literal["bids", "hcp"]
 
 
-def subjects(
+def subjects(  # noqa: PLR0913  the keys of a config that choose the data
     dataset_dir: str | Path,
     fractions: Mapping[str, float],
     seed: int = 0,
@@ -50,7 +50,8 @@ def subjects(
     fold: part of a cross-validation of `n_folds` instead of `fractions`; the subjects then stay in sorted order.
     filters: entity -> value or values, e.g. {"dir": "AP"}, or text such as "dir=AP,run=1".
     Runs without diffusion weighting (reverse-phase b0: no b above `b0_threshold`) are left out, with a line in the log.
-    A scan or table that has not been fetched is an error here, before anything is trained.  Asking the result for a part that there is not raises ValueError naming those there are.
+    A scan or table that has not been fetched is an error here, before anything is trained.
+    Asking the result for a part that there is not raises ValueError naming those there are.
     """
     items = _items(dataset_dir, layout, dict(labels or {}), _filters(filters), b0_threshold)
     if flag("masked", masked):

@@ -1,6 +1,7 @@
 """DIPY's reading of a `.bvec` file: along the image's own axes, whatever the determinant of its affine.
 
-On right-handed images (positive determinant) it differs from FSL's reading by the sign of x.  QSIPrep writes such files.
+On right-handed images (positive determinant) it differs from FSL's reading by the sign of x.  QSIPrep writes such
+files.
 Reference: https://github.com/dipy/dipy/issues/1047
 """
 

@@ -13,8 +13,8 @@ from dmri_monai.gradients import B0_THRESHOLD, GradientTable
 from dmri_monai.io.acquisition import acquisition_meta
 from dmri_monai.io.fsl import format_bvals, format_bvecs
 from dmri_monai.io.gradient_files import FileTable, read_file_table, to_gradient_table
-from dmri_monai.io.nifti_volumes import as_meta_tensor, read_volumes
 from dmri_monai.io.nifti import NiftiSource, nifti_stem, open_nifti
+from dmri_monai.io.nifti_volumes import as_meta_tensor, read_volumes
 from dmri_monai.io.sidecars import BvecsChoice, find_sidecars
 from dmri_monai.io.writing import replacing, save_nifti
 
@@ -40,7 +40,7 @@ def read_dwi(
     table = to_gradient_table(read_file_table(sidecars, source, b0_threshold), source, b0_threshold)
     b0 = table.bvals[table.b0_mask]
     if len(b0):
-        logger.info("%d b0 volumes, b = %g to %g: %s", len(b0), b0.min(), b0.max(), source.path)
+        logger.debug("%d b0 volumes, b = %g to %g: %s", len(b0), b0.min(), b0.max(), source.path)
     image = as_meta_tensor(read_volumes(source), source)
     _check_finite(image, source)
     image.meta.update(acquisition_meta(sidecars.json, source))

@@ -1,7 +1,8 @@
 """FSL's gradient tables: `.bval` and `.bvec` text.
 
-The vectors are along the image's axes, with x mirrored where the affine has a positive determinant; that rule itself
-is `dmri_monai.gradients.world_from_fsl`.  eddy writes vectors turned with the head motion beside its output, in the same frame.
+The vectors are along the image's axes, with x mirrored where the affine has a positive determinant; that rule
+itself is `dmri_monai.gradients.world_from_fsl`.  eddy writes vectors turned with the head motion beside its output, in
+the same frame.
 NaN passes in b-vectors only: some tools write "no direction" so, and the table accepts it for b0 volumes alone.
 Reference: https://fsl.fmrib.ox.ac.uk/fsl/docs/#/diffusion/dtifit
 """

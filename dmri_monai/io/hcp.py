@@ -1,4 +1,7 @@
-"""The Human Connectome Project's layout: `<subject>/T1w/Diffusion/` with data.nii.gz, bvals, bvecs, nodif_brain_mask.nii.gz."""
+"""The Human Connectome Project's layout.
+
+`<subject>/T1w/Diffusion/` holds data.nii.gz, bvals, bvecs and nodif_brain_mask.nii.gz.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ TABLE_NAMES = {"bval": "bvals", "bvec": "bvecs"}  # beside any image that has no
 
 
 def hcp_list(root: str | Path) -> list[dict[str, str]]:
-    """Items of `<subject>/T1w/Diffusion/` folders, sorted: `image`, `subject`, `session` and `run` (""), `mask` if there.
+    """Items of `<subject>/T1w/Diffusion/` folders, sorted: `image`, `subject`, `session` and `run` (""), `mask`.
 
     Folders without T1w/Diffusion are passed over; one that lacks its data is an error naming the file.
     """

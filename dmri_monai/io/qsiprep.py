@@ -1,7 +1,7 @@
 """QSIPrep's derivatives, recognised by their `dataset_description.json`.
 
-QSIPrep writes LPS+ images with two tables: a `.bvec` along the image's axes without FSL's sign of x (DIPY's reading), and a
-`.b` in the scanner frame.  Read by FSL's rule the `.bvec` is mirrored.
+QSIPrep writes LPS+ images with two tables: a `.bvec` along the image's axes without FSL's sign of x (DIPY's reading),
+and a `.b` in the scanner frame.  Read by FSL's rule the `.bvec` is mirrored.
 Reference: https://github.com/PennLINC/qsiprep/issues/530
 """
 

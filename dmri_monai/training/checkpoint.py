@@ -157,8 +157,8 @@ def load_pretrained(
 ) -> nn.Module:
     """`network` with the weights of checkpoint `path` (a state dict) in everything but its `head`.
 
-    Logs what was loaded, what is new, and what the checkpoint holds besides. None, "", or the words null and none, which a
-    command line hands over as text, leave the network as it is.
+    Logs what was loaded, what is new, and what the checkpoint holds besides. None, "", or the words null and none,
+    which a command line hands over as text, leave the network as it is.
     settings: as of :func:`load_weights`, but the task may differ. ValueError when the bodies differ, naming both
     sides.
     """

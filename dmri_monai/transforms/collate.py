@@ -25,8 +25,8 @@ def collate_dwi(batch: Sequence[Any], image_keys: Sequence[str] = ("image",)) ->
     `bvals` (B, N_max), `bvecs` and `bvecs_voxel` (B, N_max, 3), images in `image_keys` (B, N_max, X, Y, Z)
     unless they hold harmonics; padding is 0, and `valid` (B, N_max) bool is False there, so that it never
     counts as b0.  Meta data survive; entries that cannot be stacked, or that only some scans have, become a list with
-    an entry for each scan, None where it has none.  Items without b-values are collated as by MONAI. Raises ValueError where something fixed to a voxel frame has been turned since
-    (:func:`check_voxel_frame`).
+    an entry for each scan, None where it has none.  Items without b-values are collated as by MONAI.  Raises
+    ValueError where something fixed to a voxel frame has been turned since (:func:`check_voxel_frame`).
     """
     items = [dict(i) for entry in batch for i in (entry if isinstance(entry, list) else [entry])]
     for item in items:
