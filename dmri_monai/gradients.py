@@ -260,7 +260,7 @@ def unit_vectors(
 
     Lengths up to 5 % off are normalised, with one warning if any is off by more than rounding (0.1 %). Raises
     ValueError naming the first entry that is not finite or further off. Three NaN are how some tools write
-    "no direction", as three zeros: they pass where the b-value says b0. `source` (a file) is named in warning and error.
+    "no direction", as three zeros: they pass where the b-value says b0. `source` (a file) is named in both.
     """
     place = f" in {source}" if source else ""
     weighted = bvals > b0_threshold
