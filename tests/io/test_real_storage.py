@@ -23,8 +23,8 @@ NAMES = [
 STORED = {
     "RAS": "right",
     "LAS": "left",
-    "PSR": "right",
-    "IRP": "left",
+    "PSR": "left",
+    "IRP": "right",
     "LPS": "right",
 }  # codes: a handedness each
 
