@@ -95,6 +95,8 @@ class Scan:
         signal = torch.as_tensor(image).detach().as_subclass(Tensor).float()
         table = GradientTable(torch.as_tensor(bvals).double(), torch.as_tensor(bvecs).double(), b0_threshold)
         meta = Acquisition.of(image).to_meta() if isinstance(image, MetaTensor) else {}
+        if b0_threshold != B0_THRESHOLD:
+            meta["b0_threshold"] = float(b0_threshold)  # as `read_dwi` writes it
         return cls(MetaTensor(signal, affine=matrix, meta=meta), table)
 
     def __len__(self) -> int:
