@@ -24,7 +24,7 @@ RANKS = (
     ("cli", "__init__"),
 )
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}
-WITHOUT_MONAI = ("gradients", "physics", "equivariant", "qspace")
+WITHOUT_MONAI = ("gradients", "so3", "equivariant", "qspace", "artifacts")
 
 
 def imports(source: str) -> Iterator[str]:

@@ -13,6 +13,7 @@ import torch
 from tqdm.auto import tqdm
 
 import dmri_monai
+from dmri_monai.artifacts.engine import load_preset, preset_files
 from dmri_monai.gradients import GradientTable
 from dmri_monai.io import write_dwi, write_nifti
 from dmri_monai.io.writing import replacing
@@ -165,8 +166,6 @@ def _recipe(seed: int, options: SubjectOptions) -> dict[str, object]:
 
 def _preset_content(name: str | None) -> dict[str, object] | None:
     """Artifacts of a preset that is a JSON file, which may change while its name stays; None for a shipped one."""
-    from dmri_monai.artifacts.engine.presets import load_preset, preset_files
-
     if name is None or name in preset_files():
         return None
     return {artifact.name: asdict(artifact) for artifact in load_preset(name).artifacts}
