@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dmri_monai.qspace.b0 import b0_reference, mean_b0
 from dmri_monai.qspace.shell_fit import (
     ShellFit,
     even_orders,
@@ -23,10 +24,8 @@ __all__ = [
     "Measurements",
     "ShellFit",
     "assign_shells",
-    "b0_reference",
     "channel_order",
     "harmonic_irreps",
-    "mean_b0",
     "n_coefficients",
     "sh_basis",
     "sh_fit_matrix",
@@ -81,30 +80,6 @@ class Measurements:
     bvecs_voxel: Tensor
     valid: Tensor
     weights: Tensor | None
-
-
-def mean_b0(image: Tensor, bvals: Tensor, b0_threshold: float, valid: Tensor | None = None) -> Tensor:
-    """(X, Y, Z) mean of the b0 volumes of `image` (N, X, Y, Z); ValueError if there are none."""
-    rows = bvals <= b0_threshold if valid is None else (bvals <= b0_threshold) & valid
-    if not rows.any():
-        smallest = float(bvals.min()) if len(bvals) else float("nan")
-        raise ValueError(
-            f"the scan has no b0 volume (b <= {b0_threshold:g} s/mm²); its smallest b is {smallest:g}"
-        )
-    index = torch.nonzero(rows).flatten().to(image.device)
-    return image.index_select(0, index).float().mean(dim=0)
-
-
-def b0_reference(b0: Tensor, brain: Tensor | None = None) -> Tensor:
-    """Median of `b0` (X, Y, Z) inside `brain` (1, X, Y, Z), else above a tenth of its 99th percentile."""
-    if brain is not None and bool(brain.any()):
-        values = b0[brain.reshape(b0.shape) > 0]
-    else:
-        flat = b0.flatten().nan_to_num()
-        bright = flat.kthvalue(max(1, round(0.99 * flat.numel()))).values
-        values = flat[flat > 0.1 * bright]
-    median = values.nan_to_num().median() if values.numel() else b0.new_zeros(())
-    return torch.where(median > 0, median, torch.ones_like(median))
 
 
 def _item_to_harmonics(

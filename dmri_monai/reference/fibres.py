@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dmri_monai.gradients import GradientTable
-from dmri_monai.qspace.harmonics import mean_b0
+from dmri_monai.qspace.b0 import brain_mask, mean_b0
 from dmri_monai.qspace.tensor import TensorMetrics, fit_tensor, tensor_metrics
 from dmri_monai.reference.deconvolution import (
     PeakRule,
@@ -56,7 +56,7 @@ def fibre_labels(
     if method not in ("csd", "msmt"):
         raise ValueError(f"method must be 'csd' or 'msmt', got {method!r}")
     rule, (shell, order) = rule or PeakRule(), deconvolution_shell(table)
-    inside = _otsu_mask(image, table) if mask is None else mask.bool().cpu()
+    inside = _brain(image, table) if mask is None else mask.bool().cpu()
     if tuple(inside.shape) != tuple(image.shape[1:]):
         raise ValueError(f"mask has shape {tuple(inside.shape)}, the scan {tuple(image.shape[1:])}")
     if not inside.any():
@@ -98,8 +98,5 @@ def _tensor_maps(image: Tensor, table: GradientTable, inside: Tensor) -> TensorM
     raise ValueError("fewer than 6 directions: no tensor can be fitted")
 
 
-def _otsu_mask(image: Tensor, table: GradientTable) -> Tensor:
-    from dipy.segment.mask import median_otsu
-
-    b0 = mean_b0(image, table.bvals, table.b0_threshold).numpy()
-    return torch.from_numpy(np.asarray(median_otsu(b0, median_radius=2, numpass=2)[1], dtype=bool))
+def _brain(image: Tensor, table: GradientTable) -> Tensor:
+    return brain_mask(mean_b0(image.as_subclass(Tensor), table.bvals, table.b0_threshold)).cpu()

@@ -11,9 +11,8 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from torch import Tensor
 
-from dmri_monai.gradients import B0_THRESHOLD
 from dmri_monai.qspace.axes import harmonics_to_axis
-from dmri_monai.qspace.harmonics import b0_reference, mean_b0
+from dmri_monai.qspace.b0 import head_mask, mean_b0
 from dmri_monai.transforms.rows import check_same_grid, item_table, like, plain, with_meta
 
 __all__ = ["CheckLabeld", "HarmonicsToPeaksd", "HeadMaskd", "IgnoreOutsided", "LesionMapsd"]
@@ -131,18 +130,17 @@ class LesionMapsd(MapTransform):
 
 
 class HeadMaskd(MapTransform):
-    """Add `name` (1, X, Y, Z) uint8: where the mean b0 of a raw scan is above `threshold` times its median."""
+    """Add `name` (1, X, Y, Z) uint8: the :func:`dmri_monai.qspace.b0.head_mask` of the mean b0 of a raw scan."""
 
-    def __init__(self, keys: KeysCollection = "image", name: str = "head", threshold: float = 0.1) -> None:
+    def __init__(self, keys: KeysCollection = "image", name: str = "head", fraction: float = 0.1) -> None:
         super().__init__(keys)
-        self.name, self.threshold = name, threshold
+        self.name, self.fraction = name, fraction
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
         for key in self.key_iterator(item):
             bvals, _ = item_table(item, key, "HeadMaskd")
-            b0 = mean_b0(item[key].as_tensor(), bvals, B0_THRESHOLD)
-            head = (b0 > self.threshold * b0_reference(b0)).to(torch.uint8)
+            head = head_mask(mean_b0(item[key].as_tensor(), bvals), self.fraction).to(torch.uint8)
             item[self.name] = like(item[key], head.unsqueeze(0))
         return item
 
