@@ -19,7 +19,8 @@ from dmri_monai.qspace.invariants import power_spectrum
 from dmri_monai.qspace.shell_fit import ShellFit, n_coefficients, sh_basis
 from dmri_monai.qspace.tensor import fit_tensor, rotate_tensor, tensor_metrics
 from dmri_monai.transforms.frames import fix_voxel_frame, forget_voxel_frame, voxel_rotation
-from dmri_monai.transforms.rows import check_same_grid, item_mask, item_table, like
+from dmri_monai.transforms.rows import item_mask, item_table, like
+from dmri_monai.transforms.same_grid import check_same_grid
 
 __all__ = ["BrainMaskd", "ResampleDirectionsd", "RotationInvariantsd", "TensorMetricsd"]
 

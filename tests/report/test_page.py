@@ -180,7 +180,11 @@ def test_further_maps_get_their_own_pictures(case, tmp_path):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"prediction": torch.zeros(2, 2, 2)}, ValueError, r"s: prediction has shape \(2, 2, 2\)"),
+        (
+            {"prediction": torch.zeros(2, 2, 2)},
+            ValueError,
+            r"s: 'prediction' has grid \(2, 2, 2\), the image",
+        ),
         ({"image": torch.zeros(3, 4, 4, 4)}, TypeError, "s: image is a Tensor, expected a MetaTensor"),
         ({"table": None}, ValueError, "s: 0 gradients for 33 volumes"),
     ],
@@ -196,7 +200,7 @@ def test_labels_with_another_affine_are_refused(case, tmp_path):
     moved = AFFINE.clone()
     moved[0, 3] += 2.0
     labels = MetaTensor(case.prediction[None].float(), affine=moved)
-    with pytest.raises(ValueError, match="the affine of prediction differs from the image's by 2 mm"):
+    with pytest.raises(ValueError, match="s: 'prediction' lies up to 2 mm beside the image"):
         write_report(tmp_path / "r.html", [Case("s", case.image, case.table, labels)], title="t")
 
 
