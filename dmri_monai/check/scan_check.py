@@ -14,7 +14,7 @@ from dmri_monai.check.quality import Dropout, dropped_slices, estimate_snr
 from dmri_monai.gradients import GradientTable, grid_rotation
 from dmri_monai.io import read_dwi
 from dmri_monai.qspace.b0 import head_mask, mean_b0
-from dmri_monai.reference.direction_maps import direction_maps
+from dmri_monai.qspace.direction_maps import direction_maps
 
 __all__ = ["ScanCheck", "check_image", "check_scan"]
 

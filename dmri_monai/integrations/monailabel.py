@@ -19,7 +19,7 @@ from dmri_monai.io import bids, read_dwi, write_nifti
 from dmri_monai.io.nifti import nifti_stem
 from dmri_monai.io.writing import replacing
 from dmri_monai.qspace.b0 import head_mask, mean_b0
-from dmri_monai.reference.direction_maps import direction_maps
+from dmri_monai.qspace.direction_maps import direction_maps
 from dmri_monai.tasks.tasks import Task
 from dmri_monai.tasks.tasks import task as find_task
 from dmri_monai.training.checkpoint import settings_path

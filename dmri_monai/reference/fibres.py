@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dmri_monai.gradients import GradientTable
 from dmri_monai.qspace.b0 import brain_mask, mean_b0
+from dmri_monai.qspace.direction_maps import tensor_volumes
 from dmri_monai.qspace.tensor import TensorMetrics, fit_tensor, tensor_metrics
 from dmri_monai.reference.deconvolution import (
     PeakRule,
@@ -23,7 +24,6 @@ from dmri_monai.reference.multi_tissue import multi_tissue_model
 
 __all__ = ["Labels", "Method", "fibre_labels"]
 
-GAUSSIAN_B_MAX = 1600.0  # s/mm²: above it the signal is no longer that of one tensor
 Method = Literal["csd", "msmt"]
 
 
@@ -87,15 +87,13 @@ def _labels(directions: np.ndarray, values: np.ndarray, fa: Tensor) -> Labels:
 
 
 def _tensor_maps(image: Tensor, table: GradientTable, inside: Tensor) -> TensorMetrics:
-    """Metrics of the tensor inside the mask, from low b-values where they suffice for one, else from all."""
-    for rows in (table.bvals <= GAUSSIAN_B_MAX, torch.ones_like(table.bvals, dtype=torch.bool)):
-        if int((rows & ~table.b0_mask).sum()) >= 6:
-            part = table.select(rows)
-            tensor = fit_tensor(
-                image[None, rows], part.bvals[None], part.bvecs[None], brain=inside[None, None]
-            )
-            return tensor_metrics(tensor)
-    raise ValueError("fewer than 6 directions: no tensor can be fitted")
+    """Metrics of the tensor inside the mask, from the shells of :func:`tensor_volumes`."""
+    rows = tensor_volumes(table)
+    if rows is None:
+        raise ValueError("no choice of shells has the 6 directions that a tensor needs")
+    part = table.select(rows)
+    tensor = fit_tensor(image[None, rows], part.bvals[None], part.bvecs[None], brain=inside[None, None])
+    return tensor_metrics(tensor)
 
 
 def _brain(image: Tensor, table: GradientTable) -> Tensor:

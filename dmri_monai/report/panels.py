@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dmri_monai.qspace.b0 import head_mask, mean_b0
-from dmri_monai.reference.direction_maps import DirectionMaps, direction_maps
+from dmri_monai.qspace.direction_maps import DirectionMaps, direction_maps
 from dmri_monai.report.artifact_record import artifact_rows, recorded_artifacts
 from dmri_monai.report.case import Case, load_case
 from dmri_monai.report.colour import class_colours, direction_colours, hex_colour

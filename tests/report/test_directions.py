@@ -8,7 +8,7 @@ import torch
 
 from dmri_monai.gradients import grid_rotation
 from dmri_monai.qspace.b0 import head_mask, mean_b0
-from dmri_monai.reference.direction_maps import direction_maps
+from dmri_monai.qspace.direction_maps import direction_maps
 from dmri_monai.report.colour import direction_colours
 from dmri_monai.report.slices import MARGIN, PLANES, Grid
 from tests.conftest import STANDARD_AFFINES

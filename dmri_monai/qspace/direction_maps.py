@@ -8,11 +8,9 @@ import torch
 from torch import Tensor
 
 from dmri_monai.gradients import GradientTable, grid_rotation
-from dmri_monai.qspace.tensor import fit_tensor, tensor_design, tensor_metrics
+from dmri_monai.qspace.tensor import GAUSSIAN_B_MAX, fit_tensor, tensor_design, tensor_metrics
 
 __all__ = ["DirectionMaps", "direction_maps", "tensor_volumes"]
-
-GAUSSIAN_B_MAX = 1600.0  # s/mm2: above it the signal is no longer that of one tensor
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import torch
 
 from dmri_monai.gradients import GradientTable
 from dmri_monai.qspace.b0 import head_mask, mean_b0
-from dmri_monai.reference.direction_maps import direction_maps, tensor_volumes
+from dmri_monai.qspace.direction_maps import direction_maps, tensor_volumes
 from tests.check.fibres import table
 from tests.conftest import STANDARD_AFFINES
 from tests.report.scenes import fibres_along
