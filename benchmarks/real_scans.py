@@ -30,7 +30,7 @@ from dmri_monai.io import read_dwi
 from dmri_monai.metrics.angles import axial_angle_deg
 from dmri_monai.qspace.direction_maps import tensor_volumes
 from dmri_monai.qspace.tensor import fit_tensor, tensor_metrics
-from dmri_monai.reference import Labels, fibre_labels
+from dmri_monai.reference import FibreLabels, fibre_labels
 
 SAMPLES = ("small_64D", "small_101D")
 ANISOTROPIC = 0.4  # FA
@@ -75,7 +75,7 @@ def _principal_directions(image: MetaTensor, table: GradientTable) -> Tensor:
     return tensor_metrics(fit_tensor(signal, part.bvals[None], part.bvecs[None])).v1[0]
 
 
-def _compared(found: Tensor, tensor: Tensor, tissue: Tensor, csd: Labels) -> dict[str, Any]:
+def _compared(found: Tensor, tensor: Tensor, tissue: Tensor, csd: FibreLabels) -> dict[str, Any]:
     single = (csd.npeaks == 1) & (csd.fa > ANISOTROPIC)
     angles, fitted = (axial_angle_deg(v[:, single].T, csd.peaks_world[:3, single].T) for v in (found, tensor))
     known = angles.isfinite()
@@ -92,7 +92,7 @@ def _compared(found: Tensor, tensor: Tensor, tissue: Tensor, csd: Labels) -> dic
     }
 
 
-def _draw(path: Path, found: Tensor, csd: Labels, affine: Tensor) -> None:
+def _draw(path: Path, found: Tensor, csd: FibreLabels, affine: Tensor) -> None:
     """Middle slice seen along the third axis of the grid: sticks of both, projected on its first two axes."""
     import matplotlib
 

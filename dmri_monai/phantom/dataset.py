@@ -28,7 +28,7 @@ from dmri_monai.phantom.scan_plan import (
     AnatomyName,
     SubjectOptions,
     anatomy_name,
-    plan,
+    plan_scanner,
     scanner_protocol,
 )
 from dmri_monai.phantom.subject import PEAK_RULE, Subject, make_subject
@@ -90,7 +90,7 @@ def write_dataset(
         raise ValueError(f"subjects: {subjects}, expected at least 1")
     out = Path(out)
     anatomy = anatomy_name(options)
-    plan((seed, 1), options)  # refuses impossible options before anything is written
+    plan_scanner((seed, 1), options)  # refuses impossible options before anything is written
     _claim(out, _recipe(seed, options))
     _write_json(out / "dataset_description.json", _description(TITLES[anatomy], "raw"))
     _write_json(out / TRUTH / "dataset_description.json", _description("Phantom ground truth", "derivative"))

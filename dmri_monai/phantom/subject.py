@@ -23,7 +23,7 @@ from dmri_monai.phantom.scan_plan import (
     Scanner,
     SubjectOptions,
     draw_affine,
-    plan,
+    plan_scanner,
     scanner_protocol,
 )
 from dmri_monai.phantom.schemes import Preset
@@ -86,7 +86,7 @@ def make_subject(
         "anatomy": anatomy, "shape": shape, "spacing_mm": spacing_mm, "scheme": scheme, "snr": snr,
         "affine": affine, "acquisition": chosen,
     }  # fmt: skip
-    scanner = plan(seed, options)
+    scanner = plan_scanner(seed, options)
     grid = scanner.affine.to(device)
     points = voxel_centres(grid, scanner.shape)
     head = build_head(anatomy, seed, affine=grid, shape=scanner.shape, points=points, wide=chosen.randomise)

@@ -13,7 +13,7 @@ import dmri_monai
 from dmri_monai.io import read_dwi, read_nifti, write_nifti
 from dmri_monai.io.writing import replacing
 from dmri_monai.reference.deconvolution import PeakRule
-from dmri_monai.reference.fibres import Labels, Method, fibre_labels
+from dmri_monai.reference.fibres import FibreLabels, Method, fibre_labels
 from dmri_monai.transforms.same_grid import check_same_grid
 
 __all__ = ["write_labels"]
@@ -54,7 +54,7 @@ def write_labels(
     return paths
 
 
-def _described(labels: Labels) -> dict[str, tuple[Tensor, dict[str, str]]]:
+def _described(labels: FibreLabels) -> dict[str, tuple[Tensor, dict[str, str]]]:
     """What is written of each label: its volume and its sidecar."""
     peaks = {
         "Description": "Fibre peaks, x y z per peak, largest first; NaN where there is none",

@@ -22,13 +22,13 @@ from dmri_monai.reference.deconvolution import (
 )
 from dmri_monai.reference.multi_tissue import multi_tissue_model
 
-__all__ = ["Labels", "Method", "fibre_labels"]
+__all__ = ["FibreLabels", "Method", "fibre_labels"]
 
 Method = Literal["csd", "msmt"]
 
 
 @dataclass(frozen=True)
-class Labels:
+class FibreLabels:
     """npeaks (X, Y, Z) uint8, 0-3; peaks_world (9, X, Y, Z), largest first, NaN for none; fa (X, Y, Z)."""
 
     npeaks: Tensor
@@ -43,7 +43,7 @@ def fibre_labels(
     mask: Tensor | None = None,
     rule: PeakRule | None = None,
     method: Method = "csd",
-) -> Labels:
+) -> FibreLabels:
     """Labels of raw volumes `image` (N, X, Y, Z) with their `table`; `mask` (X, Y, Z) bool.
 
     method: "csd", constrained spherical deconvolution of the shell that resolves the highest order, the higher
@@ -76,10 +76,10 @@ def fibre_labels(
     return _labels(directions, values, fa)
 
 
-def _labels(directions: np.ndarray, values: np.ndarray, fa: Tensor) -> Labels:
+def _labels(directions: np.ndarray, values: np.ndarray, fa: Tensor) -> FibreLabels:
     found = np.isfinite(values) & (values > 0)
     peaks = np.where(found[..., None], directions * values[..., None], np.nan)
-    return Labels(
+    return FibreLabels(
         npeaks=torch.from_numpy(found.sum(-1).astype(np.uint8)),
         peaks_world=torch.from_numpy(peaks.reshape(*peaks.shape[:3], -1)).movedim(-1, 0).float(),
         fa=fa,

@@ -15,7 +15,7 @@ __getattr__, __dir__ = lazy_names(
         "Progress": "handlers",
         "SeedEpochs": "randomness",
         "SeededDataset": "randomness",
-        "Selection": "monitor",
+        "Monitor": "monitor",
         "ValidationPicture": "handlers",
         "copy_with_weights": "checkpoint",
         "check_keys": "config_keys",

@@ -13,14 +13,14 @@ from monai.transforms import CopyItemsd, MapTransform
 from dmri_monai.tasks.tasks import Task
 from dmri_monai.training.pretext import loss_of
 
-__all__ = ["Selection", "select_by"]
+__all__ = ["Monitor", "select_by"]
 
 By = Literal["metric", "loss"]
 RAW = {"pred": "raw_pred", "label": "raw_label"}
 
 
 @dataclass(frozen=True)
-class Selection:
+class Monitor:
     """metrics: for `key_val_metric` of a MONAI evaluator, by name; postprocessing: what they need before them."""
 
     metrics: dict[str, Metric]
@@ -41,12 +41,12 @@ class Selection:
         return isnan(best) or self.sign * current > self.sign * best
 
 
-def select_by(by: By, task: Task, loss: Callable[[Any, Any], Any]) -> Selection:
+def select_by(by: By, task: Task, loss: Callable[[Any, Any], Any]) -> Monitor:
     """Select by the task's key "metric", or by the validation "loss", which sees the network's output as it is."""
     if by not in get_args(By):
-        raise ValueError(f"selection is {by!r}, expected one of {get_args(By)}")
+        raise ValueError(f"monitor is {by!r}, expected one of {get_args(By)}")
     if by == "metric":
-        return Selection({task.validation_key: task.metric()}, task.validate(), task.lower_is_better)
+        return Monitor({task.validation_key: task.metric()}, task.validate(), task.lower_is_better)
     keep = CopyItemsd(list(RAW), names=list(RAW.values()))
     metric = Average(output_transform=loss_of(loss, RAW["pred"], RAW["label"]))
-    return Selection({"val_loss": metric}, [keep, *task.validate()], True)
+    return Monitor({"val_loss": metric}, [keep, *task.validate()], True)

@@ -165,7 +165,7 @@ def test_angular_error_is_better_when_smaller_and_dice_when_larger():
 
 
 def test_unknown_selection_names_the_choices():
-    with pytest.raises(ValueError, match="selection is 'dice', expected one of"):
+    with pytest.raises(ValueError, match="monitor is 'dice', expected one of"):
         select_by("dice", task("tissue"), task("tissue").loss())
 
 
