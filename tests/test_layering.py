@@ -13,14 +13,14 @@ import pytest
 PACKAGE = "dmri_monai"
 ROOT = Path(__file__).resolve().parents[1] / PACKAGE
 RANKS = (
-    ("gradients", "so3", "lazy", "flags"),
+    ("gradients", "so3", "lazy", "flags", "parallel"),
     ("qspace", "equivariant"),
     ("artifacts", "io", "networks"),
     ("scan", "transforms", "losses", "metrics", "testing"),
     ("phantom", "reference", "tasks", "register"),
     ("check", "report"),
     ("inference",),
-    ("training", "integrations"),
+    ("prediction", "training", "integrations"),
     ("cli", "__init__"),
 )
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}
