@@ -59,7 +59,10 @@ def test_every_module_has_a_rank():
 
 
 def test_imports_point_downwards():
-    found = {str(path.relative_to(ROOT)): upward(room(path), path.read_text()) for path in modules()}
+    found = {
+        str(path.relative_to(ROOT)): upward(room(path), path.read_text(encoding="utf-8"))
+        for path in modules()
+    }
     assert not {path: names for path, names in found.items() if names}
 
 
@@ -91,7 +94,9 @@ def test_a_downward_import_and_one_of_the_same_package_are_allowed():
 def test_physics_and_layers_do_not_know_monai(name):
     paths = [path for path in modules() if room(path) == name]
     found = [
-        path.name for path in paths if any(n.split(".")[0] == "monai" for n in imports(path.read_text()))
+        path.name
+        for path in paths
+        if any(n.split(".")[0] == "monai" for n in imports(path.read_text(encoding="utf-8")))
     ]
     assert paths
     assert not found

@@ -179,7 +179,7 @@ def _claim(out: Path, recipe: Mapping[str, object]) -> None:
         path = out / RECIPE
         if not path.exists():
             raise FileExistsError(f"folder is not empty and holds no phantom ({RECIPE} is missing): {out}")
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
         differing = sorted(key for key in recipe | found if recipe.get(key) != found.get(key))
         begun = any(out.glob("sub-*")) or any((out / TRUTH).glob("sub-*"))
         if differing and begun:  # else a run that failed on its first subject
@@ -218,8 +218,10 @@ def _write_participants(out: Path) -> None:
     rows: list[tuple[object, ...]] = [("participant_id", "snr", "n_volumes")]
     for path in sorted(out.glob("sub-*/dwi/sub-*_dwi.json"), key=lambda p: (len(p.name), p.name)):
         label = path.name.removesuffix("_dwi.json")
-        n_volumes = len(path.with_suffix(".bval").read_text().split())
-        rows.append((label, f"{json.loads(path.read_text())['Phantom']['SNR']:.2f}", n_volumes))
+        n_volumes = len(path.with_suffix(".bval").read_text(encoding="utf-8").split())
+        rows.append(
+            (label, f"{json.loads(path.read_text(encoding='utf-8'))['Phantom']['SNR']:.2f}", n_volumes)
+        )
     _write_table(out / "participants.tsv", rows)
     _write_json(out / "participants.json", PARTICIPANTS)
 

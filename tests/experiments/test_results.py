@@ -76,7 +76,7 @@ def test_line_that_cannot_be_written_leaves_the_others(tmp_path):
 @pytest.mark.parametrize("text", ["{broken", '{"seed": 0}'], ids=["no JSON", "no key"])
 def test_bad_line_is_named(tmp_path, text):
     path = tmp_path / "results.jsonl"
-    path.write_text('{"key": "a"}\n' + text + "\n")
+    path.write_text('{"key": "a"}\n' + text + "\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"line 2 .*results\.jsonl"):
         Results(path).lines()
 

@@ -50,7 +50,7 @@ def test_experiment_runs_and_is_drawn(name, tmp_path):
     EXPERIMENTS[name].run(Runner(tmp_path, results), TINY)
     page.write(tmp_path / "results")
     assert results.path.with_suffix(".png").stat().st_size > 5000
-    text = (tmp_path / "results.md").read_text()
+    text = (tmp_path / "results.md").read_text(encoding="utf-8")
     assert f"### {page.TITLES[name]}" in text
     assert "nan" not in text.split(f"### {page.TITLES[name]}")[1].split("## Running")[0]
 

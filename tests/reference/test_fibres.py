@@ -105,7 +105,7 @@ def test_files_are_bids_derivatives_the_data_list_finds(tmp_path):
     assert Path(item["label"]) == paths["npeaks"]
     peaks = read_nifti(item["peaks"])
     assert np.nanmedian(axial_degrees(peaks[:3, :3].as_tensor().movedim(0, -1).numpy(), FIRST)) < 4
-    sidecar = json.loads((paths["peaks"].parent / "sub-07_peaks.json").read_text())
+    sidecar = json.loads((paths["peaks"].parent / "sub-07_peaks.json").read_text(encoding="utf-8"))
     assert sidecar["ReferenceFrame"] == "world RAS+"
     assert (tmp_path / "derivatives" / "labels" / "dataset_description.json").exists()
 

@@ -155,7 +155,7 @@ def test_report_draws_the_tensors_direction_for_every_scan_and_given_peaks_besid
     peaks = torch.zeros(3, *image.shape[1:])
     peaks[0] = image[0] > 200
     case = Case("s", image, gradients, prediction=peaks, truth=torch.cat([peaks, peaks * float("nan")]))
-    html = write_report(tmp_path / "r.html", [case], title="t").read_text()
+    html = write_report(tmp_path / "r.html", [case], title="t").read_text(encoding="utf-8")
     for title in ("tensor&#39;s direction", "prediction", "ground truth"):
         assert html.count(f"{title} as sticks (red left-right") == 3
     sources = re.findall(r'<img class="overlay" src="([^"]+)"', html)

@@ -69,7 +69,7 @@ def load_preset(preset: str | Path | Preset | Artifact | Mapping[str, Any]) -> P
     if not path.is_file():
         raise ValueError(f"preset is {str(preset)!r}, expected one of {', '.join(files)} or a JSON file")
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"not JSON: {path}: {error}") from error
     if not isinstance(content, Mapping):
