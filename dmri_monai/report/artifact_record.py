@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from dmri_monai.artifacts.engine.corruption import Record, ground_truth
+from dmri_monai.artifacts.engine import Record, ground_truth
 from dmri_monai.io.acquisition import read_json
 from dmri_monai.io.sidecars import inherited
 

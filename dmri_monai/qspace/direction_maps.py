@@ -1,4 +1,4 @@
-"""Maps of a scan that pictures and quality checks need: mean b0, brain mask, FA and principal direction."""
+"""FA and principal direction of a scan, for pictures and quality checks."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ import torch
 from torch import Tensor
 
 from dmri_monai.gradients import GradientTable, grid_rotation
-from dmri_monai.qspace.tensor import fit_tensor, tensor_design, tensor_metrics
+from dmri_monai.qspace.tensor import GAUSSIAN_B_MAX, fit_tensor, tensor_design, tensor_metrics
 
-__all__ = ["DirectionMaps", "brain_mask", "direction_maps", "mean_b0", "tensor_volumes"]
-
-GAUSSIAN_B_MAX = 1600.0  # s/mm2: above it the signal is no longer that of one tensor
+__all__ = ["DirectionMaps", "direction_maps", "tensor_volumes"]
 
 
 @dataclass(frozen=True)
@@ -21,27 +19,6 @@ class DirectionMaps:
 
     fa: Tensor
     v1_world: Tensor
-
-
-def mean_b0(image: Tensor, table: GradientTable) -> Tensor:
-    """(X, Y, Z) mean of the b0 volumes of `image` (N, X, Y, Z), or of its lowest shell without any b0."""
-    rows = table.b0_mask
-    if not rows.any():
-        rows = torch.zeros_like(rows)
-        rows[table.shells()[0].indices] = True
-    return image[rows.to(image.device)].float().mean(0)
-
-
-def brain_mask(b0: Tensor, fraction: float = 0.1) -> Tensor:
-    """(X, Y, Z) bool: voxels of `b0` (X, Y, Z) above `fraction` of its 98th percentile.
-
-    Rough on purpose: it separates tissue from air for statistics and pictures and needs no anatomy.
-    """
-    positive = b0[b0 > 0]
-    if positive.numel() == 0:
-        return torch.zeros_like(b0, dtype=torch.bool)
-    rank = max(1, round(0.98 * positive.numel()))
-    return b0 > fraction * positive.flatten().kthvalue(rank).values
 
 
 def tensor_volumes(table: GradientTable) -> Tensor | None:
