@@ -10,14 +10,12 @@ from torch import Tensor
 
 from dmri_monai.qspace.shell_fit import (
     ShellFit,
-    even_orders,
     harmonic_irreps,
-    n_coefficients,
-    sh_basis,
     sh_fit_matrix,
     sh_orders,
     supported_order,
 )
+from dmri_monai.so3 import even_orders, n_coefficients
 
 __all__ = [
     "Measurements",
@@ -27,8 +25,6 @@ __all__ = [
     "channel_order",
     "harmonic_irreps",
     "mean_b0",
-    "n_coefficients",
-    "sh_basis",
     "sh_fit_matrix",
     "shell_matrix",
     "signal_to_harmonics",

@@ -19,7 +19,7 @@ from dmri_monai.gradients import cluster_shells
 from dmri_monai.inference.model import Model, prepare_batch
 from dmri_monai.losses import HarmonicReconstructionLoss, MaskedReconstructionLoss, SignalReconstructionLoss
 from dmri_monai.qspace.harmonics import signal_to_harmonics
-from dmri_monai.qspace.shell_fit import even_orders, n_coefficients
+from dmri_monai.so3 import even_orders, n_coefficients
 from dmri_monai.training.checkpoint import Checkpoint
 from dmri_monai.transforms import check_voxel_frame, collate_dwi
 

@@ -17,8 +17,9 @@ from dmri_monai.gradients import B0_THRESHOLD
 from dmri_monai.qspace.direction_sets import spread_directions
 from dmri_monai.qspace.harmonics import Measurements, mean_b0, shell_matrix
 from dmri_monai.qspace.invariants import power_spectrum
-from dmri_monai.qspace.shell_fit import ShellFit, n_coefficients, sh_basis
+from dmri_monai.qspace.shell_fit import ShellFit
 from dmri_monai.qspace.tensor import fit_tensor, rotate_tensor, tensor_metrics
+from dmri_monai.so3 import n_coefficients, sh_basis
 from dmri_monai.transforms.frames import fix_voxel_frame, forget_voxel_frame, voxel_rotation
 from dmri_monai.transforms.rows import check_same_grid, item_mask, item_table, like
 

@@ -31,7 +31,8 @@ from dmri_monai.artifacts.engine.artifact import (
 )
 from dmri_monai.artifacts.engine.scan_context import ScanContext
 from dmri_monai.gradients import cluster_shells
-from dmri_monai.qspace.shell_fit import sh_basis, sh_fit_matrix, supported_order
+from dmri_monai.qspace.shell_fit import sh_fit_matrix, supported_order
+from dmri_monai.so3 import sh_basis
 
 __all__ = ["GradientNonlinearity", "Motion", "SliceMotion", "interpolation_weights"]
 
