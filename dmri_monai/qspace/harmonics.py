@@ -22,7 +22,7 @@ __all__ = [
     "ShellFit",
     "assign_shells",
     "b0_reference",
-    "channel_order",
+    "channel_layout",
     "harmonic_irreps",
     "mean_b0",
     "sh_fit_matrix",
@@ -114,7 +114,7 @@ def _item_to_harmonics(
     matrix, present = shell_matrix(scan, shells, l_max, fit)
     b0 = mean_b0(image, scan.bvals, fit.b0_threshold, scan.valid)
     reference = b0_reference(b0, brain)
-    matrix = (matrix * _row_scale(fit, len(shells), l_max))[channel_order(len(shells), l_max)]
+    matrix = (matrix * _row_scale(fit, len(shells), l_max))[channel_layout(len(shells), l_max)]
     coefficients = _fit_normalised(
         image, b0, matrix.float().to(image.device), fit.min_b0 * reference, fit.clip
     )
@@ -190,7 +190,7 @@ def _row_scale(fit: ShellFit, n_shells: int, l_max: int) -> Tensor:
     return torch.tensor(scale, dtype=torch.float64)[sh_orders(l_max) // 2].repeat(n_shells).unsqueeze(1)
 
 
-def channel_order(n_shells: int, l_max: int) -> Tensor:
+def channel_layout(n_shells: int, l_max: int) -> Tensor:
     """Permutation from shell-major coefficients to order-major: all shells' l = 0, all shells' l = 2, ..."""
     orders, index = sh_orders(l_max), torch.arange(n_shells * n_coefficients(l_max)).view(n_shells, -1)
     return torch.cat([index[:, orders == order].flatten() for order in even_orders(l_max)])
