@@ -20,7 +20,7 @@ from dmri_monai.inference.encoding import encode_scan
 from dmri_monai.inference.spec import ModelSpec
 from dmri_monai.losses import HarmonicReconstructionLoss, MaskedReconstructionLoss, SignalReconstructionLoss
 from dmri_monai.qspace.harmonics import signal_to_harmonics
-from dmri_monai.qspace.shell_fit import even_orders, n_coefficients
+from dmri_monai.so3 import even_orders, n_coefficients
 from dmri_monai.training.checkpoint import Checkpoint
 from dmri_monai.transforms import check_voxel_frame, collate_dwi
 

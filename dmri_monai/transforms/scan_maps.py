@@ -16,8 +16,9 @@ from dmri_monai.qspace.b0 import brain_mask, mean_b0
 from dmri_monai.qspace.direction_sets import spread_directions
 from dmri_monai.qspace.harmonics import Measurements, shell_matrix
 from dmri_monai.qspace.invariants import power_spectrum
-from dmri_monai.qspace.shell_fit import ShellFit, n_coefficients, sh_basis
+from dmri_monai.qspace.shell_fit import ShellFit
 from dmri_monai.qspace.tensor import fit_tensor, rotate_tensor, tensor_metrics
+from dmri_monai.so3 import n_coefficients, sh_basis
 from dmri_monai.transforms.frames import fix_voxel_frame, forget_voxel_frame, voxel_rotation
 from dmri_monai.transforms.rows import item_mask, item_table, like
 from dmri_monai.transforms.same_grid import check_same_grid
