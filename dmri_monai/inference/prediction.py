@@ -14,7 +14,7 @@ import torch
 from monai.data.meta_tensor import MetaTensor
 from torch import Tensor
 
-from dmri_monai.io.acquisition import read_json
+from dmri_monai.io.json_sidecar import read_json
 from dmri_monai.io.nifti import nifti_stem
 from dmri_monai.io.writing import replacing, save_nifti
 from dmri_monai.scan import Scan

@@ -21,7 +21,7 @@ from dmri_monai.inference.ensemble import Group
 from dmri_monai.inference.model import TrainedModel, load_model
 from dmri_monai.inference.prediction import result_stem
 from dmri_monai.inference.weights import digest_of
-from dmri_monai.io.acquisition import read_json
+from dmri_monai.io.json_sidecar import read_json
 from dmri_monai.io.writing import replacing
 from dmri_monai.report import write_report
 from dmri_monai.report.index import IndexRow, write_index

@@ -14,7 +14,7 @@ from monai.data.meta_tensor import MetaTensor
 from torch import Tensor
 
 from dmri_monai.gradients import grid_rotation
-from dmri_monai.io.nifti import read_nifti
+from dmri_monai.io.nifti_volumes import read_nifti
 from dmri_monai.io.writing import write_nifti
 from dmri_monai.qspace.conventions import Basis, from_basis, order_of, to_basis
 from dmri_monai.qspace.irreps_rotation import rotate_irreps
