@@ -15,8 +15,8 @@ from dmri_monai.io import read_dwi, read_nifti, write_nifti
 from dmri_monai.io.sidecars import BvecsChoice
 from dmri_monai.io.writing import replacing
 from dmri_monai.reference.deconvolution import PeakRule
-from dmri_monai.reference.fibres import Labels, Method, fibre_labels
-from dmri_monai.transforms.rows import check_same_grid
+from dmri_monai.reference.fibres import FibreLabels, Method, fibre_labels
+from dmri_monai.transforms.same_grid import check_same_grid
 
 __all__ = ["write_labels"]
 
@@ -59,7 +59,7 @@ def write_labels(
     return paths
 
 
-def _described(labels: Labels) -> dict[str, tuple[Tensor, dict[str, str]]]:
+def _described(labels: FibreLabels) -> dict[str, tuple[Tensor, dict[str, str]]]:
     """What is written of each label: its volume and its sidecar."""
     peaks = {
         "Description": "Fibre peaks, x y z per peak, largest first; NaN where there is none",
@@ -74,10 +74,8 @@ def _described(labels: Labels) -> dict[str, tuple[Tensor, dict[str, str]]]:
 
 
 def _read_mask(path: str | Path, image: MetaTensor) -> Tensor:
-    mask, shape = read_nifti(path), tuple(image.shape[1:])
-    if tuple(mask.shape[1:]) != shape:
-        raise ValueError(f"mask has shape {tuple(mask.shape[1:])}, the scan {shape}: {path}")
-    check_same_grid(image, mask, str(path), "labels")
+    mask = read_nifti(path)
+    check_same_grid(image, mask, "mask", "labels")
     inside: Tensor = mask.as_tensor()[0] > 0
     return inside
 
@@ -107,4 +105,4 @@ def _describe(out_dir: Path) -> None:
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     with replacing(path) as (temporary,):
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from dmri_monai.artifacts.engine.corruption import Record, ground_truth
+from dmri_monai.artifacts.engine import Record, ground_truth
 from dmri_monai.io.json_sidecar import read_json
 from dmri_monai.io.sidecars import sidecars_of
 

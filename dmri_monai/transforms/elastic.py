@@ -13,11 +13,12 @@ from monai.utils import ensure_tuple
 from torch import Tensor
 
 from dmri_monai.gradients import b0_threshold_of
-from dmri_monai.qspace.harmonics import b0_reference, mean_b0
+from dmri_monai.qspace.b0 import b0_reference, mean_b0
 from dmri_monai.qspace.reorientation import principal_rotation, push_forward, reorient_signal
 from dmri_monai.qspace.tensor import fit_tensor, tensor_metrics
 from dmri_monai.transforms.frames import voxel_rotation
-from dmri_monai.transforms.rows import check_same_grid, item_table, like, plain, with_meta
+from dmri_monai.transforms.rows import item_table, like, plain, with_meta
+from dmri_monai.transforms.same_grid import check_same_grid
 from dmri_monai.transforms.warp import SAFE_FRACTION, Warp, bspline_warp, control_shape, resample
 
 __all__ = ["RandElasticDWId"]
