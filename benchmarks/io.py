@@ -25,7 +25,7 @@ import torch
 
 from dmri_monai.gradients import GradientTable
 from dmri_monai.io import read_dwi
-from dmri_monai.io.tables import format_bvals, format_bvecs
+from dmri_monai.io.fsl import format_bvals, format_bvecs
 
 SHAPE = (96, 96, 60)
 N_VOLUMES = 65

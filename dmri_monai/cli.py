@@ -17,6 +17,15 @@ import dmri_monai
 __all__ = ["app"]
 
 Scheme = Literal["random", "clinical-32", "single-64", "hcp-3shell"]  # those of dmri_monai.phantom
+Bvecs = Literal["auto", "fsl", "dipy", "mrtrix", "eddy"]  # those of dmri_monai.io
+BvecsOption = Annotated[
+    Bvecs,
+    typer.Option(
+        help="Convention of the b-vectors: fsl (.bvec), dipy (.bvec without FSL's sign of x), mrtrix (.b), "
+        "eddy (<scan>.eddy_rotated_bvecs); auto compares what is there."
+    ),
+]
+B0Option = Annotated[float, typer.Option(min=0, help="Volumes with b up to this (s/mm²) are b0.")]
 FOUND, FAILED = 1, 2  # exit codes: a check found something; the command could not do its work
 
 app = typer.Typer(
@@ -127,9 +136,8 @@ def phantom(
 @_one_line_errors
 def check(
     scan: Annotated[Path, typer.Argument(help="DWI file (.nii, .nii.gz) with its sidecars.")],
-    bvecs: Annotated[
-        Literal["auto", "eddy"], typer.Option(help="eddy: use <scan>.eddy_rotated_bvecs.")
-    ] = "auto",
+    bvecs: BvecsOption = "auto",
+    b0_threshold: B0Option = 50.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     sphere: Annotated[Path | None, typer.Option(help="Write the gradient table as a PNG picture.")] = None,
     report: Annotated[Path | None, typer.Option(help="Write an HTML report of the scan.")] = None,
@@ -141,7 +149,7 @@ def check(
     from dmri_monai.check import check_image
     from dmri_monai.io import read_dwi
 
-    image, table = read_dwi(scan, bvecs=bvecs)
+    image, table = read_dwi(scan, bvecs=bvecs, b0_threshold=b0_threshold)
     slice_world = image.meta.get("slice_world")
     result = check_image(image.as_tensor(), table, image.affine, slice_world=slice_world)
     typer.echo(json.dumps(result.to_dict(), indent=2) if as_json else "\n".join(result.lines()))
@@ -253,6 +261,8 @@ def labels(
     method: Annotated[
         Literal["csd", "msmt"], typer.Option(help="msmt: all shells, with grey matter and fluid.")
     ] = "csd",
+    bvecs: BvecsOption = "auto",
+    b0_threshold: B0Option = 50.0,
 ) -> None:
     """Compute training labels from scans: number and directions of fibre peaks, FA."""
     if mask and len(scans) > 1:
@@ -262,7 +272,10 @@ def labels(
     from dmri_monai.reference import write_labels
 
     for scan in tqdm(scans, desc="labels", unit="scan", disable=len(scans) == 1):
-        for path in write_labels(scan, out, mask_path=mask, method=method).values():
+        written = write_labels(
+            scan, out, mask_path=mask, method=method, bvecs=bvecs, b0_threshold=b0_threshold
+        )
+        for path in written.values():
             typer.echo(path)
 
 

@@ -16,7 +16,9 @@ def without_encoding(source: str) -> list[int]:
     return [
         node.lineno
         for node in ast.walk(ast.parse(source))
-        if isinstance(node, ast.Call) and _opens_text(node) and "encoding" not in {k.arg for k in node.keywords}
+        if isinstance(node, ast.Call)
+        and _opens_text(node)
+        and "encoding" not in {k.arg for k in node.keywords}
     ]
 
 
@@ -46,7 +48,8 @@ def test_every_text_file_is_opened_with_its_encoding():
 
 
 @pytest.mark.parametrize(
-    "source", ["path.read_text()", "path.write_text(text)", "open(path)", "path.open('w')", "open(p, mode='r')"]
+    "source",
+    ["path.read_text()", "path.write_text(text)", "open(path)", "path.open('w')", "open(p, mode='r')"],
 )
 def test_a_call_without_encoding_is_noticed(source):
     assert without_encoding(source) == [1]

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from dmri_monai.tasks.tasks import CROSSINGS, TISSUES, task
 from torch import Tensor
 
 import dmri_monai
@@ -28,7 +29,6 @@ from dmri_monai.metrics import AngularError, ClassificationScore
 from dmri_monai.qspace.b0 import brain_mask, mean_b0
 from dmri_monai.qspace.tensor import fit_tensor, tensor_metrics
 from dmri_monai.reference import PeakRule, fibre_labels
-from dmri_monai.tasks.tasks import CROSSINGS, TISSUES, task
 
 __all__ = ["NAME", "run", "threshold_tissue"]
 

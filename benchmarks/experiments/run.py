@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from dmri_monai.tasks.tasks import task
 from monai.bundle import ConfigWorkflow
 
 import dmri_monai
@@ -19,7 +20,6 @@ from benchmarks.experiments.arms import Arm, Budget, Pretraining, digest
 from benchmarks.experiments.cohorts import Cohort
 from benchmarks.experiments.results import Results
 from dmri_monai.io.datasets import subjects
-from dmri_monai.tasks.tasks import task
 
 __all__ = ["Runner", "config_keys", "workflow"]
 

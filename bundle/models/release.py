@@ -32,7 +32,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="BIDS folder of the training scans")
     options = parser.parse_args()
     chosen = [(name, Path(path)) for name, _, path in (model.partition("=") for model in options.models)]
-    records = {name: json.loads(settings_path(checkpoint).read_text(encoding="utf-8")) for name, checkpoint in chosen}
+    records = {
+        name: json.loads(settings_path(checkpoint).read_text(encoding="utf-8")) for name, checkpoint in chosen
+    }
     for name, checkpoint in chosen:
         if (size := checkpoint.stat().st_size) > LARGEST:
             raise SystemExit(f"{name}: {checkpoint} has {size} bytes, at most {LARGEST} are released")

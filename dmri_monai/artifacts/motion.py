@@ -16,7 +16,8 @@ from dmri_monai.artifacts.magnitudes import (
 )
 from dmri_monai.artifacts.spatial_fields import coordinates
 from dmri_monai.gradients import cluster_shells
-from dmri_monai.qspace.shell_fit import sh_basis, sh_fit_matrix, supported_order
+from dmri_monai.qspace.shell_fit import sh_fit_matrix, supported_order
+from dmri_monai.so3 import sh_basis
 
 __all__ = [
     "acquisition_order",

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dmri_monai.gradients import GradientTable
 from dmri_monai.qspace.b0 import mean_b0
-from dmri_monai.qspace.harmonics import sh_basis
+from dmri_monai.so3 import sh_basis
 
 __all__ = ["Dropout", "dropped_slices", "estimate_snr"]
 

@@ -74,14 +74,16 @@ def check_keys(config: Mapping[str, Any]) -> None:
             raise ValueError(f"the setting {name!r} is called {OLD_KEYS[name]!r} now")
         if near := get_close_matches(name, used, n=1, cutoff=CLOSE):
             raise ValueError(f"the configuration has no use for {name!r}; did you mean {near[0]!r}?")
-    if (
-        "objective" in config
-        and isinstance(config.get("task"), str)
-        and config["task"] != config["objective"]["task"]
-    ):
+    _check_objective(config)
+
+
+def _check_objective(config: Mapping[str, Any]) -> None:
+    """ValueError for a `task` whose loss and metrics are not those of the config's objective."""
+    task, objective = config.get("task"), config.get("objective")
+    if isinstance(task, str) and isinstance(objective, Mapping) and task != objective["task"]:
         raise ValueError(
-            f"task
-            is {config['task']!r}, but the objective (loss, metrics) is that of {config['objective']['task']!r}: " f"add configs/tasks/{config['task']}.json to --config_file"
+            f"task is {task!r}, but the objective (loss, metrics) is that of {objective['task']!r}: "
+            f"add configs/tasks/{task}.json to --config_file"
         )
 
 

@@ -88,7 +88,9 @@ def _group_bytes() -> int | None:
     try:
         limit = int((folder / "memory.max").read_text(encoding="utf-8"))
         used = int((folder / "memory.current").read_text(encoding="utf-8"))
-        statistics = dict(line.split() for line in (folder / "memory.stat").read_text(encoding="utf-8").splitlines())
+        statistics = dict(
+            line.split() for line in (folder / "memory.stat").read_text(encoding="utf-8").splitlines()
+        )
     except (OSError, ValueError):  # no such group, or no limit ("max")
         return None
     return max(0, limit - used + int(statistics.get("inactive_file", 0)))

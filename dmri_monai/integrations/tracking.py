@@ -38,7 +38,11 @@ def default_store(output_dir: str | Path, resume: bool = False) -> str:
     """
     beside = Path(output_dir).resolve().parent / "mlruns.db"
     record = Path(output_dir, RUN_FILE)
-    before = json.loads(record.read_text(encoding="utf-8"))["tracking_uri"] if resume and record.is_file() else None
+    before = (
+        json.loads(record.read_text(encoding="utf-8"))["tracking_uri"]
+        if resume and record.is_file()
+        else None
+    )
     return os.environ.get("MLFLOW_TRACKING_URI") or before or f"sqlite:///{beside}"
 
 
@@ -54,8 +58,7 @@ def data_record(data: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, An
 
 
 def _scan_record(image: str | Path) -> dict[str, Any]:
-    sidecars = find_sidecars(Path(image))
-    files = [f for f in (sidecars.bval, sidecars.bvec, sidecars.mrtrix) if f is not None]
+    files = find_sidecars(Path(image)).tables
     hashes = {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
     return {"scan": Path(image).name, "table": hashes}
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dmri_monai.gradients import B0_THRESHOLD, cluster_shells
+from dmri_monai.gradients import B0_THRESHOLD, cluster_shells, no_b0_message
 
 __all__ = ["b0_reference", "brain_mask", "head_mask", "mean_b0"]
 
@@ -36,10 +36,7 @@ def mean_b0(
 def _lowest_shell(bvals: Tensor, b0_threshold: float, valid: Tensor | None, without_b0: str) -> Tensor:
     candidates = torch.arange(len(bvals), device=bvals.device) if valid is None else valid.nonzero().flatten()
     if without_b0 == "raise" or not len(candidates):
-        smallest = float(bvals.min()) if len(bvals) else float("nan")
-        raise ValueError(
-            f"the scan has no b0 volume (b <= {b0_threshold:g} s/mm²); its smallest b is {smallest:g}"
-        )
+        raise ValueError(no_b0_message(bvals, b0_threshold))
     rows = torch.zeros_like(bvals, dtype=torch.bool)
     rows[candidates[cluster_shells(bvals[candidates], b0_threshold)[0].indices]] = True
     return rows

@@ -11,14 +11,12 @@ from torch import Tensor
 from dmri_monai.qspace.b0 import b0_reference, mean_b0
 from dmri_monai.qspace.shell_fit import (
     ShellFit,
-    even_orders,
     harmonic_irreps,
-    n_coefficients,
-    sh_basis,
     sh_fit_matrix,
     sh_orders,
     supported_order,
 )
+from dmri_monai.so3 import even_orders, n_coefficients
 
 __all__ = [
     "Measurements",
@@ -26,8 +24,6 @@ __all__ = [
     "assign_shells",
     "channel_layout",
     "harmonic_irreps",
-    "n_coefficients",
-    "sh_basis",
     "sh_fit_matrix",
     "shell_matrix",
     "signal_to_harmonics",

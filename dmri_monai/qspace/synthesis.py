@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from dmri_monai.qspace.harmonics import Measurements, assign_shells, channel_layout
-from dmri_monai.qspace.shell_fit import ShellFit, n_coefficients, sh_basis, sh_orders
+from dmri_monai.qspace.shell_fit import ShellFit, sh_orders
+from dmri_monai.so3 import n_coefficients, sh_basis
 
 __all__ = ["channel_groups", "harmonics_to_signal", "measurement_groups"]
 

@@ -10,7 +10,9 @@ from monai.data.meta_tensor import MetaTensor
 from torch import Tensor
 
 import dmri_monai
+from dmri_monai.gradients import B0_THRESHOLD
 from dmri_monai.io import read_dwi, read_nifti, write_nifti
+from dmri_monai.io.sidecars import BvecsChoice
 from dmri_monai.io.writing import replacing
 from dmri_monai.reference.deconvolution import PeakRule
 from dmri_monai.reference.fibres import FibreLabels, Method, fibre_labels
@@ -26,6 +28,8 @@ def write_labels(
     mask_path: str | Path | None = None,
     rule: PeakRule | None = None,
     method: Method = "csd",
+    bvecs: BvecsChoice = "auto",
+    b0_threshold: float = B0_THRESHOLD,
 ) -> dict[str, Path]:
     """Compute the labels of a scan and write them as derivatives; returns {"npeaks", "peaks", "fa"} -> path.
 
@@ -33,10 +37,11 @@ def write_labels(
     `out_dir/sub-01[/ses-1]/dwi/sub-01_..._{npeaks,peaks,FA}.nii.gz` with JSON sidecars; a scan outside BIDS
     is written into `out_dir` itself.  mask_path: brain mask (X, Y, Z); without one the mask is
     :func:`dmri_monai.qspace.b0.brain_mask`.  method: as in :func:`fibre_labels`.
+    bvecs, b0_threshold: as of :func:`dmri_monai.io.read_dwi`.
     Raises ValueError, TypeError or OSError naming the file.
     """
     scan_path, out_dir, rule = Path(scan_path), Path(out_dir), rule or PeakRule()
-    image, table = read_dwi(scan_path)
+    image, table = read_dwi(scan_path, bvecs=bvecs, b0_threshold=b0_threshold)
     mask = _read_mask(mask_path, image) if mask_path else None
     try:
         labels = fibre_labels(image.as_tensor(), table, mask=mask, rule=rule, method=method)

@@ -14,6 +14,7 @@ from monai.transforms import RandomizableTransform
 
 from dmri_monai.artifacts.engine import Artifact, Preset, corrupt, load_preset, zero_invalid
 from dmri_monai.artifacts.engine.record import slices_by_artifact
+from dmri_monai.io.acquisition import require_usable
 from dmri_monai.transforms.frames import voxel_rotation
 from dmri_monai.transforms.rows import item_table, like
 
@@ -72,6 +73,8 @@ class RandDWIArtifactsd(RandomizableTransform):
         image = item[self.key]
         rotation = voxel_rotation(image, type(self).__name__)
         bvals, bvecs = item_table(item, self.key, type(self).__name__)
+        if self._do_transform:
+            require_usable(image.meta)
         field = None if self.field_map_key is None else torch.as_tensor(item[self.field_map_key])[0]
         raw, count = zero_invalid(image.as_tensor()) if self.invalid == "zero" else (image.as_tensor(), 0)
         if count:

@@ -12,6 +12,7 @@ from monai.transforms import MapTransform, RandomizableTransform
 from monai.utils import ensure_tuple
 from torch import Tensor
 
+from dmri_monai.gradients import b0_threshold_of
 from dmri_monai.qspace.b0 import b0_reference, mean_b0
 from dmri_monai.qspace.reorientation import principal_rotation, push_forward, reorient_signal
 from dmri_monai.qspace.tensor import fit_tensor, tensor_metrics
@@ -114,7 +115,7 @@ def _warped_scan(image: MetaTensor, table: tuple[Tensor, Tensor], warp: Warp, l_
     """(N, X, Y, Z) signal moved by the warp, then turned voxel by voxel where there is any."""
     bvals, bvecs_voxel = table
     moved = resample(image.as_tensor().float(), warp.source, "bilinear", "zeros")
-    b0 = mean_b0(moved, bvals)
+    b0 = mean_b0(moved, bvals, b0_threshold_of(image))
     inside = b0 > 1e-2 * b0_reference(b0)
     tensor = fit_tensor(
         moved.unsqueeze(0), bvals.unsqueeze(0), bvecs_voxel.unsqueeze(0), brain=inside[None, None]

@@ -12,12 +12,14 @@ from monai.data.meta_tensor import MetaTensor
 from monai.transforms import MapTransform
 from torch import Tensor
 
+from dmri_monai.gradients import b0_threshold_of
 from dmri_monai.qspace.b0 import brain_mask, mean_b0
 from dmri_monai.qspace.direction_sets import spread_directions
 from dmri_monai.qspace.harmonics import Measurements, shell_matrix
 from dmri_monai.qspace.invariants import power_spectrum
-from dmri_monai.qspace.shell_fit import ShellFit, n_coefficients, sh_basis
+from dmri_monai.qspace.shell_fit import ShellFit
 from dmri_monai.qspace.tensor import fit_tensor, rotate_tensor, tensor_metrics
+from dmri_monai.so3 import n_coefficients, sh_basis
 from dmri_monai.transforms.frames import fix_voxel_frame, forget_voxel_frame, voxel_rotation
 from dmri_monai.transforms.rows import item_mask, item_table, like
 from dmri_monai.transforms.same_grid import check_same_grid
@@ -174,7 +176,7 @@ class TensorMetricsd(MapTransform):
         world = rotate_tensor(tensor, rotation)
         values = {**tensor_metrics(world)._asdict(), "tensor": world}
         if "b0" in self.metrics:
-            values["b0"] = mean_b0(item[key].as_tensor(), bvals)[None, None]
+            values["b0"] = mean_b0(item[key].as_tensor(), bvals, b0_threshold_of(item[key]))[None, None]
         return {name: values[name][0] for name in self.metrics}
 
 
@@ -202,7 +204,7 @@ class BrainMaskd(MapTransform):
             if self.mask_key in item:
                 continue
             bvals, _ = item_table(item, key, "BrainMaskd")
-            b0 = mean_b0(item[key].as_tensor(), bvals)
+            b0 = mean_b0(item[key].as_tensor(), bvals, b0_threshold_of(item[key]))
             mask = brain_mask(b0, median_radius=self.median_radius, numpass=self.numpass)
             item[self.mask_key] = like(item[key], mask.to(torch.uint8).unsqueeze(0))
         return item

@@ -11,6 +11,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from torch import Tensor
 
+from dmri_monai.gradients import b0_threshold_of
 from dmri_monai.qspace.axes import harmonics_to_axis
 from dmri_monai.qspace.b0 import head_mask, mean_b0
 from dmri_monai.transforms.rows import item_table, like, plain, with_meta
@@ -129,7 +130,8 @@ class HeadMaskd(MapTransform):
         item = dict(data)
         for key in self.key_iterator(item):
             bvals, _ = item_table(item, key, "HeadMaskd")
-            head = head_mask(mean_b0(item[key].as_tensor(), bvals), self.fraction).to(torch.uint8)
+            b0 = mean_b0(item[key].as_tensor(), bvals, b0_threshold_of(item[key]))
+            head = head_mask(b0, self.fraction).to(torch.uint8)
             item[self.name] = like(item[key], head.unsqueeze(0))
         return item
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 
 import torch
+from dmri_monai.tasks.tasks import task
 
 from benchmarks.experiments import classical
 from dmri_monai.io import read_dwi, read_nifti
 from dmri_monai.io.bids import data_list
-from dmri_monai.tasks.tasks import task
 from tests.experiments.examples import COHORT
 
 

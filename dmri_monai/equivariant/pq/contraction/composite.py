@@ -1,4 +1,4 @@
-"""The modules that apply kernels: what each value of `kernels` becomes inside a `PQConv3d`."""
+"""Kernels made of others and `PSpace`, and which operator each kernel becomes inside a `PQConv3d`."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from dmri_monai.equivariant.pq.contraction import ConvOptions, Operator, plain_conv
-from dmri_monai.equivariant.pq.difference import DifferenceKernel
-from dmri_monai.equivariant.pq.factorised import FactorisedKernel
+from dmri_monai.equivariant.kernel.steerable_kernel import PSpaceFunctions, SteerableKernel
+from dmri_monai.equivariant.pq.contraction.convolutions import plain_conv
+from dmri_monai.equivariant.pq.contraction.difference import DifferenceKernel
+from dmri_monai.equivariant.pq.contraction.factorised import FactorisedKernel
+from dmri_monai.equivariant.pq.contraction.interface import ConvOptions, KernelContext, Operator
 from dmri_monai.equivariant.pq.kernels import Concat, Kernel, PQDiff, PQTensorProduct, PSpace, QSpace, Sum
-from dmri_monai.equivariant.pq.paths import Setting
-from dmri_monai.equivariant.steerable_kernel import PSpaceFunctions, SteerableKernel
 from dmri_monai.so3 import as_irreps
 
 if TYPE_CHECKING:
@@ -27,12 +27,12 @@ __all__ = ["build_operator"]
 class SharedKernel(Operator):
     """Operator of `PSpace`: one steerable convolution of the sum over q_in, repeated for every q_out."""
 
-    def __init__(self, kernel: PSpace, irreps_in: Irreps, irreps_out: Irreps, setting: Setting) -> None:
+    def __init__(self, kernel: PSpace, irreps_in: Irreps, irreps_out: Irreps, context: KernelContext) -> None:
         super().__init__()
-        self.setting = setting
-        radial = kernel.p_radial.resolved((setting.kernel_size + 1) // 2)
-        functions = PSpaceFunctions(radial, kernel.l_max, setting.parity, kernel.zero_offset, kernel.filters)
-        self.kernel = SteerableKernel(irreps_in, irreps_out, setting.kernel_size, functions, setting.spacing)
+        self.context = context
+        radial = kernel.p_radial.resolved((context.kernel_size + 1) // 2)
+        functions = PSpaceFunctions(radial, kernel.l_max, context.parity, kernel.zero_offset, kernel.filters)
+        self.kernel = SteerableKernel(irreps_in, irreps_out, context.kernel_size, functions, context.spacing)
 
     def reaches(self, o: int) -> bool:
         """Whether any input irrep is carried to output entry `o`."""
@@ -67,10 +67,10 @@ def _prepare_terms(
 class SumOperator(Operator):
     """Operator of `Sum`."""
 
-    def __init__(self, kernel: Sum, irreps_in: Irreps, irreps_out: Irreps, setting: Setting) -> None:
+    def __init__(self, kernel: Sum, irreps_in: Irreps, irreps_out: Irreps, context: KernelContext) -> None:
         super().__init__()
         self.terms = nn.ModuleList(
-            build_operator(term, irreps_in, irreps_out, setting) for term in kernel.terms
+            build_operator(term, irreps_in, irreps_out, context) for term in kernel.terms
         )
 
     def reaches(self, o: int) -> bool:
@@ -90,12 +90,12 @@ class SumOperator(Operator):
 class ConcatOperator(Operator):
     """Operator of `Concat`."""
 
-    order: Tensor
+    layout: Tensor
 
-    def __init__(self, kernel: Concat, irreps_in: Irreps, irreps_out: Irreps, setting: Setting) -> None:
+    def __init__(self, kernel: Concat, irreps_in: Irreps, irreps_out: Irreps, context: KernelContext) -> None:
         super().__init__()
         parts = [(part, as_irreps(irreps)) for part, irreps in kernel.parts]
-        self.terms = nn.ModuleList(build_operator(part, irreps_in, irreps, setting) for part, irreps in parts)
+        self.terms = nn.ModuleList(build_operator(part, irreps_in, irreps, context) for part, irreps in parts)
         joined = [entry for _, irreps in parts for entry in irreps]
         if _counts(joined) != _counts(irreps_out):
             raise ValueError(
@@ -105,7 +105,7 @@ class ConcatOperator(Operator):
             for o, entry in enumerate(irreps):
                 if not term.reaches(o):
                     raise ValueError(f"Concat: {part} carries none of {irreps_in} to {entry.ir}")
-        self.register_buffer("order", _concat_order(joined, irreps_out), persistent=False)
+        self.register_buffer("layout", _concat_layout(joined, irreps_out), persistent=False)
 
     def reaches(self, o: int) -> bool:
         """Always: each part has checked its own outputs."""
@@ -114,14 +114,14 @@ class ConcatOperator(Operator):
     def dense(self, q_out: Tensor | None, q_in: Tensor | None, offsets: Tensor | None = None) -> Tensor:
         return torch.cat(
             [term.dense(q_out, q_in, offsets) for term in _operators(self.terms)], dim=-5
-        ).index_select(-5, self.order)
+        ).index_select(-5, self.layout)
 
     prepare = _prepare_terms
 
     def contract(self, x: Tensor, prepared: list[Any], options: ConvOptions) -> Tensor:
         terms = zip(_operators(self.terms), prepared, strict=True)
         y = torch.cat([term.contract(x, part, options) for term, part in terms], dim=1)
-        return y.index_select(1, self.order)
+        return y.index_select(1, self.layout)
 
 
 def _operators(modules: nn.ModuleList) -> list[Operator]:
@@ -135,20 +135,20 @@ def _counts(entries: Iterable[_MulIr]) -> dict[str, int]:
     return counts
 
 
-def _concat_order(joined: Iterable[_MulIr], irreps_out: Irreps) -> Tensor:
+def _concat_layout(joined: Iterable[_MulIr], irreps_out: Irreps) -> Tensor:
     """For each output component, where it lies in the concatenation of the parts."""
     available: dict[str, list[int]] = {}
     start = 0
     for mul, ir in joined:
         available.setdefault(str(ir), []).extend(range(start, start + mul * ir.dim))
         start += mul * ir.dim
-    order = [available[str(ir)].pop(0) for mul, ir in irreps_out for _ in range(mul * ir.dim)]
-    return torch.tensor(order)
+    layout = [available[str(ir)].pop(0) for mul, ir in irreps_out for _ in range(mul * ir.dim)]
+    return torch.tensor(layout)
 
 
-def build_operator(kernel: Kernel, irreps_in: Irreps, irreps_out: Irreps, setting: Setting) -> Operator:
+def build_operator(kernel: Kernel, irreps_in: Irreps, irreps_out: Irreps, context: KernelContext) -> Operator:
     """The module that applies `kernel`."""
-    if isinstance(kernel, QSpace) and not (setting.has_q_in or setting.has_q_out):
+    if isinstance(kernel, QSpace) and not (context.has_q_in or context.has_q_out):
         raise ValueError(
             "QSpace needs q-space on at least one side, this layer has q_in=False and q_out=False"
         )
@@ -164,4 +164,4 @@ def build_operator(kernel: Kernel, irreps_in: Irreps, irreps_out: Irreps, settin
         raise TypeError(
             f"kernel must be PSpace, QSpace, PQDiff, PQTensorProduct, Sum or Concat, got {kernel!r}"
         )
-    return known[type(kernel)](kernel, irreps_in, irreps_out, setting)
+    return known[type(kernel)](kernel, irreps_in, irreps_out, context)

@@ -1,6 +1,6 @@
-"""Order of contraction p_basis: filter the input by the few functions of p that span the kernel, then mix the rest.
+"""Strategy "p_basis": filter the input by the few functions of p that span the kernel, then mix the rest.
 
-Everything but the functions of p is one matrix product per pair of irreps and degree of p.
+Everything but the functions of p is one matrix product per pair of irreps and degree of p. Best for few channels.
 """
 
 from __future__ import annotations
@@ -10,11 +10,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dmri_monai.equivariant.pq.contraction import ConvOptions, plain_conv, responses
-from dmri_monai.equivariant.pq.factors import Factors, Layout, everywhere_map, linear_taps
-from dmri_monai.equivariant.pq.paths import PairPaths
+from dmri_monai.equivariant.pq.contraction.convolutions import plain_conv, responses
+from dmri_monai.equivariant.pq.contraction.factors import Factors, Layout, everywhere_map, linear_taps
+from dmri_monai.equivariant.pq.contraction.interface import ConvOptions, Sizes, Strategy
+from dmri_monai.equivariant.pq.contraction.paths import PairPaths
 
-__all__ = ["FunctionMix", "contract_p_basis", "p_basis_columns", "p_basis_degrees", "prepare_p_basis"]
+__all__ = ["P_BASIS"]
+
+ANALYSIS = (
+    8.0  # time of a multiplication in a convolution of one channel, against one in a large matrix product
+)
 
 
 class FunctionMix(NamedTuple):
@@ -30,23 +35,23 @@ class FunctionMix(NamedTuple):
     n_out: int
 
 
-def p_basis_degrees(layout: Layout, pair: PairPaths) -> list[int]:
+def _degrees(layout: Layout, pair: PairPaths) -> list[int]:
     """Degrees of p-functions between a pair; the plain map counts among those of degree 0."""
     return sorted({path.lp for path in pair.paths} | ({0} if layout.is_linear(pair) else set()))
 
 
-def p_basis_columns(layout: Layout, pair: PairPaths, lp: int) -> int:
+def _columns(layout: Layout, pair: PairPaths, lp: int) -> int:
     """Number of p-functions of one degree between a pair, that of the plain map included."""
     shaped = any(path.lp == lp for path in pair.paths)
     return layout.functions(lp) * shaped + (lp == 0 and layout.is_linear(pair))
 
 
-def prepare_p_basis(factors: Factors) -> FunctionMix:
+def _prepare(factors: Factors) -> FunctionMix:
     """The functions of p, and the matrices of everything else."""
     functions: dict[tuple[int, int, bool], Tensor] = {}
     mixes = []
     for pair, weights in factors.entries():
-        for lp in p_basis_degrees(factors.layout, pair):
+        for lp in _degrees(factors.layout, pair):
             key = (pair.i, lp, lp == 0 and factors.layout.is_linear(pair))
             if key not in functions:
                 functions[key] = _functions(factors, lp, key[2], any(p.lp == lp for p in pair.paths))
@@ -54,7 +59,7 @@ def prepare_p_basis(factors: Factors) -> FunctionMix:
     return FunctionMix(functions, mixes, everywhere_map(factors), factors.same.shape[-2])
 
 
-def contract_p_basis(x: Tensor, prepared: FunctionMix, layout: Layout, options: ConvOptions) -> Tensor:
+def _contract(x: Tensor, prepared: FunctionMix, layout: Layout, options: ConvOptions) -> Tensor:
     """x (N, dim_in, Q_in, X, Y, Z) -> (N, dim_out, Q_out, X', Y', Z')."""
     entries = x.split([mul * dim for mul, dim in layout.shape_in], dim=1)
     filtered = {
@@ -124,3 +129,17 @@ def _accumulate(total: Tensor | None, matrix: Tensor, h: Tensor) -> Tensor:
     if total is None:
         return matrix @ h
     return torch.baddbmm(total, matrix.expand(len(h), -1, -1), h)
+
+
+def _cost(layout: Layout, sizes: Sizes) -> float:
+    products = sum(
+        pair.mul_out * pair.dim_out * pair.mul_in * pair.dim_in * _columns(layout, pair, lp)
+        for pair in layout.pairs
+        for lp in _degrees(layout, pair)
+    )
+    functions = sum(layout.functions(lp) for lp in layout.p_degrees)
+    filtering = sizes.n_in * layout.dim_in * functions * layout.kernel_size**3 * ANALYSIS
+    return sizes.shrink * (filtering + sizes.n_out * sizes.n_in * products)
+
+
+P_BASIS = Strategy(_prepare, _contract, _cost)

@@ -8,16 +8,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dmri_monai.equivariant.grid import kernel_offsets
-from dmri_monai.equivariant.pq.contraction import ConvOptions, Operator
-from dmri_monai.equivariant.pq.factors import Factors, Layout
-from dmri_monai.equivariant.pq.kernels import _Elementary
-from dmri_monai.equivariant.pq.orders import ORDERS, Sizes, cheapest
-from dmri_monai.equivariant.pq.paths import (
+from dmri_monai.equivariant.kernel.radial import RadialFunctions
+from dmri_monai.equivariant.kernel.voxel_grid import kernel_offsets
+from dmri_monai.equivariant.pq.contraction.dense import DENSE
+from dmri_monai.equivariant.pq.contraction.factors import Factors, Layout
+from dmri_monai.equivariant.pq.contraction.interface import ConvOptions, KernelContext, Operator, Sizes
+from dmri_monai.equivariant.pq.contraction.p_basis import P_BASIS
+from dmri_monai.equivariant.pq.contraction.p_last import P_LAST
+from dmri_monai.equivariant.pq.contraction.paths import (
     PairPaths,
     PFunctions,
     QRadials,
-    Setting,
     coupling_constants,
     filter_paths,
     harmonic_scale,
@@ -26,20 +27,27 @@ from dmri_monai.equivariant.pq.paths import (
     p_window,
     shape_of,
 )
-from dmri_monai.equivariant.pq.qgeometry import direction_functions
-from dmri_monai.equivariant.radial import RadialFunctions
+from dmri_monai.equivariant.pq.kernels import _Elementary
+from dmri_monai.equivariant.pq.qvectors import direction_functions
 from dmri_monai.so3 import Constants, harmonic_couplings, spherical_harmonics
 
 if TYPE_CHECKING:
     from e3nn.o3 import Irreps
 
-__all__ = ["FactorisedKernel"]
+__all__ = ["STRATEGIES", "FactorisedKernel", "costs"]
+
+STRATEGIES = {"dense": DENSE, "p_basis": P_BASIS, "p_last": P_LAST}
+
+
+def costs(layout: Layout, sizes: Sizes) -> dict[str, float]:
+    """Multiplications per voxel of the input that every strategy takes, weighted by how well they run."""
+    return {name: strategy.cost(layout, sizes) for name, strategy in STRATEGIES.items()}
 
 
 class _Prepared(NamedTuple):
-    """Name of the order of contraction, and what it prepared."""
+    """Name of the strategy, and what it prepared."""
 
-    order: str
+    strategy: str
     arrays: Any
 
 
@@ -50,12 +58,14 @@ class FactorisedKernel(Operator):
     channel in); `linear` the plain map used where an offset has no direction.
     """
 
-    def __init__(self, kernel: _Elementary, irreps_in: Irreps, irreps_out: Irreps, setting: Setting) -> None:
+    def __init__(
+        self, kernel: _Elementary, irreps_in: Irreps, irreps_out: Irreps, context: KernelContext
+    ) -> None:
         super().__init__()
-        self.setting, self.window = setting, p_window(kernel)
+        self.context, self.window = context, p_window(kernel)
         self.masked, self.unit = kernel.zero_offset == "linear", kernel.unit_q_difference
-        self.q_radials = QRadials(kernel, setting)
-        p_radial = kernel.p_radial.resolved((setting.kernel_size + 1) // 2)
+        self.q_radials = QRadials(kernel, context)
+        p_radial = kernel.p_radial.resolved((context.kernel_size + 1) // 2)
         self.p_radial = None if self.window else RadialFunctions(p_radial)
         self.layout = self._init_layout(kernel, irreps_in, irreps_out)
         self.constants = Constants(**self._init_constants(kernel, irreps_in, irreps_out))
@@ -74,25 +84,25 @@ class FactorisedKernel(Operator):
         pairs = []
         for o, (mul_out, ir_out) in enumerate(irreps_out):
             for i, (mul_in, ir_in) in enumerate(irreps_in):
-                paths = tuple(filter_paths(kernel, ir_in, ir_out, self.setting))
+                paths = tuple(filter_paths(kernel, ir_in, ir_out, self.context))
                 keys = tuple(f"out_{ir_out}_in_{ir_in}_l{p.degree}_q{p.lq}_p{p.lp}" for p in paths)
                 pairs.append(PairPaths(o, i, paths, keys, mul_out, mul_in, ir_out.dim, ir_in.dim))
         return Layout(
             tuple(pairs),
             shape_of(irreps_in),
             shape_of(irreps_out),
-            tuple(linear_pairs(irreps_in, irreps_out, self.setting)) if self.masked else (),
+            tuple(linear_pairs(irreps_in, irreps_out, self.context)) if self.masked else (),
             1 if self.p_radial is None else self.p_radial.n_out,
             self.q_radials.n_out,
             self.q_radials.n_in,
             self.window,
-            self.setting.kernel_size,
+            self.context.kernel_size,
         )
 
     def _init_constants(
         self, kernel: _Elementary, irreps_in: Irreps, irreps_out: Irreps
     ) -> dict[str, Tensor]:
-        tensors = {"offsets": kernel_offsets(self.setting.kernel_size, self.setting.spacing)}
+        tensors = {"offsets": kernel_offsets(self.context.kernel_size, self.context.spacing)}
         for pair in self.layout.pairs:
             for key, path in zip(pair.keys, pair.paths, strict=True):
                 scale = harmonic_scale(kernel, path.lp) * harmonic_scale(kernel, path.lq)
@@ -149,7 +159,7 @@ class FactorisedKernel(Operator):
             self._couplings(),
             l_max=max(degrees, default=0),
             unit=self.unit,
-            antipodal=self.setting.antipodal,
+            antipodal=self.context.antipodal,
             mask_zero=self.masked,
         )
         return {lq: harmonics[lq] for lq in degrees}, same
@@ -172,18 +182,23 @@ class FactorisedKernel(Operator):
 
     def dense(self, q_out: Tensor | None, q_in: Tensor | None, offsets: Tensor | None = None) -> Tensor:
         """(..., dim_out, Q_out, dim_in, Q_in, P) whole kernel, at the voxels of the kernel or at any `offsets`."""
-        full: Tensor = ORDERS["dense"].prepare(self._factors(q_out, q_in, offsets))
+        full: Tensor = DENSE.prepare(self._factors(q_out, q_in, offsets))
         return full
+
+    def _chosen(self, q_out: Tensor | None, q_in: Tensor | None, x: Tensor, options: ConvOptions) -> str:
+        """The strategy asked for, or the cheapest where it is left open or not one of these."""
+        if options.strategy in STRATEGIES:
+            return options.strategy
+        n_out, n_in = (1 if q is None else q.shape[-2] for q in (q_out, q_in))
+        voxels, shrink = x.shape[3:].numel(), options.shrink(x.shape[3:], self.context.kernel_size)
+        found = costs(self.layout, Sizes(n_out, n_in, voxels, shrink, x.device.type == "cpu"))
+        return min(found, key=found.__getitem__)
 
     def prepare(
         self, q_out: Tensor | None, q_in: Tensor | None, x: Tensor, options: ConvOptions
     ) -> _Prepared:
-        order = options.strategy
-        if order == "auto":
-            n_out, n_in = (1 if q is None else q.shape[-2] for q in (q_out, q_in))
-            voxels, shrink = x.shape[3:].numel(), options.shrink(x.shape[3:], self.setting.kernel_size)
-            order = cheapest(self.layout, Sizes(n_out, n_in, voxels, shrink, x.device.type == "cpu"))
-        return _Prepared(order, ORDERS[order].prepare(self._factors(q_out, q_in)))
+        strategy = self._chosen(q_out, q_in, x, options)
+        return _Prepared(strategy, STRATEGIES[strategy].prepare(self._factors(q_out, q_in)))
 
     def contract(self, x: Tensor, prepared: _Prepared, options: ConvOptions) -> Tensor:
-        return ORDERS[prepared.order].contract(x, prepared.arrays, self.layout, options)
+        return STRATEGIES[prepared.strategy].contract(x, prepared.arrays, self.layout, options)

@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dmri_monai.equivariant.grid import kernel_offsets
-from dmri_monai.equivariant.pq.contraction import ConvOptions, Operator, dense_conv
-from dmri_monai.equivariant.pq.kernels import PQDiff
-from dmri_monai.equivariant.pq.paths import (
+from dmri_monai.equivariant.kernel.radial import RadialFunctions
+from dmri_monai.equivariant.kernel.voxel_grid import kernel_offsets
+from dmri_monai.equivariant.pq.contraction.convolutions import dense_conv
+from dmri_monai.equivariant.pq.contraction.interface import ConvOptions, KernelContext, Operator
+from dmri_monai.equivariant.pq.contraction.paths import (
     QRadials,
-    Setting,
     harmonic_scale,
     linear_map,
     linear_pairs,
     shape_of,
 )
-from dmri_monai.equivariant.pq.qgeometry import joint_functions
-from dmri_monai.equivariant.radial import RadialFunctions
+from dmri_monai.equivariant.pq.kernels import PQDiff
+from dmri_monai.equivariant.pq.qvectors import joint_functions
 from dmri_monai.so3 import Constants, clebsch_gordan, harmonic_couplings
 
 if TYPE_CHECKING:
@@ -47,29 +47,29 @@ class DifferenceKernel(Operator):
     channel in); `linear` the plain map used where p = dq.
     """
 
-    def __init__(self, kernel: PQDiff, irreps_in: Irreps, irreps_out: Irreps, setting: Setting) -> None:
+    def __init__(self, kernel: PQDiff, irreps_in: Irreps, irreps_out: Irreps, context: KernelContext) -> None:
         super().__init__()
-        self.setting, self.unit = setting, kernel.unit_q_difference
+        self.context, self.unit = context, kernel.unit_q_difference
         self.masked = kernel.zero_offset == "linear"
-        self.q_radials = QRadials(kernel, setting)
-        self.p_radial = RadialFunctions(kernel.p_radial.resolved((setting.kernel_size + 1) // 2))
+        self.q_radials = QRadials(kernel, context)
+        self.p_radial = RadialFunctions(kernel.p_radial.resolved((context.kernel_size + 1) // 2))
         self.shape_in, self.shape_out = shape_of(irreps_in), shape_of(irreps_out)
         self._init_pairs(kernel, irreps_in, irreps_out)
         per_degree = self.p_radial.n_out * self.q_radials.n_out * self.q_radials.n_in
         self.sizes = [len(p.degrees) * per_degree * p.mul_out * p.mul_in for p in self.pairs]
         self.weight = nn.Parameter(torch.empty(sum(self.sizes)))
-        self.linear_pairs = linear_pairs(irreps_in, irreps_out, setting) if self.masked else []
+        self.linear_pairs = linear_pairs(irreps_in, irreps_out, context) if self.masked else []
         count = sum(irreps_in[i].mul * irreps_out[o].mul for i, o in self.linear_pairs)
         self.linear = nn.Parameter(torch.empty(count)) if self.masked else None
         self.reset_parameters()
 
     def _init_pairs(self, kernel: PQDiff, irreps_in: Irreps, irreps_out: Irreps) -> None:
-        offsets = kernel_offsets(self.setting.kernel_size, self.setting.spacing)
+        offsets = kernel_offsets(self.context.kernel_size, self.context.spacing)
         tensors = {"offsets": offsets}
         self.pairs: list[_Pair] = []
         for mul_out, ir_out in irreps_out:
             for mul_in, ir_in in irreps_in:
-                degrees = tuple(kernel.degrees(ir_in, ir_out, self.setting.parity))
+                degrees = tuple(kernel.degrees(ir_in, ir_out, self.context.parity))
                 keys = tuple(f"out_{ir_out}_in_{ir_in}_l{degree}" for degree in degrees)
                 for key, degree in zip(keys, degrees, strict=True):
                     coupling = sqrt(ir_out.dim) * clebsch_gordan(ir_out.l, ir_in.l, degree)
@@ -113,7 +113,7 @@ class DifferenceKernel(Operator):
             couplings,
             l_max=self.l_max,
             unit=self.unit,
-            antipodal=self.setting.antipodal,
+            antipodal=self.context.antipodal,
             mask_zero=self.masked,
             mirrored=mirrored,
         )

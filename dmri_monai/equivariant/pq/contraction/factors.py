@@ -1,4 +1,4 @@
-"""The factors of a kernel that separates p- from q-space, and what the orders of contraction build from them.
+"""The factors of a kernel that separates p- from q-space, which every strategy of contraction starts from.
 
 K(p, q_out, q_in) = sum over (o, i, a) of phi_o(|q_out|) phi_i(|q_in|) Y_a(dq) K_oia(p), where a runs over the
 components of the harmonics of dq, plus a plain linear map where an offset has no direction.
@@ -11,9 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dmri_monai.equivariant.pq.paths import LinearShape, PairPaths, Path, PFunctions
+from dmri_monai.equivariant.pq.contraction.paths import LinearShape, PairPaths, PFunctions
 
-__all__ = ["Factors", "Layout", "angular_matrix", "everywhere_map", "linear_taps", "p_kernels"]
+__all__ = ["Factors", "Layout", "everywhere_map", "linear_taps"]
 
 
 class Layout(NamedTuple):
@@ -105,44 +105,3 @@ def everywhere_map(factors: Factors) -> Tensor | None:
     """(dim_out, dim_in, P): the plain map where it stands for every pair of samples, None if nowhere."""
     taps = linear_taps(factors)[1]
     return None if taps is None or factors.linear is None else factors.linear.unsqueeze(-1) * taps
-
-
-def angular_matrix(factors: Factors) -> Tensor:
-    """(..., Q_out, Q_in, A): the harmonics of dq of all degrees in use."""
-    same = factors.same
-    parts = (factors.harmonics[lq] for lq in factors.layout.q_degrees)
-    return torch.cat([same.new_zeros(*same.shape, 0), *parts], dim=-1)
-
-
-def p_kernels(factors: Factors) -> Tensor:
-    """(n_o, n_i, dim_out, A, dim_in, P): the kernels K_oia(p)."""
-    blocks = [_pair_kernel(factors, pair, weights) for pair, weights in factors.entries()]
-    columns = len(factors.layout.shape_in)
-    rows = [torch.cat(blocks[start : start + columns], dim=4) for start in range(0, len(blocks), columns)]
-    return torch.cat(rows, dim=2)
-
-
-def _pair_kernel(factors: Factors, pair: PairPaths, weights: list[Tensor]) -> Tensor:
-    """(n_o, n_i, mul_out·d_out, A, mul_in·d_in, P) of one pair of irreps."""
-    layout, taps = factors.layout, len(factors.p.radial)
-    d_out, d_in = pair.mul_out * pair.dim_out, pair.mul_in * pair.dim_in
-    per_lq = [factors.p.radial.new_zeros(layout.n_o, layout.n_i, d_out, 0, d_in, taps)]
-    for lq in layout.q_degrees:
-        mine = [index for index, path in enumerate(pair.paths) if path.lq == lq]
-        if not mine:
-            sizes = (layout.n_o, layout.n_i, d_out, 2 * lq + 1, d_in, taps)
-            per_lq.append(factors.p.radial.new_zeros(sizes))
-            continue
-        basis = torch.cat([_path_functions(factors, pair.paths[k], pair.keys[k]) for k in mine])
-        mixed = torch.cat([weights[k].flatten(1) for k in mine]).T @ basis.flatten(1)
-        mixed = mixed.view(
-            layout.n_o, layout.n_i, pair.mul_out, pair.mul_in, pair.dim_out, pair.dim_in, -1, taps
-        )
-        per_lq.append(mixed.permute(0, 1, 2, 4, 6, 3, 5, 7).flatten(2, 3).flatten(4, 5))
-    return torch.cat(per_lq, dim=3)
-
-
-def _path_functions(factors: Factors, path: Path, key: str) -> Tensor:
-    """(n_p, d_out, d_in, 2lq+1, P) of one path."""
-    angular = torch.einsum("mnab,pb->mnap", factors.couplings[key], factors.p.harmonics[path.lp])
-    return torch.einsum("mnap,pr->rmnap", angular, factors.p.radial)

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from dmri_monai.equivariant.kernel.radial import RadialFunctions
+from dmri_monai.equivariant.pq.contraction.interface import KernelContext
 from dmri_monai.equivariant.pq.kernels import PQTensorProduct, QSpace, _Elementary
-from dmri_monai.equivariant.radial import RadialFunctions
 from dmri_monai.so3 import clebsch_gordan
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ __all__ = [
     "PairPaths",
     "Path",
     "QRadials",
-    "Setting",
     "coupling_constants",
     "filter_paths",
     "harmonic_scale",
@@ -31,17 +31,6 @@ __all__ = [
     "p_window",
     "shape_of",
 ]
-
-
-class Setting(NamedTuple):
-    """What a layer tells its kernels: symmetry group, sign convention, sides with q-space, kernel size, voxel size."""
-
-    parity: bool
-    antipodal: bool
-    has_q_in: bool
-    has_q_out: bool
-    kernel_size: int
-    spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
 
 class PFunctions(NamedTuple):
@@ -73,15 +62,15 @@ class PairPaths(NamedTuple):
     dim_in: int
 
 
-def filter_paths(kernel: _Elementary, ir_in: Irrep, ir_out: Irrep, setting: Setting) -> list[Path]:
+def filter_paths(kernel: _Elementary, ir_in: Irrep, ir_out: Irrep, context: KernelContext) -> list[Path]:
     """Paths of a factorising kernel from `ir_in` to `ir_out`, without those that vanish under antipodal averaging."""
     paths = []
-    has_q = setting.has_q_in or setting.has_q_out
+    has_q = context.has_q_in or context.has_q_out
     for degree in kernel.degrees(ir_in, ir_out, None):
         pairs = kernel.couplings(degree) if isinstance(kernel, PQTensorProduct) else [(degree, 0)]
         for lq, lp in pairs:
-            right_parity = not setting.parity or ir_in.p * ir_out.p == (-1) ** (lq + lp)
-            vanishes = (setting.antipodal and lq % 2 == 1) or (not has_q and lq > 0)
+            right_parity = not context.parity or ir_in.p * ir_out.p == (-1) ** (lq + lp)
+            vanishes = (context.antipodal and lq % 2 == 1) or (not has_q and lq > 0)
             if right_parity and not vanishes:
                 paths.append(Path(degree, lq, lp))
     return paths
@@ -94,13 +83,13 @@ def coupling_constants(ir_in: Irrep, ir_out: Irrep, path: Path) -> Tensor:
     return torch.einsum("mnj,jab->mnab", outer, inner)
 
 
-def linear_pairs(irreps_in: Irreps, irreps_out: Irreps, setting: Setting) -> list[tuple[int, int]]:
+def linear_pairs(irreps_in: Irreps, irreps_out: Irreps, context: KernelContext) -> list[tuple[int, int]]:
     """(i, o) entries that a plain equivariant linear map connects."""
     return [
         (i, o)
         for o, (_, b) in enumerate(irreps_out)
         for i, (_, a) in enumerate(irreps_in)
-        if a.l == b.l and (a.p == b.p or not setting.parity)
+        if a.l == b.l and (a.p == b.p or not context.parity)
     ]
 
 
@@ -136,11 +125,11 @@ def shape_of(irreps: Irreps) -> LinearShape:
 class QRadials(nn.Module):
     """Radial functions of |q_out| and |q_in|; a side without q-space has the single function 1."""
 
-    def __init__(self, kernel: _Elementary, setting: Setting) -> None:
+    def __init__(self, kernel: _Elementary, context: KernelContext) -> None:
         super().__init__()
         radial = kernel.q_radial.resolved(3)
-        self.outer = RadialFunctions(radial) if setting.has_q_out else None
-        self.inner = RadialFunctions(radial) if setting.has_q_in else None
+        self.outer = RadialFunctions(radial) if context.has_q_out else None
+        self.inner = RadialFunctions(radial) if context.has_q_in else None
         self.n_out = self.outer.n_out if self.outer is not None else 1
         self.n_in = self.inner.n_out if self.inner is not None else 1
 

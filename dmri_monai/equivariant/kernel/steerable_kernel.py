@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dmri_monai.equivariant.grid import kernel_offsets
-from dmri_monai.equivariant.radial import Radial, RadialFunctions
+from dmri_monai.equivariant.kernel.radial import Radial, RadialFunctions
+from dmri_monai.equivariant.kernel.voxel_grid import kernel_offsets
 from dmri_monai.so3 import Constants, clebsch_gordan, spherical_harmonics
 
 if TYPE_CHECKING:
@@ -97,9 +97,11 @@ class PSpaceFunctions:
         at_zero = (offsets.norm(dim=-1) == 0).to(offsets.dtype)
         return torch.eye(ir_out.dim, dtype=offsets.dtype).unsqueeze(-1) * at_zero
 
-    def rows(self, ir_in: Irrep, ir_out: Irrep, offsets: Tensor) -> Tensor:
+    def rows(
+        self, ir_in: Irrep, ir_out: Irrep, offsets: Tensor, learned: RadialFunctions | None = None
+    ) -> Tensor:
         """(n, d_out, d_in, P) kernel functions at `offsets` (P, 3), before orthonormalisation."""
-        radial = self.radial(offsets.norm(dim=-1))
+        radial = (learned or self.radial)(offsets.norm(dim=-1))
         arrays = [torch.einsum("mnp,pr->rmnp", a, radial) for a in self.angular(ir_in, ir_out, offsets)]
         if self.has_linear(ir_in, ir_out):
             arrays.append(self.linear(ir_out, offsets).unsqueeze(0))
@@ -239,21 +241,9 @@ class SteerableKernel(nn.Module):
         """(dim_out, dim_in, P) float64 kernel function at any `offsets` (P, 3), in half kernel widths."""
         bases = []
         for i, o in self.pairs:
-            rows = self._rows_at(i, o, offsets.double())
+            ir_in, ir_out = self.irreps_in[i].ir, self.irreps_out[o].ir
+            rows = self.functions.rows(ir_in, ir_out, offsets.double(), self.radial).flatten(1)
             if self.radial is None:
                 rows = self.transforms[self._key(i, o)] @ rows
             bases.append(rows)
         return self._assemble(bases, self.weight.double())
-
-    def _rows_at(self, i: int, o: int, offsets: Tensor) -> Tensor:
-        ir_in, ir_out = self.irreps_in[i].ir, self.irreps_out[o].ir
-        if self.radial is None:
-            return self.functions.rows(ir_in, ir_out, offsets).flatten(1)
-        radial = self.radial(offsets.norm(dim=-1))
-        arrays = [
-            torch.einsum("mnp,pr->rmnp", a, radial) for a in self.functions.angular(ir_in, ir_out, offsets)
-        ]
-        if self.functions.has_linear(ir_in, ir_out):
-            arrays.append(self.functions.linear(ir_out, offsets).unsqueeze(0))
-        empty = offsets.new_zeros(0, ir_out.dim, ir_in.dim, len(offsets))
-        return torch.cat([empty, *arrays]).flatten(1)

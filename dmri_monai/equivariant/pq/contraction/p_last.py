@@ -1,9 +1,9 @@
-"""Order of contraction p_last: mix samples, then channels, then filter every output channel by functions of p.
+"""Strategy "p_last": mix samples, then channels, then filter every output channel by functions of p.
 
 g[q_out, (i, a), (v, n)] = sum over q_in of phi_i(|q_in|) Y_a(dq) x[q_in, (v, n)]
 t[q_out, (u, m), (r, b)] = sum over paths and (o, i, a, v, n) of W phi_o(|q_out|) C[m, n, a, b] g
 y[q_out, (u, m)]         = sum over (r, b) of (R_r Y_b) * t
-Only the first step is quadratic in the number of samples.
+Only the first step is quadratic in the number of samples: best for many channels and long tables.
 """
 
 from __future__ import annotations
@@ -13,10 +13,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dmri_monai.equivariant.pq.contraction import ConvOptions, filtered_sum, plain_conv
-from dmri_monai.equivariant.pq.factors import Factors, Layout, everywhere_map, linear_taps
+from dmri_monai.equivariant.pq.contraction.convolutions import filtered_sum, plain_conv
+from dmri_monai.equivariant.pq.contraction.factors import Factors, Layout, everywhere_map, linear_taps
+from dmri_monai.equivariant.pq.contraction.interface import ConvOptions, Sizes, Strategy
 
-__all__ = ["ChannelMix", "Mixture", "contract_p_last", "mixtures", "prepare_p_last"]
+__all__ = ["P_LAST"]
+
+# Time of a multiplication against that of one in a large matrix product, measured on CPUs.
+BATCHED = 1.7  # batch of small matrix products
+SYNTHESIS = 12.0  # convolution of several channels to one
 
 
 class Mixture(NamedTuple):
@@ -44,7 +49,7 @@ class ChannelMix(NamedTuple):
     n_out: int
 
 
-def mixtures(layout: Layout) -> list[Mixture]:
+def _mixtures(layout: Layout) -> list[Mixture]:
     """The products of the second step."""
     found = []
     for index, pair in enumerate(layout.pairs):
@@ -55,9 +60,9 @@ def mixtures(layout: Layout) -> list[Mixture]:
     return found
 
 
-def prepare_p_last(factors: Factors) -> ChannelMix:
+def _prepare(factors: Factors) -> ChannelMix:
     """The matrices that mix samples and channels, and the functions of p."""
-    products = mixtures(factors.layout)
+    products = _mixtures(factors.layout)
     functions: dict[int | None, Tensor] = {
         lp: torch.einsum("pr,pb->rbp", factors.p.radial, factors.p.harmonics[lp]).flatten(0, 1)
         for lp in factors.layout.p_degrees
@@ -85,7 +90,7 @@ def _channel_matrix(factors: Factors, product: Mixture) -> Tensor:
     return total.flatten(-4).flatten(-5, -2).expand(*factors.same.shape[:-1], -1, -1)
 
 
-def contract_p_last(x: Tensor, prepared: ChannelMix, layout: Layout, options: ConvOptions) -> Tensor:
+def _contract(x: Tensor, prepared: ChannelMix, layout: Layout, options: ConvOptions) -> Tensor:
     """x (N, dim_in, Q_in, X, Y, Z) -> (N, dim_out, Q_out, X', Y', Z')."""
     channels = _mixed_channels(x, prepared, layout)
     outputs = []
@@ -108,7 +113,7 @@ def _mixed_channels(x: Tensor, prepared: ChannelMix, layout: Layout) -> dict[tup
     ]
     mixed: dict[tuple[int, int | None], Tensor] = {}
     totals: dict[tuple[int, int | None], Tensor] = {}
-    for product, matrix in zip(mixtures(layout), prepared.channels, strict=True):
+    for product, matrix in zip(_mixtures(layout), prepared.channels, strict=True):
         pair = layout.pairs[product.pair]
         source, target = (pair.i, product.degree), (pair.o, product.lp)
         matrix = matrix.to(x.dtype).expand(len(x), *matrix.shape[-3:]).flatten(0, 1)
@@ -120,3 +125,22 @@ def _mixed_channels(x: Tensor, prepared: ChannelMix, layout: Layout) -> dict[tup
         else:
             totals[target] = matrix @ mixed[source]
     return totals
+
+
+def _cost(layout: Layout, sizes: Sizes) -> float:
+    """Measured on CPUs only, and left to them."""
+    if not sizes.on_cpu:
+        return float("inf")
+    channels, mixed, filtered = 0, {}, {}
+    for product in _mixtures(layout):
+        pair = layout.pairs[product.pair]
+        rows = pair.mul_out * pair.dim_out * (1 if product.lp is None else layout.functions(product.lp))
+        width = 1 if product.degree is None else layout.n_i * (2 * product.degree + 1)
+        columns = width * pair.mul_in * pair.dim_in
+        mixed[pair.i, product.degree], filtered[pair.o, product.lp] = columns, rows
+        channels += rows * columns
+    filtering = sum(filtered.values()) * layout.kernel_size**3 * sizes.shrink
+    return sizes.n_out * (sizes.n_in * sum(mixed.values()) + BATCHED * channels + SYNTHESIS * filtering)
+
+
+P_LAST = Strategy(_prepare, _contract, _cost)
