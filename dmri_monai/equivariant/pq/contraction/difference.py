@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import accumulate
 from math import sqrt
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from dmri_monai.equivariant.kernel.radial import RadialFunctions
 from dmri_monai.equivariant.kernel.voxel_grid import kernel_offsets
 from dmri_monai.equivariant.pq.contraction.convolutions import dense_conv
 from dmri_monai.equivariant.pq.contraction.dense import dense_cost
+from dmri_monai.equivariant.pq.contraction.difference_blocks import PairDegrees, dense_block, mix_block
 from dmri_monai.equivariant.pq.contraction.fourier_blocks import blocks_for
 from dmri_monai.equivariant.pq.contraction.interface import ConvOptions, KernelContext, Operator, Sizes
 from dmri_monai.equivariant.pq.contraction.paths import (
@@ -39,17 +40,6 @@ if TYPE_CHECKING:
     from e3nn.o3 import Irreps
 
 __all__ = ["DifferenceKernel"]
-
-
-class _Pair(NamedTuple):
-    """Filter degrees between one entry of each irreps, and its sizes."""
-
-    keys: tuple[str, ...]
-    degrees: tuple[int, ...]
-    mul_out: int
-    mul_in: int
-    dim_out: int
-    dim_in: int
 
 
 class DifferenceKernel(Operator):
@@ -78,7 +68,7 @@ class DifferenceKernel(Operator):
     def _init_pairs(self, kernel: PQDiff, irreps_in: Irreps, irreps_out: Irreps) -> None:
         offsets = kernel_offsets(self.context.kernel_size, self.context.spacing)
         tensors = {"offsets": offsets}
-        self.pairs: list[_Pair] = []
+        self.pairs: list[PairDegrees] = []
         for mul_out, ir_out in irreps_out:
             for mul_in, ir_in in irreps_in:
                 degrees = tuple(kernel.degrees(ir_in, ir_out, self.context.parity))
@@ -86,7 +76,7 @@ class DifferenceKernel(Operator):
                 for key, degree in zip(keys, degrees, strict=True):
                     coupling = sqrt(ir_out.dim) * clebsch_gordan(ir_out.l, ir_in.l, degree)
                     tensors[key] = coupling * harmonic_scale(kernel, degree)
-                self.pairs.append(_Pair(keys, degrees, mul_out, mul_in, ir_out.dim, ir_in.dim))
+                self.pairs.append(PairDegrees(keys, degrees, mul_out, mul_in, ir_out.dim, ir_in.dim))
         self.l_max = max((degree for pair in self.pairs for degree in pair.degrees), default=0)
         for index, coupling in enumerate(harmonic_couplings(self.l_max)):
             tensors[f"climb_{index}"] = coupling
@@ -127,6 +117,9 @@ class DifferenceKernel(Operator):
             mirrored=mirrored,
         )
 
+    def _couplings(self, pair: PairDegrees) -> list[Tensor]:
+        return [getattr(self.constants, key) for key in pair.keys]
+
     def _linear_map(self, dtype: torch.dtype) -> Tensor | None:
         if self.linear is None:
             return None
@@ -140,49 +133,13 @@ class DifferenceKernel(Operator):
         radial = self.p_radial(offsets.norm(dim=-1))
         harmonics, zero = self._harmonics(q_out, q_in, offsets, mirrored)
         shaped = [h.unsqueeze(-1) * inner.unsqueeze(-2).unsqueeze(-4).unsqueeze(-5) for h in harmonics]
-        weights = self.weight.to(outer.dtype).split(self.sizes)
-        blocks = [
-            self._block(pair, part, shaped, outer, radial)
-            for pair, part in zip(self.pairs, weights, strict=True)
-        ]
+        weights = zip(self.pairs, self.weight.to(outer.dtype).split(self.sizes), strict=True)
+        blocks = [dense_block(pair, self._couplings(pair), w, shaped, outer, radial) for pair, w in weights]
         columns = len(self.shape_in)
         rows = [torch.cat(blocks[start : start + columns], -3) for start in range(0, len(blocks), columns)]
         full = torch.cat(rows, dim=-5)
         matrix = self._linear_map(outer.dtype)
         return full if matrix is None else full + torch.einsum("dv,...qps->...dqvsp", matrix, zero)
-
-    def _block(
-        self, pair: _Pair, weight: Tensor, shaped: list[Tensor], outer: Tensor, radial: Tensor
-    ) -> Tensor:
-        """(..., mul_out·d_out, Q_out, mul_in·d_in, Q_in, P) of one pair of irreps.
-
-        `shaped` holds phi_i(|q_in|) Y_l(p - dq), each (..., Q_out, P, Q_in, 2l+1, n_i).
-        """
-        lead = shaped[0].shape[:-5]
-        n_out, taps, n_in = shaped[0].shape[-5:-2]
-        d_out, d_in = pair.mul_out * pair.dim_out, pair.mul_in * pair.dim_in
-        if not pair.degrees:
-            return outer.new_zeros(*lead, d_out, n_out, d_in, n_in, taps)
-        angular = torch.cat(
-            [
-                torch.einsum(
-                    "mnj,...qpsji->...qpimns", getattr(self.constants, key).to(outer.dtype), shaped[degree]
-                )
-                for key, degree in zip(pair.keys, pair.degrees, strict=True)
-            ],
-            dim=-4,
-        ).flatten(-3)
-        mixed = weight.view(
-            len(pair.degrees), radial.shape[-1], outer.shape[-1], -1, pair.mul_out, pair.mul_in
-        )
-        mixed = torch.einsum("lroiuv,pr->lpoiuv", mixed, radial)
-        mixed = torch.einsum("lpoiuv,...qo->...qpuvli", mixed, outer).flatten(-2).flatten(-3, -2)
-        full = (mixed @ angular).unflatten(-1, (pair.dim_out, pair.dim_in, n_in))
-        full = full.unflatten(-4, (pair.mul_out, pair.mul_in))
-        axes = len(lead)  # (..., q, p, u, v, m, n, s) -> (..., u, m, q, v, n, s, p)
-        order = [*range(axes), *(axes + a for a in (2, 4, 0, 3, 5, 6, 1))]
-        full = full.permute(order)
-        return full.reshape(*lead, d_out, n_out, d_in, n_in, taps)
 
     def _columns(self, degree: int) -> tuple[int, int]:
         """First and last component of the input that filters of `degree` take in."""
@@ -192,21 +149,10 @@ class DifferenceKernel(Operator):
 
     def _mix(self, degree: int, outer: Tensor) -> Tensor:
         """(..., Q_out, (2l+1)·r, components, i, dim_out): weights, phi_o(|q_out|) and couplings of one degree."""
-        shape = (self.p_radial.n_out, self.q_radials.n_out, self.q_radials.n_in)
+        radials = (self.p_radial.n_out, self.q_radials.n_out, self.q_radials.n_in)
+        weights = zip(self.pairs, self.weight.to(outer.dtype).split(self.sizes), strict=True)
+        blocks = [mix_block(pair, self._couplings(pair), w, degree, outer, radials) for pair, w in weights]
         columns = len(self.shape_in)
-        blocks = []
-        for pair, part in zip(self.pairs, self.weight.to(outer.dtype).split(self.sizes), strict=True):
-            d_in, d_out = pair.mul_in * pair.dim_in, pair.mul_out * pair.dim_out
-            if degree not in pair.degrees:
-                functions = shape[0] * (2 * degree + 1)
-                blocks.append(outer.new_zeros(*outer.shape[:-1], functions, d_in, shape[2], d_out))
-                continue
-            index = pair.degrees.index(degree)
-            weight = part.view(len(pair.degrees), *shape, pair.mul_out, pair.mul_in)[index]
-            weight = torch.einsum("roiuv,...qo->...qriuv", weight, outer)
-            coupling = getattr(self.constants, pair.keys[index]).to(outer.dtype)
-            block = torch.einsum("...qriuv,mnj->...qjrvnium", weight, coupling)
-            blocks.append(block.flatten(-2).flatten(-4, -3).flatten(-5, -4))
         rows = [torch.cat(blocks[start : start + columns], -3) for start in range(0, len(blocks), columns)]
         first, last = self._columns(degree)
         return torch.cat(rows, dim=-1)[..., first:last, :, :]
