@@ -3,11 +3,7 @@
 Only ValueError, TypeError and OSError leave these functions, and each names the file.
 """
 
-from dmri_monai.io.datasets import sample_subjects, scans, subjects
-from dmri_monai.io.dwi import read_dwi, write_dwi
-from dmri_monai.io.harmonic_images import read_harmonics, write_harmonics
-from dmri_monai.io.nifti import read_nifti
-from dmri_monai.io.writing import write_nifti
+from dmri_monai.lazy import lazy_names
 
 __all__ = [
     "read_dwi",
@@ -20,3 +16,18 @@ __all__ = [
     "write_harmonics",
     "write_nifti",
 ]
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "read_dwi": "dwi",
+        "read_harmonics": "harmonic_images",
+        "read_nifti": "nifti",
+        "sample_subjects": "datasets",
+        "scans": "datasets",
+        "subjects": "datasets",
+        "write_dwi": "dwi",
+        "write_harmonics": "harmonic_images",
+        "write_nifti": "writing",
+    },
+)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from monai.data.meta_tensor import MetaTensor
 from torch import Tensor
 
 from dmri_monai.gradients import B0_THRESHOLD, GradientTable, unit_vectors
@@ -15,7 +15,10 @@ from dmri_monai.io.sidecars import BvecsChoice, Sidecars, find_sidecars
 from dmri_monai.io.tables import format_bvals, format_bvecs, read_bvals, read_bvecs, read_mrtrix
 from dmri_monai.io.writing import replacing, save_nifti
 
-__all__ = ["read_dwi", "write_dwi"]
+if TYPE_CHECKING:  # importing MONAI takes seconds, which a check of a scan does not need
+    from monai.data.meta_tensor import MetaTensor
+
+__all__ = ["read_dwi", "read_signal", "write_dwi"]
 
 
 def read_dwi(
@@ -28,6 +31,16 @@ def read_dwi(
     `image.meta`: phase_encoding_world, slice_world, total_readout_time_s, slice_timing_s, multiband_factor,
     where known. Raises OSError or ValueError naming the file, the entry and both numbers.
     """
+    signal, source, table, acquisition = read_signal(path, bvecs=bvecs, b0_threshold=b0_threshold)
+    image = as_meta_tensor(signal, source)
+    image.meta.update(acquisition)
+    return image, table
+
+
+def read_signal(
+    path: str | Path, *, bvecs: BvecsChoice = "auto", b0_threshold: float = B0_THRESHOLD
+) -> tuple[Tensor, NiftiSource, GradientTable, dict[str, Any]]:
+    """What :func:`read_dwi` reads, its image a plain tensor: signal, header, table, entries of the JSON sidecar."""
     path = Path(path)
     source = open_nifti(path)
     if len(source.shape) != 4:
@@ -37,10 +50,9 @@ def read_dwi(
     sidecars = find_sidecars(path, bvecs)
     table = _read_table(sidecars, source, b0_threshold)
     acquisition = acquisition_meta(sidecars.json, source)
-    image = as_meta_tensor(read_volumes(source), source)
-    _check_finite(image, source)
-    image.meta.update(acquisition)
-    return image, table
+    signal = read_volumes(source)
+    _check_finite(signal, source)
+    return signal, source, table, acquisition
 
 
 def _read_table(sidecars: Sidecars, source: NiftiSource, b0_threshold: float) -> GradientTable:
@@ -80,10 +92,10 @@ def _check_count(n_bvals: int, n_volumes: int, table: Path, source: NiftiSource)
         raise ValueError(f"b-values: {n_bvals} entries in {table} for {n_volumes} volumes in {source.path}")
 
 
-def _check_finite(image: Tensor, source: NiftiSource) -> None:
+def _check_finite(signal: Tensor, source: NiftiSource) -> None:
     if source.dtype.kind != "f" and not source.is_scaled:
         return
-    for i, volume in enumerate(image.as_subclass(Tensor)):
+    for i, volume in enumerate(signal):
         if not volume.sum().isfinite() and (bad := int((~volume.isfinite()).sum())):
             raise ValueError(
                 f"volume {i} has {bad} voxels that are NaN or infinite, expected 0: {source.path}"
@@ -96,6 +108,8 @@ def write_dwi(path: str | Path, image: MetaTensor, table: GradientTable) -> None
     The affine is the image's own; `table` is in the world frame.  Raises TypeError for an image without
     affine, ValueError when counts differ or a voxel is not finite.
     """
+    from monai.data.meta_tensor import MetaTensor
+
     path = Path(path)
     stem = nifti_stem(path)
     if not isinstance(image, MetaTensor):

@@ -15,14 +15,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import nibabel
 import numpy as np
 import torch
-from monai.data.meta_tensor import MetaTensor
 
 from dmri_monai.gradients import grid_rotation
+
+if TYPE_CHECKING:  # importing MONAI takes seconds, which a check of a scan does not need
+    from monai.data.meta_tensor import MetaTensor
 
 __all__ = ["NiftiSource", "as_meta_tensor", "open_nifti", "read_nifti", "read_volumes"]
 
@@ -189,6 +191,8 @@ def _fill(stream: BinaryIO, raw: np.ndarray, index: int, count: int) -> None:
 
 def as_meta_tensor(data: torch.Tensor, source: NiftiSource) -> MetaTensor:
     """`data` (C, X, Y, Z) with the file's affine and the meta entries MONAI's own loader sets."""
+    from monai.data.meta_tensor import MetaTensor
+
     meta = {
         "filename_or_obj": str(source.path),
         "original_affine": source.affine.clone(),

@@ -1,0 +1,93 @@
+"""A scan as its files hold it, for mending what the strict reader refuses: stored numbers, table of any length."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import torch
+from torch import Tensor
+
+from dmri_monai.gradients import B0_THRESHOLD, GradientTable
+from dmri_monai.io.acquisition import acquisition_meta
+from dmri_monai.io.nifti import open_nifti, read_volumes
+from dmri_monai.io.sidecars import BvecsChoice, find_sidecars
+from dmri_monai.io.tables import read_bvals, read_bvecs, read_mrtrix
+
+__all__ = ["FileScan", "read_files"]
+
+
+@dataclass(frozen=True, eq=False)
+class FileScan:
+    """signal (N, X, Y, Z) float32, scaled; bvals (M,) and vectors (M, 3), unchecked, in the file's frame.
+
+    M may differ from N, vectors may be zero.  in_world: the file's frame is the scanner's (MRtrix), else FSL's.
+    sidecars: table files and JSON files that were read.
+    """
+
+    path: Path
+    signal: Tensor
+    affine: Tensor
+    slice_world: Tensor | None
+    bvals: Tensor
+    vectors: Tensor
+    in_world: bool
+    b0_threshold: float
+    sidecars: tuple[Path, ...]
+
+    @property
+    def pointless(self) -> list[int]:
+        """Entries of the table that claim a weighting without a direction."""
+        short = self.vectors.nan_to_num(0.0).norm(dim=1) == 0
+        return torch.nonzero(short & (self.bvals > self.b0_threshold)).flatten().tolist()
+
+    def table(self, rows: list[int]) -> GradientTable:
+        """The entries `rows`, checked, in the world frame."""
+        bvals, vectors = self.bvals[rows], self.vectors[rows]
+        if self.in_world:
+            return GradientTable(bvals, vectors, self.b0_threshold)
+        return GradientTable.from_fsl(bvals, vectors, self.affine, self.b0_threshold)
+
+    def stored(self, rows: list[int]) -> nibabel.Nifti1Image:
+        """Volumes `rows` as they lie in the file: type, scaling, header and every number kept."""
+        image: Any = nibabel.load(self.path)
+        raw = np.asarray(image.dataobj.get_unscaled())[..., rows]
+        header = image.header.copy()
+        header.set_data_shape(raw.shape)
+        header.set_slope_inter(image.dataobj.slope, image.dataobj.inter)
+        kept: nibabel.Nifti1Image = type(image)(raw, None, header)
+        return kept
+
+
+def read_files(
+    path: str | os.PathLike[str], *, bvecs: BvecsChoice = "auto", b0_threshold: float = B0_THRESHOLD
+) -> FileScan:
+    """The DWI file at `path` with its sidecars; OSError or ValueError for files that cannot be read at all."""
+    source = open_nifti(Path(path))
+    if len(source.shape) != 4:
+        raise ValueError(f"image has {len(source.shape)} axes {source.shape}, expected 4: {source.path}")
+    sidecars = find_sidecars(source.path, bvecs)
+    if sidecars.mrtrix:
+        tables: tuple[Path, ...] = (sidecars.mrtrix,)
+        bvals, vectors = read_mrtrix(sidecars.mrtrix)
+    else:
+        assert sidecars.bval is not None, "find_sidecars raises otherwise"
+        assert sidecars.bvec is not None, "find_sidecars raises otherwise"
+        tables = (sidecars.bval, sidecars.bvec)
+        bvals = read_bvals(sidecars.bval)
+        vectors = read_bvecs(sidecars.bvec, bvals, b0_threshold)
+    return FileScan(
+        path=source.path,
+        signal=read_volumes(source),
+        affine=source.affine,
+        slice_world=acquisition_meta(sidecars.json, source).get("slice_world"),
+        bvals=bvals,
+        vectors=vectors,
+        in_world=sidecars.mrtrix is not None,
+        b0_threshold=b0_threshold,
+        sidecars=(*tables, *sidecars.json),
+    )
