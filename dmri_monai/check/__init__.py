@@ -1,4 +1,4 @@
-"""Checks of a scan: image, b-values against the signal, dropped slices, b-vectors; and mending what they are sure of."""
+"""Checks of a scan: image, b-values against the signal, dropped slices, b-vectors; and mending."""
 
 from dmri_monai.lazy import lazy_names
 

@@ -114,7 +114,9 @@ def continuation(v1: Tensor, fa: Tensor, offsets_mm: Tensor, changes: Tensor = A
         agreement = _agreement(source, place, row, step, vectors, weights)
         agreement -= (agreement * weight).sum() / weight.sum().clamp(min=1e-12)
         # (P v) . d = v . (P^T d): the few lines are turned, not the vectors
-        kernel = (source @ (line @ changes.float()).T).square_().sub_(1).mul_(CONCENTRATION).exp_().mul_(angle)
+        kernel = (
+            (source @ (line @ changes.float()).T).square_().sub_(1).mul_(CONCENTRATION).exp_().mul_(angle)
+        )
         total.addcmul_(kernel, agreement[:, None])
         share += kernel
     out = torch.zeros(len(changes), *fa.shape)
@@ -166,7 +168,9 @@ def _runner_up(totals: Tensor, best: int, changes: Tensor) -> int:
     """The second best; a wrong frame never rivals an axis change that wins: it is only a turned copy of one."""
     rivals = totals[: len(AXIS_CHANGES)].clone() if best < len(AXIS_CHANGES) else totals.clone()
     rivals[best] = -torch.inf
-    if best >= len(AXIS_CHANGES):  # nor do axis changes close to the winner rival it, except the table as read
+    if best >= len(
+        AXIS_CHANGES
+    ):  # nor do axis changes close to the winner rival it, except the table as read
         close = [i for i in range(1, len(rivals)) if turn_deg(changes[i], changes[best]) < 2 * DISTINCT_DEG]
         rivals[close] = -torch.inf
     return int(rivals.argmax())

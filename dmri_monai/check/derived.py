@@ -5,12 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dmri_monai.check.levels import measure_levels
+from dmri_monai.check.levels import looks_like_adc, measure_levels
 
 __all__ = ["recognise"]
 
 TRACE_SPREAD = 0.12  # median deviation, natural logarithm, from the mean of the directions, up to one factor
-ADC_CORRELATION = 0.5  # of ranks with the diffusivity computed from the series
 LIKE_TRACE = 1.5  # a trace lies within this factor of the mean of the directions
 
 
@@ -29,18 +28,10 @@ def recognise(volume: Tensor, b0: Tensor, weighted: Tensor) -> str | None:
     off = extra - directions.exp().mean(0).log()
     if _spread(off) < min(TRACE_SPREAD, 0.7 * single) and off.median().exp().log2().abs() < LIKE_TRACE - 1:
         return "trace"
-    diffusivity = start - directions.mean(0)
-    if _rank_correlation(extra, diffusivity) > ADC_CORRELATION > _rank_correlation(extra, directions.mean(0)):
-        return "ADC"
-    return None
+    return "ADC" if looks_like_adc(extra, start, directions.mean(0)) else None
 
 
 def _spread(values: Tensor) -> float:
     """Median deviation over tissue, of (..., M) values; the median of several."""
     deviation = (values - values.median(dim=-1, keepdim=True).values).abs().median(dim=-1).values
     return float(deviation.median())
-
-
-def _rank_correlation(first: Tensor, second: Tensor) -> float:
-    ranks = torch.stack([v.argsort().argsort().double() for v in (first, second)])
-    return float(torch.corrcoef(ranks)[0, 1])

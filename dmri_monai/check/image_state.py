@@ -65,9 +65,8 @@ def _unusable(signal: Tensor) -> Finding | None:
         return Finding("constant-signal", f"no signal: every voxel of every volume is {low:g}")
     if low >= 0:
         return None
-    negative = float(signal.clamp(max=0).sum(dtype=torch.float64))
-    positive = float(signal.clamp(min=0).sum(dtype=torch.float64))
-    if -negative > positive:
+    total, strength = float(sums.double().sum()), sum(float(volume.abs().sum()) for volume in signal)
+    if strength - total > strength + total:  # the sum of what is below 0 outweighs the rest
         return Finding(
             "negated-signal", f"negative signal, from {low:g} to {high:g}: magnitudes are expected, from 0 up"
         )
@@ -77,7 +76,9 @@ def _unusable(signal: Tensor) -> Finding | None:
 def _size(scan: Measured) -> list[Finding]:
     shape, extent = tuple(scan.signal.shape[1:]), scan.extent_mm
     if min(shape) == 1:
-        return [Finding("single-slice", f"a single slice, of {_product(shape)} voxels: no neighbours across it")]
+        return [
+            Finding("single-slice", f"a single slice, of {_product(shape)} voxels: no neighbours across it")
+        ]
     if min(extent) < SMALL_MM:
         return [
             Finding(

@@ -17,7 +17,7 @@ from dmri_monai.check.image_state import listed
 from dmri_monai.check.measured import Measured
 from dmri_monai.gradients import GradientTable, Shell
 
-__all__ = ["Levels", "judge_bvalues", "measure_levels"]
+__all__ = ["Levels", "judge_bvalues", "looks_like_adc", "measure_levels"]
 
 MAX_VOXELS = 50_000  # sampled for the levels
 TISSUE = 0.3  # of the 98th percentile
@@ -28,6 +28,10 @@ MIN_ATTENUATION = 0.15e-3  # mm2/s: tissue attenuates at least this much, ex viv
 ATTENUATED = 0.15  # shells that should be darker than b0 by at least this tell whether a volume is one
 DARKER_SHARE = 0.15  # of b0's tissue may be darker than a shell, by DARKER
 DARKER = 0.1
+# Correlations of ranks in the same scans: b0 with the diffusivity 0.45 to 0.65, with a shell 0.19 to 0.61; ADC maps
+# with the diffusivity 0.96 and more, with a shell -0.16 and less.
+ADC_LIKE, ADC_UNLIKE = 0.85, 0.05
+MAX_VOLUMES = 64  # of a shell, for its mean
 RISE = 0.05  # a shell may be brighter than one of lower b by this: both are noise
 B_APART = 300.0  # s/mm2
 
@@ -67,8 +71,7 @@ def judge_bvalues(scan: Measured) -> list[Finding]:
     elif dark and len(dark) == len(b0):
         found.append(_not_brightest(dark, levels, shells))
     elif dark:
-        shown = f"{listed(dark)} {'is' if len(dark) == 1 else 'are'} labelled b0"
-        message = f"{shown}, but not as bright as b0: probably the scanner's trace or ADC volume"
+        message = f"{listed(dark)} labelled b0, but unlike b0: probably the scanner's trace or ADC"
         found.append(Finding("derived-volume", message, tuple(dark)))
     else:
         found += _unlike(b0, levels, "b0")
@@ -87,25 +90,52 @@ def _b0_range(table: GradientTable) -> list[Finding]:
         return [Finding("no-b0", message)]
     low, high = float(b0.min()), float(b0.max())
     if high > low:
-        message = f"{len(b0)} volumes with b from {low:g} to {high:g} s/mm2 count as b0 (threshold {table.b0_threshold:g})"
+        threshold = f"threshold {table.b0_threshold:g}"
+        message = f"{len(b0)} volumes with b from {low:g} to {high:g} s/mm2 count as b0 ({threshold})"
         return [Finding("b0-range", message)]
     return []
 
 
 def _dark_b0(table: GradientTable, levels: Levels, shells: tuple[Shell, ...]) -> list[int]:
-    """Volumes labelled b0 that a shell outshines where tissue should have attenuated it, as a whole or in places."""
+    """Volumes labelled b0 that are none: outshone by a shell, as a whole or in places, or maps of diffusivity."""
     telling = [s for s in shells if s.bval * MIN_ATTENUATION >= ATTENUATED] or list(shells[-1:])
+    references = [levels.sample[s.indices[:MAX_VOLUMES]].log().median(dim=0).values for s in telling]
+    b0 = torch.nonzero(table.b0_mask).flatten().tolist()
+    sample = levels.sample[b0].log()
     dark = []
-    for i in torch.nonzero(table.b0_mask).flatten().tolist():
-        for shell in telling:
-            members = shell.indices[:64]
-            reference = levels.sample[members].median(dim=0).values
-            ratio = (levels.sample[i] / reference).log()
-            least = min(shell.bval * MIN_ATTENUATION, ATTENUATED)
-            if float(ratio.median()) < least or float((ratio < -DARKER).float().mean()) > DARKER_SHARE:
-                dark.append(i)
-                break
+    for row, i in enumerate(b0):
+        others = torch.cat([sample[:row], sample[row + 1 :]]) if len(b0) > 1 else sample
+        start = others.median(dim=0).values
+        if looks_like_adc(sample[row], start, references[-1]) or any(
+            _outshone(sample[row] - reference, shell.bval)
+            for reference, shell in zip(references, telling, strict=True)
+        ):
+            dark.append(i)
     return dark
+
+
+def _outshone(ratio: Tensor, bval: float) -> bool:
+    """Whether a volume with `ratio` (M,) to a shell, natural logarithm, is darker than a b0 would be."""
+    least = min(bval * MIN_ATTENUATION, ATTENUATED)
+    return float(ratio.median()) < least or float((ratio < -DARKER).float().mean()) > DARKER_SHARE
+
+
+def looks_like_adc(volume: Tensor, b0: Tensor, weighted: Tensor) -> bool:
+    """Whether log signal `volume` (M,) ranks tissue as the diffusivity does that log `b0` and `weighted` (M,) give.
+
+    A b0 does so too, a little, because fluid is bright in both; but it ranks tissue as the weighted signal does
+    as well, and a map of diffusivity ranks it the other way round.
+    """
+    return (
+        rank_correlation(volume, b0 - weighted) > ADC_LIKE
+        and rank_correlation(volume, weighted) < -ADC_UNLIKE
+    )
+
+
+def rank_correlation(first: Tensor, second: Tensor) -> float:
+    """Correlation of the ranks of two (M,)."""
+    ranks = torch.stack([v.argsort().argsort().double() for v in (first, second)])
+    return float(torch.corrcoef(ranks)[0, 1]) if len(first) > 1 else 0.0
 
 
 def _outliers(indices: Tensor, levels: Levels) -> dict[int, float]:
@@ -129,7 +159,9 @@ def _unlike(indices: Tensor, levels: Levels, name: str) -> list[Finding]:
         first, second = indices.tolist()
         ratio = math.exp(float((levels.log[second] - levels.log[first]).abs()))
         if ratio > math.exp(MAX_OFF):
-            message = f"volumes {first}, {second}, both {name}: their levels differ by a factor of {ratio:.2f}"
+            message = (
+                f"volumes {first}, {second}, both {name}: their levels differ by a factor of {ratio:.2f}"
+            )
             return [Finding("volume-level", message, (first, second))]
     return []
 
@@ -158,7 +190,9 @@ def _other_order(dark: list[int], bright: list[int], table: GradientTable) -> Fi
         if actual == sorted(len(table) - 1 - i for i in where):
             message += "; the order of the table reversed would fit"
         else:
-            shifts = [k for k in range(1, len(table)) if sorted((i + k) % len(table) for i in where) == actual]
+            shifts = [
+                k for k in range(1, len(table)) if sorted((i + k) % len(table) for i in where) == actual
+            ]
             if len(shifts) == 1:
                 message += f"; the table moved on by {shifts[0]} would fit"
     return Finding("volume-order", message, tuple(sorted(dark + bright)))
@@ -167,7 +201,7 @@ def _other_order(dark: list[int], bright: list[int], table: GradientTable) -> Fi
 def _not_brightest(dark: list[int], levels: Levels, shells: tuple[Shell, ...]) -> Finding:
     brightest = max(shells, key=lambda s: float(levels.log[s.indices].median()))
     ratio = math.exp(float(levels.log[dark].median() - levels.log[brightest.indices].median()))
-    message = f"b0 is not the brightest: {ratio:.2f} times the level at b = {brightest.bval:.0f}"
+    message = f"b0 is not the brightest everywhere: {ratio:.2f} times the level at b = {brightest.bval:.0f}"
     return Finding("b0-not-brightest", message, tuple(dark))
 
 

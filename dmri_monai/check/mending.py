@@ -26,6 +26,7 @@ from dmri_monai.io.writing import replacing
 
 __all__ = ["Mended", "fix_scan"]
 
+MAX_SURPLUS = 2  # volumes behind those of the table: scanners append a trace and an ADC map
 # findings that leave open which volume is which; nothing is written then
 UNSURE = ("volume-order", "volume-level", "b0-not-brightest", "levels-not-decaying", "derived-volume")
 
@@ -51,8 +52,8 @@ def fix_scan(
 ) -> Mended:
     """Write the scan at `path` to folder `out` with what a check is sure of mended, whole or not at all.
 
-    Left out: entries with b > 0 and no direction, one last volume without an entry if it is recognised as trace or ADC,
-    volumes labelled b0 that are not, empty volumes.  Mended: flipped or permuted b-vectors, b-vectors given in scanner
+    Left out: entries with b > 0 and no direction, one or two last volumes without an entry if recognised as trace or
+    ADC, volumes labelled b0 that are not, empty volumes.  Mended: flipped or permuted b-vectors, b-vectors given in scanner
     axes.  Every other number stays as it is stored.  Files: `<name>_dwi` .nii.gz, .bval, .bvec (FSL frame) and .json
     with the sidecar's entries and, under "Mending", what was done.
     ValueError where the check is not sure, FileExistsError where a file is there already; else as the reader.
@@ -83,29 +84,39 @@ def fix_scan(
 def _without_derived(files: FileScan) -> tuple[list[int], list[str]]:
     """Volumes to keep by table and emptiness alone, and why the others go."""
     volumes, entries = len(files.signal), len(files.bvals)
-    if volumes not in (entries, entries + 1):
-        raise ValueError(
-            f"{entries} entries of the table for {volumes} volumes: not sure which belong together in {files.path}"
-        )
-    reasons: dict[int, str] = {}
-    for i in files.pointless:
-        reasons[i] = f"no direction at b = {float(files.bvals[i]):g}, as of a trace or ADC volume"
-    for i in empty_volumes(files.signal):
-        reasons[i] = "no signal"
-    kept = [i for i in range(entries) if i not in reasons]
+    reasons = {
+        i: f"no direction at b = {float(files.bvals[i]):g}, as of a trace or ADC volume"
+        for i in files.pointless
+    }
+    empty = empty_volumes(files.signal)
+    reasons |= dict.fromkeys((i for i in empty if i < entries), "no signal")
+    kept = [i for i in range(min(entries, volumes)) if i not in reasons]
+    if volumes != entries:
+        reasons |= _surplus(files, kept)
+    if not any(files.bvals[i] > files.b0_threshold for i in kept):
+        raise ValueError(f"no volume with a direction and signal would be left of {volumes} in {files.path}")
+    return kept, [f"volume {i} left out: {reason}" for i, reason in sorted(reasons.items())]
+
+
+def _surplus(files: FileScan, kept: list[int]) -> dict[int, str]:
+    """Volumes behind those of the table, and what each was recognised as."""
+    volumes, entries = len(files.signal), len(files.bvals)
+    problem = f"{entries} entries of the table for {volumes} volumes"
+    if not entries < volumes <= entries + MAX_SURPLUS:
+        raise ValueError(f"{problem}: not sure which belong together in {files.path}")
     b0 = [i for i in kept if files.bvals[i] <= files.b0_threshold]
     weighted = [i for i in kept if i not in b0]
-    if not weighted:
-        raise ValueError(f"no volume with a direction and signal would be left of {volumes} in {files.path}")
-    if volumes > entries and entries not in reasons:
-        kind = recognise(files.signal[entries], files.signal[b0], files.signal[weighted]) if b0 else None
+    reasons = {}
+    for i in range(entries, volumes):
+        kind = (
+            recognise(files.signal[i], files.signal[b0], files.signal[weighted]) if b0 and weighted else None
+        )
         if kind is None:
             raise ValueError(
-                f"{entries} entries of the table for {volumes} volumes, and the last volume is no trace or ADC: "
-                f"not sure which belong together in {files.path}"
+                f"{problem}, and volume {i} is no trace or ADC: not sure which belong together in {files.path}"
             )
-        reasons[entries] = f"no entry in the table, recognised as the {kind} volume"
-    return kept, [f"volume {i} left out: {reason}" for i, reason in sorted(reasons.items())]
+        reasons[i] = f"no entry in the table, recognised as the {kind} volume"
+    return reasons
 
 
 def _without_mislabelled(

@@ -17,7 +17,12 @@ MIN_LOSS = 0.2
 MIN_DEVIATION = 6.0
 MIN_DIRECTIONS = 18  # with fewer a robust fit of six numbers is none
 MIN_VOXELS = 100  # a slice with less tissue has no stable mean
-NEIGHBOURS = (-2, -1, 1, 2)  # slices that tell what a slice should hold; one without them on both sides is not judged
+NEIGHBOURS = (
+    -2,
+    -1,
+    1,
+    2,
+)  # slices that tell what a slice should hold; one without them on both sides is not judged
 
 
 @dataclass(frozen=True)

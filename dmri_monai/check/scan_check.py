@@ -95,7 +95,7 @@ class ScanCheck:
             f"voxel size   {' x '.join(f'{v:g}' for v in self.spacing_mm)} mm, {self.handedness}-handed grid",
             f"b0 volumes   {b0}",
             f"directions   {shells}",
-            f"SNR (b0)     {self._unless_skipped('b-values', snr)}",
+            f"SNR (b0)     {self._unless_skipped('slices', snr)}",
             f"dropouts     {self._unless_skipped('slices', str(len(self.dropouts)))}",
             f"b-vectors    {self._unless_skipped('b-vectors', coherence)}",
             *(
@@ -196,7 +196,9 @@ def _coherence(scan: Measured, mask: Tensor) -> Coherence | None:
     signs = torch.tensor([-1.0 if scan.right_handed else 1.0, 1.0, 1.0], dtype=torch.float64)
     frames = {  # what mends directions read by FSL's rule from a file that holds them in scanner axes
         "the scanner's axes (RAS)": rotation.T @ torch.diag(signs),
-        "the scanner's axes (LPS)": rotation.T @ torch.diag(signs.new_tensor([-1, -1, 1])) @ torch.diag(signs),
+        "the scanner's axes (LPS)": rotation.T
+        @ torch.diag(signs.new_tensor([-1, -1, 1]))
+        @ torch.diag(signs),
     }
     return judge_coherence(v1, maps.fa, rotation.T @ scan.affine[:3, :3], signs, frames)
 

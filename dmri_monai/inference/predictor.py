@@ -18,11 +18,13 @@ from monai.data import MetaTensor
 from torch import Tensor
 
 import dmri_monai
-from dmri_monai.check import ScanCheck, check_image
+from dmri_monai.check import ScanCheck
+from dmri_monai.check import check as check_scan
 from dmri_monai.gradients import GradientTable
-from dmri_monai.io import read_dwi, read_nifti, write_dwi
+from dmri_monai.io import read_nifti, write_dwi
 from dmri_monai.io.nifti import nifti_stem
 from dmri_monai.io.writing import replacing
+from dmri_monai.scan import Scan
 from dmri_monai.tasks.tasks import task as find_task
 from dmri_monai.training.checkpoint import settings_path
 
@@ -217,13 +219,16 @@ def _scan_file(image: Any, bvals: Any, bvecs: Any, affine: Any, folder: Path) ->
 
 def _examine(scan: Path, weights: Path, settings: dict[str, Any]) -> tuple[tuple[str, ...], dict[str, Any]]:
     """Warnings about a scan, and what the prediction was made from."""
-    image, table = read_dwi(scan)
-    check = check_image(image.as_tensor(), table, image.affine, slice_world=image.meta.get("slice_world"))
-    warnings = [*check.findings, *out_of_range(check, settings)]
+    read = Scan.read(scan)
+    check = check_scan(read)
+    for finding in check.findings:
+        if finding.severity == "error":
+            raise ValueError(f"{finding.message}: {scan}")
+    warnings = [*(f.message for f in check.findings), *out_of_range(check, settings)]
     versions = {p: version(p) for p in ("torch", "monai")}
     provenance = {
         "Scan": scan.name,
-        "TableSHA256": table.sha256,
+        "TableSHA256": read.table.sha256,
         "Model": weights.name,
         "ModelSHA256": hashlib.sha256(weights.read_bytes()).hexdigest(),
         "Versions": {"dmri_monai": dmri_monai.__version__, **versions},
