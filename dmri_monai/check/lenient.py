@@ -58,8 +58,8 @@ class FileScan:
         raw = np.asarray(image.dataobj.get_unscaled())[..., rows]
         header = image.header.copy()
         header.set_data_shape(raw.shape)
-        header.set_slope_inter(image.dataobj.slope, image.dataobj.inter)
         kept: nibabel.Nifti1Image = type(image)(raw, None, header)
+        kept.header.set_slope_inter(image.dataobj.slope, image.dataobj.inter)  # making an image forgets them
         return kept
 
 

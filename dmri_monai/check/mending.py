@@ -53,9 +53,9 @@ def fix_scan(
     """Write the scan at `path` to folder `out` with what a check is sure of mended, whole or not at all.
 
     Left out: entries with b > 0 and no direction, one or two last volumes without an entry if recognised as trace or
-    ADC, volumes labelled b0 that are not, empty volumes.  Mended: flipped or permuted b-vectors, b-vectors given in scanner
-    axes.  Every other number stays as it is stored.  Files: `<name>_dwi` .nii.gz, .bval, .bvec (FSL frame) and .json
-    with the sidecar's entries and, under "Mending", what was done.
+    ADC, volumes labelled b0 that are not, empty volumes.  Mended: flipped or permuted b-vectors, b-vectors given in
+    scanner axes.  Every other number stays as it is stored.  Files: `<name>_dwi` .nii.gz, .bval, .bvec (FSL frame) and
+    .json with the sidecar's entries and, under "Mending", what was done.
     ValueError where the check is not sure, FileExistsError where a file is there already; else as the reader.
     """
     files = read_files(path, bvecs=bvecs, b0_threshold=b0_threshold)

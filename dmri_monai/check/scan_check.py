@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from dmri_monai.check.bvalues import judge_bvalues
 from dmri_monai.check.coherence import Coherence, judge_coherence
 from dmri_monai.check.finding import STAGES, Finding, Stage
 from dmri_monai.check.image_state import judge_image
-from dmri_monai.check.levels import judge_bvalues
 from dmri_monai.check.measured import Measured
 from dmri_monai.check.quality import Dropout, dropped_slices, estimate_snr
 from dmri_monai.gradients import B0_THRESHOLD, grid_rotation
