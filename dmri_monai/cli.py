@@ -154,12 +154,13 @@ def check(
         if sphere:
             write_sphere(sphere, read.table)
         if report:
-            findings = [{"finding": f.message, "code": f.code} for f in result.findings]
+            findings = [{"finding": "nothing looks wrong", "code": ""}] if result.ok else []
+            findings += [{"finding": f.message, "code": f.code} for f in result.findings]
             write_report(
                 report,
                 [Case(scan.name, read.image, read.table)],
                 title=f"Check of {scan.name}",
-                tables={"Check": findings or [{"finding": "nothing looks wrong"}]},
+                tables={"Check": findings},
             )
     if not result.ok:
         raise typer.Exit(FOUND)
@@ -182,7 +183,7 @@ def fix(
 
     mended = fix_scan(scan, out, bvecs=bvecs, b0_threshold=b0_threshold)
     for change in mended.changes:
-        typer.echo(f"mended: {change}", err=True)
+        typer.echo(change, err=True)
     if not mended.files:
         typer.echo("nothing to mend: nothing was written", err=True)
     for path in mended.files:

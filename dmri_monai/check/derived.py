@@ -14,7 +14,9 @@ __all__ = ["looks_like_adc", "looks_like_trace", "recognise"]
 # How far a volume is from the middle of the directions, up to a factor, beside how far single directions are. In 13
 # real scans: b0 at least 1.13 times as far, one more direction 0.85, the trace at most 0.1 times.
 TRACE_LIKE = 0.5
-MAX_FACTOR = 1.5  # between a trace and the middle of the directions: b0 of homogeneous tissue differs by a factor only
+MAX_FACTOR = (
+    1.5  # between a trace and the middle of the directions: b0 of homogeneous tissue differs by a factor only
+)
 MIN_DIRECTIONS = 4  # the middle of fewer is close to each of them
 # Correlations of ranks in the same scans: b0 with the diffusivity 0.45 to 0.65, with a shell 0.19 to 0.61; ADC maps
 # with the diffusivity 0.96 and more, with a shell -0.16 and less.

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import dmri_monai
-from dmri_monai.check import check_image
+from dmri_monai.check import check_scan
 from dmri_monai.inference.predictor import bundle_folder, out_of_range, predict
 from dmri_monai.io import read_dwi
 from tests.small_models import save_model
@@ -67,8 +67,7 @@ def test_scan_outside_of_the_training_range_is_a_warning_everywhere(scan, tmp_pa
 
 @pytest.fixture(scope="module")
 def check(scan):
-    image, table = read_dwi(scan)
-    return check_image(image.as_tensor(), table, image.affine)
+    return check_scan(scan)
 
 
 SETTINGS = {"shells": [1000], "tolerance": 0.2, "missing": "error"}
