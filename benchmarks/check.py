@@ -37,7 +37,8 @@ from dmri_monai.check.coherence import DISTINCT_DEG, Coherence, judge_coherence
 from dmri_monai.check.quality import dropped_slices
 from dmri_monai.check.reading import read_measured
 from dmri_monai.gradients import GradientTable, grid_rotation
-from dmri_monai.reference.direction_maps import brain_mask, direction_maps, mean_b0
+from dmri_monai.qspace.b0 import head_mask, mean_b0
+from dmri_monai.qspace.direction_maps import direction_maps
 
 TURNS_DEG = (20.0, 40.0)
 LOSSES = (0.3, 0.5, 0.8)
@@ -95,7 +96,7 @@ def thickened(
 
 def judged(shape: str, signal: Tensor, table: GradientTable, affine: Tensor) -> Iterator[dict[str, Any]]:
     """Verdicts on every faulty table.  A tensor turns with its table, so that one fit serves all of them."""
-    maps = direction_maps(signal, table, affine, brain_mask(mean_b0(signal, table)))
+    maps = direction_maps(signal, table, affine, head_mask(mean_b0(signal, table.bvals, table.b0_threshold)))
     assert maps is not None
     rotation = grid_rotation(affine)
     v1 = torch.einsum("ji,jxyz->ixyz", rotation.float(), maps.v1_world)
@@ -148,7 +149,7 @@ def mends(result: Coherence, fault: Tensor, signs: Tensor, kind: str) -> bool:
 
 def dropouts(signal: Tensor, table: GradientTable, axis: int) -> dict[str, Any]:
     """Slices called dropped in the scan as it is, and of DROPPED that were dropped the share that is found."""
-    mask = brain_mask(mean_b0(signal, table))
+    mask = head_mask(mean_b0(signal, table.bvals, table.b0_threshold))
     weighted = torch.nonzero(~table.b0_mask).flatten()
     held = torch.nonzero(mask.sum(dim=[a for a in range(3) if a != axis]) >= 100).flatten()[2:-2]
     line: dict[str, Any] = {

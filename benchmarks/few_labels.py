@@ -53,7 +53,7 @@ def main() -> None:
 
 def _tables(data: Path) -> dict[str, Any]:
     """Hashes of both sets; SystemExit where they share one."""
-    pretraining = json.loads(PRETRAINED.with_suffix(".json").read_text())["scans"]
+    pretraining = json.loads(PRETRAINED.with_suffix(".json").read_text(encoding="utf-8"))["scans"]
     ours = {Path(item["image"]).name: read_dwi(item["image"])[1].sha256 for item in bids.data_list(data)}
     if shared := set(ours.values()) & set(pretraining.values()):
         raise SystemExit(f"{len(shared)} gradient tables of {data} were used in pretraining")

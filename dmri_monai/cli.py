@@ -17,8 +17,14 @@ import dmri_monai
 __all__ = ["app"]
 
 Scheme = Literal["random", "clinical-32", "single-64", "hcp-3shell"]  # those of dmri_monai.phantom
-Bvecs = Literal["auto", "eddy"]  # those of dmri_monai.io
-BvecsOption = Annotated[Bvecs, typer.Option(help="eddy: use <scan>.eddy_rotated_bvecs.")]
+Bvecs = Literal["auto", "fsl", "dipy", "mrtrix", "eddy"]  # those of dmri_monai.io
+BvecsOption = Annotated[
+    Bvecs,
+    typer.Option(
+        help="Convention of the b-vectors: fsl (.bvec), dipy (.bvec without FSL's sign of x), mrtrix (.b), "
+        "eddy (<scan>.eddy_rotated_bvecs); auto compares what is there."
+    ),
+]
 B0Option = Annotated[float, typer.Option(min=0, help="Volumes with b up to this (s/mm²) are b0.")]
 FOUND, FAILED = 1, 2  # exit codes: a check found something; the command could not do its work
 
@@ -281,6 +287,8 @@ def labels(
     method: Annotated[
         Literal["csd", "msmt"], typer.Option(help="msmt: all shells, with grey matter and fluid.")
     ] = "csd",
+    bvecs: BvecsOption = "auto",
+    b0_threshold: B0Option = 50.0,
 ) -> None:
     """Compute training labels from scans: number and directions of fibre peaks, FA."""
     if mask and len(scans) > 1:
@@ -290,7 +298,10 @@ def labels(
     from dmri_monai.reference import write_labels
 
     for scan in tqdm(scans, desc="labels", unit="scan", disable=len(scans) == 1):
-        for path in write_labels(scan, out, mask_path=mask, method=method).values():
+        written = write_labels(
+            scan, out, mask_path=mask, method=method, bvecs=bvecs, b0_threshold=b0_threshold
+        )
+        for path in written.values():
             typer.echo(path)
 
 
@@ -298,26 +309,39 @@ def labels(
 @_one_line_errors
 def predict(
     scan: Annotated[Path, typer.Argument(help="DWI file (.nii, .nii.gz) with its sidecars.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the maps and the report.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.")],
     task: Annotated[str, typer.Option(help="Which released model.")] = "tissue",
     checkpoint: Annotated[
         Path | None, typer.Option(help="A model of your own, with its model.json beside it.")
     ] = None,
     device: Annotated[
-        str | None, typer.Option(callback=_device, help="cpu or cuda; by default what there is.")
+        str | None, typer.Option(callback=_device, help="cpu or cuda; if not given, cuda where there is one.")
     ] = None,
     ensemble: Annotated[
-        str | None, typer.Option(help="rotations or flips: average over turned copies, with uncertainty.")
+        Literal["rotations", "flips"] | None,
+        typer.Option(help="Average over turned copies of the scan, with an uncertainty."),
     ] = None,
+    report: Annotated[bool, typer.Option("--report", help="Also write an HTML page with pictures.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace files that no prediction wrote.")
+    ] = False,
 ) -> None:
-    """Run a trained model on one scan: map on the scan's grid, JSON sidecar, report.
+    """Run a trained model on one scan: map on the scan's grid, JSON sidecar, and if wanted a report.
 
-    The scan is checked first; what looks wrong is printed, and stands in the report and the sidecar.
+    The scan is checked first; what looks wrong is printed, and stands in sidecar and report.
     """
-    from dmri_monai.inference.predictor import predict as run
+    from dmri_monai.prediction import predict as run
 
-    options: dict[str, Any] = {"device": device, "ensemble": ensemble}
-    found = run(scan, task=task, checkpoint=checkpoint, output_dir=out, **options)
+    found = run(
+        scan,
+        task=task,
+        checkpoint=checkpoint,
+        output_dir=out,
+        device=device,
+        ensemble=ensemble,
+        report=report,
+        overwrite=overwrite,
+    )
     for warning in found.warnings:
         typer.echo(f"warning: {warning}", err=True)
     for path in found.files.values():
@@ -334,6 +358,18 @@ def export(
     from dmri_monai.integrations.torchscript import export_model
 
     typer.echo(export_model(checkpoint, out))
+
+
+@app.command("export-bundle")
+@_one_line_errors
+def export_bundle(
+    model: Annotated[str, typer.Argument(help="A released model (tissue, ...) or a trained model.pt.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to make.")],
+) -> None:
+    """Write a complete MONAI bundle of one model: configs, metadata, weights, licence, documentation."""
+    from dmri_monai.integrations.bundle_export import export_bundle as write
+
+    typer.echo(write(model, out))
 
 
 @app.command("label-studies")

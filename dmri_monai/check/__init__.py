@@ -2,22 +2,6 @@
 
 from dmri_monai.lazy import lazy_names
 
-__all__ = [
-    "AXIS_CHANGES",
-    "CODES",
-    "Coherence",
-    "Dropout",
-    "Finding",
-    "ScanCheck",
-    "check",
-    "check_scan",
-    "describe",
-    "dropped_slices",
-    "estimate_snr",
-    "fix_scan",
-    "quick_check",
-]
-
 __getattr__, __dir__ = lazy_names(
     __name__,
     {

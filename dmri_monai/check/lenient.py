@@ -14,43 +14,44 @@ from torch import Tensor
 
 from dmri_monai.gradients import B0_THRESHOLD, GradientTable
 from dmri_monai.io.acquisition import acquisition_meta
-from dmri_monai.io.nifti import open_nifti, read_volumes
+from dmri_monai.io.gradient_files import FileTable, read_file_table
+from dmri_monai.io.nifti import open_nifti
+from dmri_monai.io.nifti_volumes import read_volumes
 from dmri_monai.io.sidecars import BvecsChoice, find_sidecars
-from dmri_monai.io.tables import read_bvals, read_bvecs, read_mrtrix
 
 __all__ = ["FileScan", "read_files"]
 
 
 @dataclass(frozen=True, eq=False)
 class FileScan:
-    """signal (N, X, Y, Z) float32, scaled; bvals (M,) and vectors (M, 3), unchecked, in the file's frame.
+    """signal (N, X, Y, Z) float32, scaled; entries: the table of M entries, unchecked: M may differ from N.
 
-    M may differ from N, vectors may be zero.  in_world: the file's frame is the scanner's (MRtrix), else FSL's.
-    sidecars: table files and JSON files that were read.
+    json: the sidecars that were read, general to specific.
     """
 
     path: Path
     signal: Tensor
     affine: Tensor
     slice_world: Tensor | None
-    bvals: Tensor
-    vectors: Tensor
-    in_world: bool
+    entries: FileTable
     b0_threshold: float
-    sidecars: tuple[Path, ...]
+    json: tuple[Path, ...]
+
+    @property
+    def bvals(self) -> Tensor:
+        """(M,) s/mm²."""
+        return self.entries.bvals
 
     @property
     def pointless(self) -> list[int]:
         """Entries of the table that claim a weighting without a direction."""
-        short = self.vectors.nan_to_num(0.0).norm(dim=1) == 0
+        short = self.entries.vectors.nan_to_num(0.0).norm(dim=1) == 0
         return torch.nonzero(short & (self.bvals > self.b0_threshold)).flatten().tolist()
 
     def table(self, rows: list[int]) -> GradientTable:
         """The entries `rows`, checked, in the world frame."""
-        bvals, vectors = self.bvals[rows], self.vectors[rows]
-        if self.in_world:
-            return GradientTable(bvals, vectors, self.b0_threshold)
-        return GradientTable.from_fsl(bvals, vectors, self.affine, self.b0_threshold)
+        vectors = self.entries.world_vectors(self.affine)
+        return GradientTable(self.bvals[rows], vectors[rows], self.b0_threshold)
 
     def stored(self, rows: list[int]) -> nibabel.Nifti1Image:
         """Volumes `rows` as they lie in the file: type, scaling, header and every number kept."""
@@ -71,23 +72,12 @@ def read_files(
     if len(source.shape) != 4:
         raise ValueError(f"image has {len(source.shape)} axes {source.shape}, expected 4: {source.path}")
     sidecars = find_sidecars(source.path, bvecs)
-    if sidecars.mrtrix:
-        tables: tuple[Path, ...] = (sidecars.mrtrix,)
-        bvals, vectors = read_mrtrix(sidecars.mrtrix)
-    else:
-        assert sidecars.bval is not None, "find_sidecars raises otherwise"
-        assert sidecars.bvec is not None, "find_sidecars raises otherwise"
-        tables = (sidecars.bval, sidecars.bvec)
-        bvals = read_bvals(sidecars.bval)
-        vectors = read_bvecs(sidecars.bvec, bvals, b0_threshold)
     return FileScan(
         path=source.path,
         signal=read_volumes(source),
         affine=source.affine,
         slice_world=acquisition_meta(sidecars.json, source).get("slice_world"),
-        bvals=bvals,
-        vectors=vectors,
-        in_world=sidecars.mrtrix is not None,
+        entries=read_file_table(sidecars, source, b0_threshold, any_count=True),
         b0_threshold=b0_threshold,
-        sidecars=(*tables, *sidecars.json),
+        json=sidecars.json,
     )

@@ -18,10 +18,10 @@ from dmri_monai.check.lenient import FileScan, read_files
 from dmri_monai.check.measured import Measured
 from dmri_monai.check.scan_check import ScanCheck, examine
 from dmri_monai.gradients import B0_THRESHOLD, GradientTable
-from dmri_monai.io.acquisition import read_json
+from dmri_monai.io.fsl import format_bvals, format_bvecs
+from dmri_monai.io.json_sidecar import read_json
 from dmri_monai.io.nifti import nifti_stem
 from dmri_monai.io.sidecars import BvecsChoice
-from dmri_monai.io.tables import format_bvals, format_bvecs
 from dmri_monai.io.writing import replacing
 
 __all__ = ["Mended", "fix_scan"]
@@ -162,14 +162,13 @@ def _write(
 
 def _sidecar(files: FileScan, table: GradientTable, changes: list[str], verdict: str) -> Mapping[str, Any]:
     known: dict[str, Any] = {}
-    for path in files.sidecars:
-        if path.suffix == ".json":
-            known |= read_json(path)
+    for path in files.json:
+        known |= read_json(path)
     mending = {
         "Changes": changes,
         "BVectors": verdict,
         "Source": files.path.name,
-        "SourceTable": [p.name for p in files.sidecars if p.suffix != ".json"],
+        "SourceTable": [files.entries.bval_file.name, files.entries.bvec_file.name],
         "TableSHA256": table.sha256,
         "Version": dmri_monai.__version__,
     }

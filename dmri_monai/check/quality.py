@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dmri_monai.gradients import GradientTable
-from dmri_monai.reference.direction_maps import mean_b0
+from dmri_monai.qspace.b0 import mean_b0
 
 __all__ = ["Dropout", "dropped_slices", "estimate_snr"]
 
@@ -49,7 +49,7 @@ def estimate_snr(signal: Tensor, table: GradientTable, mask: Tensor) -> float | 
     sigma = MAD_TO_SIGMA * (differences - differences.median()).abs().median() / 2**0.5
     if sigma <= 0:
         return None
-    return float(mean_b0(signal, table)[mask].double().median() / sigma)
+    return float(mean_b0(signal, table.bvals, table.b0_threshold)[mask].double().median() / sigma)
 
 
 def dropped_slices(signal: Tensor, table: GradientTable, mask: Tensor, axis: int) -> list[Dropout]:

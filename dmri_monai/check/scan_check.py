@@ -20,7 +20,8 @@ from dmri_monai.check.image_state import judge_image
 from dmri_monai.check.measured import Measured
 from dmri_monai.check.quality import Dropout, dropped_slices, estimate_snr
 from dmri_monai.gradients import B0_THRESHOLD, grid_rotation
-from dmri_monai.reference.direction_maps import brain_mask, direction_maps, mean_b0
+from dmri_monai.qspace.b0 import head_mask, mean_b0
+from dmri_monai.qspace.direction_maps import direction_maps
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -150,8 +151,7 @@ def examine(scan: Measured) -> ScanCheck:
     found += judge_bvalues(scan)
     if reason := _stops(found):
         return ScanCheck(**facts, findings=tuple(found), not_judged=_from("slices", reason))
-    mean = mean_b0(scan.signal, table)
-    mask = brain_mask(mean)
+    mask = head_mask(mean_b0(scan.signal, table.bvals, table.b0_threshold, without_b0="lowest shell"))
     snr = estimate_snr(scan.signal, table, mask)
     if snr is not None and snr < LOW_SNR:
         found.append(Finding("low-snr", f"SNR of the b0 volumes is {snr:.1f}, expected at least {LOW_SNR:g}"))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dmri_monai.losses.masking import check_shape, inside, plain, weighted_mean
-from dmri_monai.qspace.harmonics import b0_reference, mean_b0
+from dmri_monai.qspace.b0 import b0_reference, mean_b0
 from dmri_monai.qspace.shell_fit import ShellFit
 from dmri_monai.qspace.synthesis import harmonics_to_signal, measurement_groups
 

@@ -64,7 +64,7 @@ class Scanner:
     snr: float
 
 
-def plan(seed: Seed, options: SubjectOptions) -> Scanner:
+def plan_scanner(seed: Seed, options: SubjectOptions) -> Scanner:
     """Draw from the seed what `options` leave open.  ValueError for impossible seeds, grids, schemes, SNR."""
     anatomy = anatomy_name(options)
     wide = (options.get("acquisition") or Acquisition()).randomise

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dmri_monai.gradients import GradientTable, Shell
-from dmri_monai.qspace.shell_fit import even_orders, n_coefficients
+from dmri_monai.so3 import even_orders, n_coefficients
 
 __all__ = [
     "MAX_PEAKS",

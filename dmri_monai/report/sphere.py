@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from dmri_monai.gradients import GradientTable
 from dmri_monai.io.writing import replacing
 from dmri_monai.report.colour import hex_colour
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["gradient_sphere", "sphere_png", "write_sphere"]
 
@@ -26,6 +27,9 @@ def gradient_sphere(table: GradientTable) -> Figure:
 
     Antipodes, which measure the same signal, are drawn faintly; b0 volumes are left out.
     """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(4.6, 4.6), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot(projection="3d")

@@ -14,11 +14,11 @@ __all__ = ["FreezeBody", "cosine", "parameter_groups"]
 
 
 def cosine(max_epochs: int) -> Callable[[int], float]:
-    """Factor of the learning rate by epoch, for LambdaLR: from 1 down to 0 after `max_epochs` (Loshchilov and Hutter
-    2017, without restarts).
+    """Factor of the learning rate by epoch, for LambdaLR: from 1 down to 0 after `max_epochs`, without restarts.
 
-    LambdaLR does not save functions, CosineAnnealingLR saves its length: only with this one a training that is
-    resumed with more epochs has the schedule of its new length.
+    MONAI's WarmupCosineSchedule has the same rates, but saves its length: a training resumed with more epochs would
+    keep the old one.  LambdaLR does not save functions, so the length is that of the training that asks.
+    Reference: Loshchilov and Hutter 2017, arXiv:1608.03983
     """
 
     def factor(epoch: int) -> float:

@@ -4,9 +4,9 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from dmri_monai.tasks.tasks import TASKS
 
 from dmri_monai.inference.model import ARCHITECTURES
-from dmri_monai.tasks.tasks import TASKS
 
 PRETEXTS = ("artifacts", "autoencoder", "masked", "none")
 # the diagonal runs every time, the rest in the full suite

@@ -5,9 +5,9 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from dmri_monai.tasks.tasks import TASKS
 
 from dmri_monai.inference.outputs import WriteResults
-from dmri_monai.tasks.tasks import TASKS
 
 RUN_IDS = {"pretrain": "pretraining", "train": "training", "evaluate": "evaluating", "inference": "inferring"}
 

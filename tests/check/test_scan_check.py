@@ -17,7 +17,7 @@ from dmri_monai.artifacts import slice_dropout
 from dmri_monai.check import CODES, ScanCheck, check, check_scan, dropped_slices, quick_check
 from dmri_monai.check.finding import STAGES, Finding
 from dmri_monai.gradients import GradientTable
-from dmri_monai.reference.direction_maps import brain_mask, mean_b0
+from dmri_monai.qspace.b0 import head_mask, mean_b0
 from dmri_monai.scan import Scan
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "check.md"
@@ -120,7 +120,7 @@ def test_volumes_of_a_real_scan_in_another_order_are_noticed(shared_dir, roll):
 
 def test_dropped_slices_of_a_real_scan_are_found(shared_dir):
     scan = Scan.read(real(shared_dir, "sub-tilted"))
-    mask = brain_mask(mean_b0(scan.signal, scan.table))
+    mask = head_mask(mean_b0(scan.signal, scan.table.bvals))
     volumes, slices = torch.tensor([3, 9, 15]), torch.tensor([10, 20, 25])
     spoilt = slice_dropout(scan.signal, volumes=volumes, slices=slices, loss=0.4, axis=2)
     found = {(d.volume, d.slice) for d in dropped_slices(spoilt, scan.table, mask, axis=2)}

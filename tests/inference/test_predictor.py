@@ -5,10 +5,10 @@ import json
 import nibabel
 import numpy as np
 import pytest
+from dmri_monai.inference.predictor import bundle_folder, out_of_range, predict
 
 import dmri_monai
 from dmri_monai.check import check_scan
-from dmri_monai.inference.predictor import bundle_folder, out_of_range, predict
 from dmri_monai.io import read_dwi
 from tests.small_models import save_model
 
