@@ -1,6 +1,6 @@
 """The released models on real scans: shares of tissue, and principal directions against DIPY's CSD, as JSON lines.
 
-The scans are the samples that come with DIPY (`small_64D`, `small_101D`: blocks of 10 and 6 voxels an axis) and any
+The scans are the samples that come with DIPY (`small_64D`, `small_101D`: blocks of 10 and 6 voxels per axis) and any
 others named on the command line. No truth is known. angle_deg: median angle between the released orientation model and
 constrained spherical deconvolution, in voxels where it finds one fibre and FA is above 0.4; chance is 60 degrees.
 tensor_*: the same, in the same voxels, of a weighted tensor fit.  wm_where_anisotropic: share of these voxels

@@ -161,7 +161,7 @@ def _experiment(size: Size, name: str, title: str, lines: Sequence[Mapping[str, 
     crops = sorted({line["settings"]["crop_size"][0] for line in tested if "settings" in line})
     if steps and crops:
         several, cubes = (", ".join(map(str, numbers)) for numbers in (steps, crops))
-        parts.append(f"Steps of a training: {several}, on crops of {cubes} voxels an axis.\n")
+        parts.append(f"Steps of a training: {several}, on crops of {cubes} voxels per axis.\n")
     rates = {
         line["labels"]["method"]: line["learning_rate"]
         for line in tested

@@ -1,4 +1,4 @@
-"""Results as JSON lines, one an arm: appended whole or not at all, so that an interrupted run goes on."""
+"""Results as JSON lines, one per arm: appended whole or not at all, so that an interrupted run goes on."""
 
 from __future__ import annotations
 

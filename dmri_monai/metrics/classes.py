@@ -50,9 +50,9 @@ class ConfusionMatrix(CumulativeIterationMetric):
 
 
 class ClassificationScore(ConfusionMatrix):
-    """F1 of every class (macro mean), or accuracy, a subject or of all voxels pooled.
+    """F1 of every class (and their macro mean), or accuracy: per subject, or of all voxels together.
 
-    Labels and predictions as for `ConfusionMatrix`.  Rows: one value a class ("f1") or one value ("accuracy").
+    Labels and predictions as for `ConfusionMatrix`.  Rows: one value per class ("f1") or one value ("accuracy").
     A class that a subject has neither in truth nor in prediction is NaN and does not count; scikit-learn's macro
     mean over all classes would count it as 0.
     pooled: `aggregate` gives the score of the summed confusion matrix instead of the mean over subjects.

@@ -82,8 +82,8 @@ def write_dataset(
 ) -> Path:
     """Write `subjects` phantom subjects sub-01 ... to the BIDS folder `out` and return it.
 
-    Same arguments, same bytes; subject i depends on (`seed`, i) alone, so a data set can be extended later.
-    A folder made by the same arguments is completed: subjects that are whole are left as they are.
+    The same arguments give the same bytes; subject i depends on (`seed`, i) alone, so a data set can be extended later.
+    A folder made by the same arguments is completed: subjects that are already whole are left as they are.
     Raises FileExistsError for any other folder that is not empty.  `options`: those of :func:`make_subject`.
     """
     if subjects < 1:

@@ -48,7 +48,7 @@ def signal_to_harmonics(
 
     bvals (B, N) s/mm², bvecs_voxel (B, N, 3) unit vectors in the voxel frame; shells: nominal
     b-values, ascending.
-    mask (B, N) bool: valid rows (False: padding, which counts for nothing).
+    mask (B, N) bool: valid rows (False: padding, which is ignored).
     brain (B, 1, X, Y, Z): where the median of the b0 is taken; by default the foreground.
     weights (B, N): weight of each measurement in the fit.
     Channels, grouped by order: mean b0 / its median; the l = 0 coefficient of S/S0 of each shell; presence of

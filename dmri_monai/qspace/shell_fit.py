@@ -33,16 +33,17 @@ RANK_TOLERANCE = 1e-2
 class ShellFit:
     """How the shells of a scan become harmonics.
 
-    tolerance: a measurement joins the nearest shell within this fraction of its b-value or 50 s/mm².
-    missing: "zero" fills an absent shell with zeros and adds a presence channel a shell; "error" refuses it.
+    tolerance: a measurement belongs to the nearest shell within this fraction of its b-value, or within 50 s/mm².
+    missing: "zero" fills an absent shell with zeros and adds one presence channel per shell; "error" refuses it.
     too_few: "zero" lowers the order of a shell with too few directions and zeroes the rest; "error" refuses.
     smoothing: Laplace-Beltrami weight lambda; with well-spread directions order l is damped by
         1 / (1 + lambda l²(l+1)²), whatever the number of directions (Descoteaux 2007, doi:10.1002/mrm.21277).
     clip: S/S0 is clipped to [0, clip] before the fit, which bounds voxels with hardly any b0 signal; or None.
     min_b0: S/S0 is 0 where the mean b0 is at most this fraction of its median: in air it is noise divided by noise.
     b0_threshold: volumes with b <= this (s/mm²) are b0.
-    order_scale: factor of the coefficients of each order 0, 2, ...; None for 1, the orthonormal basis.  Factors that
-        bring the higher orders to the size of the first let networks learn from them, and keep equivariance.
+    order_scale: factor of the coefficients of each order 0, 2, ...; None for 1, the orthonormal basis.  The higher
+        orders are much smaller than the first: factors that bring them to its size let networks learn from them.
+        One factor per order keeps equivariance.
     """
 
     tolerance: float = 0.1

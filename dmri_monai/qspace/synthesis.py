@@ -19,7 +19,7 @@ def measurement_groups(
 ) -> Tensor:
     """(B, N) group of each measurement of `bvals` (B, N): 0 for b0, s for the s-th of `shells`, -1 for neither.
 
-    valid (B, N) bool: rows that are not padding, which belongs to no group.  fit: its tolerance and b0 threshold.
+    valid (B, N) bool: rows that are not padding; padding belongs to no group.  fit: its tolerance and b0 threshold.
     """
     fit = fit or ShellFit()
     rows = torch.ones_like(bvals, dtype=torch.bool) if valid is None else valid.bool()
@@ -88,7 +88,7 @@ def _channel_components(n_shells: int, l_max: int, presence: bool) -> Tensor:
 
 
 def _order_factors(order_scale: Sequence[float], l_max: int) -> Tensor:
-    """(n_coef,) factor of every coefficient, from one factor an order."""
+    """(n_coef,) factor of every coefficient, from one factor per order."""
     if len(order_scale) != l_max // 2 + 1:
         raise ValueError(
             f"order_scale has {len(order_scale)} factors, expected {l_max // 2 + 1} for l_max = {l_max}"

@@ -42,7 +42,7 @@ class PeakRule:
 
 
 def deconvolution_shell(table: GradientTable) -> tuple[Shell, int]:
-    """The shell that resolves the highest order, the higher b where two do, and that order, at most 8."""
+    """The shell that resolves the highest order (of two, the one with the higher b), and that order, at most 8."""
     if not table.b0_mask.any():
         raise ValueError(f"no b0 volume (b <= {table.b0_threshold:g} s/mm²)")
     best, order = None, 0

@@ -35,8 +35,8 @@ def write_labels(
 
     `sub-01[/ses-1]/dwi/sub-01_..._dwi.nii.gz` gives
     `out_dir/sub-01[/ses-1]/dwi/sub-01_..._{npeaks,peaks,FA}.nii.gz` with JSON sidecars; a scan outside BIDS
-    is written into `out_dir` itself.  mask_path: brain mask (X, Y, Z), by
-    default DIPY's median_otsu of the mean b0.  method: as in :func:`fibre_labels`.
+    is written into `out_dir` itself.  mask_path: brain mask (X, Y, Z); without one the mask is
+    :func:`dmri_monai.qspace.b0.brain_mask`.  method: as in :func:`fibre_labels`.
     bvecs, b0_threshold: as of :func:`dmri_monai.io.read_dwi`.
     Raises ValueError, TypeError or OSError naming the file.
     """

@@ -46,12 +46,13 @@ def fibre_labels(
 ) -> FibreLabels:
     """Labels of raw volumes `image` (N, X, Y, Z) with their `table`; `mask` (X, Y, Z) bool.
 
-    method: "csd", constrained spherical deconvolution of the shell that resolves the highest order, the higher
-    b where two do (Tournier 2007, doi:10.1016/j.neuroimage.2007.02.016); "msmt", of all shells, with grey matter
-    and fluid beside the fibres (Jeurissen 2014, doi:10.1016/j.neuroimage.2014.07.061), which finds fewer false
-    fibres in grey matter.  By DIPY; FA from the volumes up to b = 1600.
-    Raises ValueError for a scan without b0, or whose shells have fewer than 15 directions; for "msmt" also with
-    fewer than two shells, or where no voxel looks like grey matter or fluid.
+    method: "csd", constrained spherical deconvolution of the shell that resolves the highest order; of two such
+    shells the one with the higher b (Tournier 2007, doi:10.1016/j.neuroimage.2007.02.016); "msmt", of all shells,
+    with grey matter and fluid beside the fibres (Jeurissen 2014, doi:10.1016/j.neuroimage.2014.07.061), which finds
+    fewer false fibres in grey matter. By DIPY; FA from the shells up to b = 1600 s/mm², where they determine a
+    tensor.
+    Raises ValueError for a scan without b0, or whose shells have fewer than 15 directions; for "msmt" also
+    with fewer than two shells, or where no voxel looks like grey matter or fluid.
     """
     if method not in ("csd", "msmt"):
         raise ValueError(f"method must be 'csd' or 'msmt', got {method!r}")

@@ -76,7 +76,7 @@ class Layers:
 
 
 def render_case(case: Case, *, max_slices: int = 24, convention: Convention = "radiological") -> Rendered:
-    """Pictures and facts of `case`, up to `max_slices` slices a plane."""
+    """Pictures and facts of `case`, up to `max_slices` slices per plane."""
     image, table, given = load_case(case)
     plain, affine = image.as_tensor().detach().cpu(), image.affine.detach().cpu()
     b0 = mean_b0(plain, table.bvals, table.b0_threshold, without_b0="lowest shell")

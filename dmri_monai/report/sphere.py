@@ -17,13 +17,14 @@ if TYPE_CHECKING:
 
 __all__ = ["gradient_sphere", "sphere_png", "write_sphere"]
 
-# hues of Okabe and Ito with a contrast of at least 3 on white, and a marker each: no shell by colour alone
+# hues of Okabe and Ito with a contrast of at least 3 on white, and a marker each: shells are not told apart by
+# colour alone
 COLOURS = ((0, 114, 178), (213, 94, 0), (0, 130, 95), (170, 80, 135), (0, 0, 0))
 MARKERS = "o^sDv"
 
 
 def gradient_sphere(table: GradientTable) -> Figure:
-    """Figure of the b-vectors in the world frame at radius sqrt(b / max b), one colour and marker a shell.
+    """Figure of the b-vectors in the world frame at radius sqrt(b / max b), with one colour and marker per shell.
 
     Antipodes, which measure the same signal, are drawn faintly; b0 volumes are left out.
     """

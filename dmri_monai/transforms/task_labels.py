@@ -54,7 +54,7 @@ class CheckLabeld(MapTransform):
 
 
 class IgnoreOutsided(MapTransform):
-    """Set a label to `value` where `mask` (1, X, Y, Z) is 0, for losses and metrics that pass over that value.
+    """Set a label to `value` where `mask` (1, X, Y, Z) is 0, for losses and metrics that ignore that value.
 
     ValueError for a mask on another grid.
     """

@@ -12,7 +12,8 @@ from benchmarks.experiments.arms import Arm
 from benchmarks.experiments.results import Results
 from benchmarks.experiments.run import config_keys, workflow
 from benchmarks.experiments.sizes import SIZES
-from dmri_monai.inference.model import Model, build_network
+from dmri_monai.inference.architectures import build_network
+from dmri_monai.inference.spec import ModelSpec
 from tests.experiments.examples import Recorder
 
 EXPERIMENTS = {m.NAME: m for m in (lesions, pretraining, generalisation, classical)}
@@ -66,7 +67,7 @@ def test_plain_and_equivariant_have_about_the_same_number_of_parameters(size):
     counts = []
     for method in ("plain", "equivariant"):
         own = SIZES[size].networks[method]
-        model = Model(
+        model = ModelSpec(
             own["architecture"],
             own.get("size", "small"),
             own.get("network_options", {}),

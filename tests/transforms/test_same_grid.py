@@ -1,4 +1,4 @@
-"""Whether two volumes lie voxel by voxel on each other."""
+"""Whether two volumes share a grid, voxel by voxel."""
 
 from __future__ import annotations
 

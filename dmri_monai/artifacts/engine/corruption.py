@@ -118,5 +118,5 @@ def _corrupt_scan(given: RawScan, preset: Preset, seed: int) -> tuple[Tensor, Re
 def _one_seed(seed: Any) -> int:
     number = seed.item() if isinstance(seed, Tensor) and seed.numel() == 1 else seed
     if not isinstance(number, Integral) or isinstance(number, bool) or number < 0:
-        raise ValueError(f"seed is {seed!r}, expected one whole number a scan, at least 0")
+        raise ValueError(f"seed is {seed!r}, expected one whole number per scan, at least 0")
     return int(number)

@@ -95,7 +95,7 @@ def _artifact(name: str, parameters: Any, source: str) -> Artifact:
 
 
 def describe_presets() -> str:
-    """Table of the shipped presets: a line per artifact with its probability and ranges."""
+    """Table of the shipped presets: one line per artifact, with its probability and ranges."""
     blocks = []
     for name in preset_files():
         preset = load_preset(name)
