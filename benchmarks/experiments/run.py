@@ -12,27 +12,37 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from dmri_monai.tasks.tasks import task
 from monai.bundle import ConfigWorkflow
 
 import dmri_monai
 from benchmarks.experiments.arms import Arm, Budget, Pretraining, digest
 from benchmarks.experiments.cohorts import Cohort
 from benchmarks.experiments.results import Results
+from dmri_monai.inference.spec import ModelSpec
+from dmri_monai.inference.spec_history import RENAMED
 from dmri_monai.io.datasets import subjects
 
-__all__ = ["Runner", "config_keys", "workflow"]
+__all__ = ["Runner", "config_keys", "objective", "workflow"]
 
 BUNDLE = Path(__file__).parents[2] / "bundle"
-VALIDATIONS = 3  # a training
+# names that the stored lines have for a setting -> where it stands in the configs now
+RENAMED_SETTINGS = {**RENAMED, "loss": "objective::loss"}
+VALIDATIONS = 3  # per training
 WORKERS = 8  # beside a GPU, which else waits for the fit of harmonics
 NEVER = 10**6  # epochs: no early stopping, so that budgets are kept
 SEARCH_SEED = 1000  # of trials of learning rates; no arm has it
 
 
 def config_keys(config: str) -> set[str]:
-    """Top-level keys of a bundle config."""
-    return set(json.loads((BUNDLE / "configs" / f"{config}.json").read_text(encoding="utf-8")))
+    """What can be set in a bundle config: its top-level keys, its task and, where a model is made, that model's."""
+    keys = {"task", *json.loads((BUNDLE / "configs" / f"{config}.json").read_text(encoding="utf-8"))}
+    return keys if config == "evaluate" else keys | set(ModelSpec.model_fields) | set(RENAMED_SETTINGS)
+
+
+def objective(task: str) -> dict[str, Any]:
+    """The objective in the config of a task: its loss and metrics."""
+    text = (BUNDLE / "configs" / "tasks" / f"{task}.json").read_text(encoding="utf-8")
+    return dict(json.loads(text)["objective"])
 
 
 def workflow(config: str, **settings: Any) -> ConfigWorkflow:
@@ -40,15 +50,16 @@ def workflow(config: str, **settings: Any) -> ConfigWorkflow:
     unknown = sorted(set(settings) - config_keys(config))
     if unknown:
         raise ValueError(f"{config}.json has no key {unknown[0]!r}")
-    training = config != "evaluate"
+    training, task = config != "evaluate", settings.pop("task", None)
+    names = [f"{config}.json", *([f"tasks/{task}.json"] if task else [])]
     made = ConfigWorkflow(
-        config_file=str(BUNDLE / "configs" / f"{config}.json"),
+        config_file=[str(BUNDLE / "configs" / name) for name in names],
         meta_file=str(BUNDLE / "configs" / "metadata.json"),
         logging_file=False,
         workflow_type="train" if training else "infer",
         bundle_root=str(BUNDLE),
         mlflow=False,
-        **settings,
+        **{RENAMED_SETTINGS.get(name, name): value for name, value in settings.items()},
     )
     made.initialize()
     return made
@@ -82,7 +93,7 @@ class Runner:
             return arm.with_settings(learning_rate=rates[0])
         trials = [replace(arm, seed=SEARCH_SEED).searched(rate) for rate in rates]
         values = [line["validation"] for line in self.run(trials)]
-        choose = min if task(arm.settings["task"]).lower_is_better else max
+        choose = min if objective(arm.settings["task"])["lower_is_better"] else max
         return arm.with_settings(learning_rate=rates[values.index(choose(values))])
 
     def _run(self, arm: Arm) -> dict[str, Any]:
@@ -173,7 +184,7 @@ class Runner:
             output_dir=str(folder),
             split={"test": 1.0},
             device=self.device,
-            evaluators={"network": "@evaluator"},  # without shuffled b-vectors and clustering
+            run=["$@evaluator.run()"],  # without shuffled b-vectors and clustering
         )
         made.run()
         with (folder / "metrics.csv").open(encoding="utf-8") as file:
