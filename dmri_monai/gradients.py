@@ -318,12 +318,14 @@ def _undirected_message(i: int, bvals: Tensor, norms: Tensor, b0_threshold: floa
 
 
 def no_b0_message(bvals: Tensor, b0_threshold: float, *, wanted: float | None = None, place: str = "") -> str:
-    """What to tell a user whose scan has no b-value (N,) up to `b0_threshold`; wanted: the threshold to suggest."""
+    """What to tell a user whose scan has no b-value (N,) up to `b0_threshold`.
+
+    wanted: the threshold to suggest; by default the lowest b where that may be a scanner's b0.
+    """
     low = float(bvals.min()) if len(bvals) else math.nan
-    return (
-        f"no b0 volume{place}: lowest b is {low:g}, above b0_threshold {b0_threshold:g}; "
-        f"give b0_threshold={low if wanted is None else wanted:g}"
-    )
+    wanted = low if wanted is None and low <= HIGHEST_B0 else wanted
+    advice = "" if wanted is None else f"; give b0_threshold={wanted:g}"
+    return f"no b0 volume{place}: lowest b is {low:g}, above b0_threshold {b0_threshold:g}{advice}"
 
 
 def _plain(values: Tensor) -> Tensor:

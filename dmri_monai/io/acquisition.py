@@ -59,11 +59,12 @@ class _Entries:
     def meta(self) -> dict[str, Any]:
         phase = self.take("PhaseEncodingDirection", _axis)
         readout = self.take("TotalReadoutTime", _readout_s)
+        slices = self.slices(phase)
         known = {
             "phase_encoding_world": self.world(phase) if phase else None,
             "total_readout_time_s": readout,
-            "multiband_factor": self.take("MultibandAccelerationFactor", _whole),
-            **self.slices(phase),
+            "multiband_factor": self.multiband(slices.get("slice_timing_s")),
+            **slices,
             "acquisition_errors": "; ".join(self.errors) or None,
         }
         return {name: value for name, value in known.items() if value is not None}
@@ -95,6 +96,19 @@ class _Entries:
         timing = self.take("SliceTiming", lambda value: _timing(value, self.source.shape[axis], self.tr_s()))
         known = given is not None or self.source.slice_axis is not None or timing is not None
         return {"slice_world": self.world((axis, sign)) if known else None, "slice_timing_s": timing}
+
+    def multiband(self, timing: Tensor | None) -> int | None:
+        """MultibandAccelerationFactor, unless the slice times (n,) say another thing about slices excited together."""
+        factor: int | None = self.take("MultibandAccelerationFactor", _whole)
+        if factor is None or timing is None or len(timing) == 1:
+            return factor
+        distinct = len(timing.unique())
+        if (distinct == len(timing)) == (factor == 1):
+            return factor
+        path = self.found["MultibandAccelerationFactor"][1]
+        times = f"{distinct} times for {len(timing)} slices"
+        self.leave_out("MultibandAccelerationFactor", f"is {factor}, but SliceTiming has {times}", path)
+        return None
 
     def tr_s(self) -> float | None:
         """RepetitionTime; None where there is none that seconds could be."""
@@ -139,7 +153,10 @@ def _timing(value: Any, n_slices: int, tr_s: float | None) -> Tensor:
     limit = LONGEST_TR_S if tr_s is None else tr_s
     if max(value) > limit:
         beside = f"{limit:g} s" if tr_s is None else f"RepetitionTime {limit:g} s"
-        raise ValueError(f"up to {max(value):g} beside {beside}: these look like milliseconds")
+        guess = (
+            ": these look like milliseconds" if max(value) > 10 * limit else ", which no slice can lie beyond"
+        )
+        raise ValueError(f"up to {max(value):g} beside {beside}{guess}")
     return torch.tensor(value, dtype=torch.float32)
 
 

@@ -31,6 +31,7 @@ DEFLATE_LIMIT = 1040  # deflate cannot expand by more than about 1032
 KINDS = "iufb"  # integer, unsigned, float, bool: what a scan can hold
 UNITS_MM = {1: ("metre", 1000.0), 3: ("micron", 0.001)}  # xyzt_units: what is not in millimetres
 VOXEL_MM = (0.001, 100.0)  # no scanner's voxel lies outside
+SIZE_TOLERANCE = 0.02  # of the voxel size
 FORMS_VOXELS, FORMS_DEGREES = 0.5, 0.5  # beyond these sform and qform disagree
 
 
@@ -180,6 +181,8 @@ def _check_source(source: NiftiSource) -> None:
 
 def _warn_of_two_forms(header: Any, source: NiftiSource) -> None:
     """The sform is used, as by nibabel and FSL; where the qform puts the image elsewhere, the user must know."""
+    if header["sform_code"] > 0 and not header["qform_code"] > 0:
+        _warn_of_two_sizes(header, source)
     if not (header["sform_code"] > 0 and header["qform_code"] > 0):
         return
     try:
@@ -201,6 +204,18 @@ def _warn_of_two_forms(header: Any, source: NiftiSource) -> None:
         f"not the qform {_matrix(qform)}: {source.path}",
         stacklevel=3,
     )
+
+
+def _warn_of_two_sizes(header: Any, source: NiftiSource) -> None:
+    """Without a qform, pixdim is a second statement of the voxel size, which some programs read."""
+    sform = torch.from_numpy(header.get_sform())[:3, :3].norm(dim=0)
+    stated = torch.tensor([abs(float(v)) for v in header["pixdim"][1:4]], dtype=torch.float64)
+    if bool(((stated - sform).abs() > SIZE_TOLERANCE * sform).any()):
+        warnings.warn(
+            f"the header gives voxels of {_sizes(sform)} in its sform, which is used, and {_sizes(stated)} in pixdim: "
+            f"{source.path}",
+            stacklevel=4,
+        )
 
 
 def _matrix(affine: np.ndarray) -> str:

@@ -52,7 +52,7 @@ LAYERS = {
     "instance norm": lambda: EquivariantInstanceNorm(FIELD),
     "batch norm": lambda: EquivariantBatchNorm(FIELD),
     "norm gate": lambda: NormGate(Gate(FIELD)),
-    "batch norm gate": lambda: NormGate(Gate(FIELD), "batch"),
+    "batch norm gate": lambda: NormGate(Gate(FIELD), norm="batch"),
     "invariants": lambda: Invariants(FIELD),
     "block": lambda: SteerableBlock(3, FIELD, "2x0e+2x1o+1x2e"),
     "block down": lambda: SteerableBlock(3, FIELD, "2x0e+2x1o", 2, 2, norm="equivariant_batch", act="norm"),
@@ -151,7 +151,7 @@ def test_max_pooling_and_shifted_striding_are_not_equivariant():
 @pytest.mark.parametrize("samples", [None, 3], ids=["5-D", "6-D"])
 @pytest.mark.parametrize("norm", ["instance", "batch"])
 def test_norm_gate_is_the_norm_followed_by_the_gate(norm, samples, odd):
-    fused = shaken(NormGate(Gate(FIELD, odd=odd), norm))
+    fused = shaken(NormGate(Gate(FIELD, odd=odd), norm=norm))
     x = field(fused.irreps_in, 3, samples)
     mask = None if samples is None else torch.tensor([[True, False, True], [True] * 3])
     assert_close(fused(x, mask), fused.gate(fused.norm(x, mask)))

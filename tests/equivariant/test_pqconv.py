@@ -22,6 +22,7 @@ from dmri_monai.equivariant import (
     irreps_from_multiplicities,
     representation_matrix,
 )
+from dmri_monai.equivariant.pq.contraction import fourier_blocks, spectral
 from dmri_monai.equivariant.pq.contraction.factorised import costs
 from dmri_monai.equivariant.pq.contraction.interface import Sizes
 from dmri_monai.testing import act_on_field, assert_equivariant, cube_rotations
@@ -220,6 +221,68 @@ def test_every_strategy_of_contraction_takes_every_option(options, strategy):
     args = inputs(size=5)
     expected = layer_of(PQTensorProduct(), strategy="dense", **options)(*args)
     assert_close(layer_of(PQTensorProduct(), strategy=strategy, **options)(*args), expected)
+
+
+def gradients(layer, args, strategy):
+    """Output, and the gradients of input and weights for a fixed gradient of the output."""
+    layer.options = layer.options._replace(strategy=strategy)
+    layer.zero_grad()
+    x = args[0].clone().requires_grad_()
+    y = layer(x, *args[1:])
+    y.backward(torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view(y.shape))
+    return [y.detach(), x.grad, *(p.grad for p in layer.parameters())]
+
+
+@pytest.mark.parametrize("antipodal", [True, False], ids=["antipodal", "published"])
+@pytest.mark.parametrize("sides", SIDES)
+@pytest.mark.parametrize("name", ["PQDiff", "PQDiff basis", "PQDiff raw difference", "PQDiff filters"])
+def test_contraction_at_frequencies_is_the_dense_one_with_its_gradients(name, sides, antipodal):
+    x, *tables = inputs(SIDES[sides], batch=2, size=5)
+    several = [None if q is None else torch.stack([q, q.flip(0)]) for q in tables]
+    layer = layer_of(KERNELS[name], SIDES[sides], antipodal=antipodal)
+    for args in ((x, *tables), (x, *several)):
+        assert_close(gradients(layer, args, "spectral"), gradients(layer, args, "dense"))
+
+
+@pytest.mark.parametrize(
+    ("options", "size"),
+    [
+        ({"kernel_size": 2, "padding": 0}, 4),
+        ({"kernel_size": 4, "padding": 2}, 4),
+        ({"kernel_size": 3, "dilation": 2}, 6),
+        ({"kernel_size": 5, "padding": "valid", "spacing": (1, 1, 2)}, 6),
+        ({"kernel_size": 1}, 3),
+        ({"kernel_size": 3, "parity": False}, 4),
+    ],
+    ids=["k2", "k4 padded", "dilation", "valid k5 anisotropic", "k1", "rotations only"],
+)
+def test_contraction_at_frequencies_takes_every_option(options, size):
+    torch.manual_seed(0)
+    layer = PQConv3d(FIELD_IN, FIELD_OUT, kernel=PQDiff(), **options).double()
+    args = inputs(size=size)
+    assert_close(gradients(layer, args, "spectral"), gradients(layer, args, "dense"))
+
+
+def test_large_volumes_are_cut_into_blocks_that_join_without_a_seam(monkeypatch):
+    monkeypatch.setattr(fourier_blocks, "LARGEST_BLOCK", 3)
+    monkeypatch.setattr(spectral, "LARGEST_CHUNK", 1)
+    layer = layer_of(PQDiff())
+    x, q_in, q_out = inputs(batch=2, size=7)
+    args = (x[..., :4], q_in, q_out)
+    assert_close(gradients(layer, args, "spectral"), gradients(layer, args, "dense"))
+
+
+def test_contraction_at_frequencies_knows_gradients_of_its_radial_net():
+    layer = layer_of(PQDiff(q_radial=Gaussian(mlp=RadialMLP((4,), "silu"))))
+    assert_close(gradients(layer, inputs(), "spectral"), gradients(layer, inputs(), "dense"))
+
+
+def test_a_kernel_that_cannot_be_contracted_at_frequencies_is_built_densely():
+    for options in ({"stride": 2}, {"kernel": PQDiff(p_radial=Cosine(mlp=RadialMLP((4,))))}):
+        torch.manual_seed(0)
+        layer = PQConv3d(FIELD_IN, FIELD_OUT, 3, **{"kernel": PQDiff(), **options}).double()
+        args = inputs(size=5)
+        assert_close(gradients(layer, args, "spectral"), gradients(layer, args, "dense"))
 
 
 @pytest.mark.parametrize("multiplicities", [[1], [7, 4]], ids=["narrow", "wide"])

@@ -211,6 +211,7 @@ VALUES: dict[str, list[Any]] = {
     "MultibandAccelerationFactor": [1, 2, 2.0, 2.5, 0, -1, "2", None, 3],
     "SliceTiming": [
         [0.0, 1.5, 0.7], [0, 1500, 700], [0.0, 1.5], [0.0, -1.5, 0.7], 0.1, [], None, ["0", 1, 2], [0.0, 0.5, 1, 1.5],
+        [0, 0.7, 0.7],
     ],
     "RepetitionTime": [2.5, 2500, 0, "2.5", None, 1.0],
 }  # fmt: skip
@@ -282,6 +283,9 @@ def _meaning(entries: dict[str, Any], affine: np.ndarray) -> dict[str, Any]:
     )
     if right:
         meta["slice_timing_s"] = times
+        together = len(set(times)) < len(times)
+        if "multiband_factor" in meta and together != (meta["multiband_factor"] > 1):
+            del meta["multiband_factor"]
     if right or slices:
         meta["slice_world"] = _direction(slices or "k", affine)
     return meta

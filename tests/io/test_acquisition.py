@@ -50,11 +50,11 @@ class TestOneGrid:
         return write_scan(tmp_path / "dwi.nii.gz")
 
     def test_numbers_are_passed_on(self, scan):
-        content = {"TotalReadoutTime": 0.05, "MultibandAccelerationFactor": 3, "SliceTiming": [0.0, 1.5, 0.7]}
+        content = {"TotalReadoutTime": 0.05, "MultibandAccelerationFactor": 3, "SliceTiming": [0.0, 0.7, 0.7]}
         meta = meta_of(scan, content)
         assert meta["total_readout_time_s"] == 0.05
         assert meta["multiband_factor"] == 3
-        assert_close(meta["slice_timing_s"], torch.tensor([0.0, 1.5, 0.7]))
+        assert_close(meta["slice_timing_s"], torch.tensor([0.0, 0.7, 0.7]))
 
     def test_slice_timing_without_a_direction_means_k(self, scan):
         assert_close(meta_of(scan, {"SliceTiming": [0, 1, 2]})["slice_world"], torch.tensor([0.0, 0, 1]))
@@ -110,6 +110,11 @@ class TestOneGrid:
                 "up to 1500 beside RepetitionTime 3.2 s: these look like milliseconds",
                 id="timing-ms",
             ),
+            pytest.param(
+                {"SliceTiming": [0, 3.4, 0.7], "RepetitionTime": 3.2},
+                "up to 3.4 beside RepetitionTime 3.2 s, which no slice can lie beyond",
+                id="timing-beyond",
+            ),
             pytest.param({"SliceTiming": [0, 1500, 700]}, "look like milliseconds", id="timing-ms-alone"),
         ],
     )
@@ -119,6 +124,12 @@ class TestOneGrid:
             meta = meta_of(scan, {**content, **right})
         assert set(meta) & KEYS == ({"multiband_factor"} if right else set())
         assert re.search(match, meta["acquisition_errors"])
+
+    @pytest.mark.parametrize(("factor", "times"), [(2, [0.0, 1.5, 0.7]), (1, [0.0, 0.7, 0.7])])
+    def test_a_multiband_factor_that_the_slice_times_deny_is_left_out(self, scan, factor, times):
+        with pytest.warns(UserWarning, match=rf"is {factor}, but SliceTiming has \d times for 3 slices"):
+            meta = meta_of(scan, {"MultibandAccelerationFactor": factor, "SliceTiming": times})
+        assert set(meta) & KEYS == {"slice_timing_s", "slice_world"}
 
     def test_one_axis_for_phase_and_slices_is_a_contradiction(self, scan):
         with pytest.warns(UserWarning, match="name one axis"):

@@ -118,8 +118,20 @@ class TestTwoForms:
             source = open_nifti(path)
         np.testing.assert_allclose(source.affine, standard_affine, atol=1e-5)
 
+    def test_a_voxel_size_beside_the_sform_that_is_another_is_said(self, tmp_path, standard_affine):
+        path = self.write(
+            tmp_path / "image.nii", standard_affine.numpy(), standard_affine.numpy(), codes=(1, 0)
+        )
+        patch(path, 80, "<f", 7.0)  # pixdim[1]
+        with pytest.warns(
+            UserWarning, match=r"voxels of .* in its sform, which is used, and 7 x .* in pixdim"
+        ):
+            open_nifti(path)
+
     def test_a_form_that_is_not_set_says_nothing(self, tmp_path, standard_affine, recwarn):
-        open_nifti(self.write(tmp_path / "image.nii", standard_affine.numpy(), np.eye(4), codes=(1, 0)))
+        far = standard_affine.numpy() + np.eye(4, k=3) * 50
+        open_nifti(self.write(tmp_path / "image.nii", standard_affine.numpy(), far, codes=(1, 0)))
+        open_nifti(self.write(tmp_path / "other.nii", far, standard_affine.numpy(), codes=(0, 1)))
         assert not recwarn
 
 

@@ -22,7 +22,7 @@ from dmri_monai.equivariant.kernel.voxel_grid import (
     one_size,
     resolve_padding,
 )
-from dmri_monai.equivariant.pq.contraction import STRATEGIES, ConvOptions, KernelContext, build_operator
+from dmri_monai.equivariant.pq.contraction import STRATEGY_NAMES, ConvOptions, KernelContext, build_operator
 from dmri_monai.equivariant.pq.kernels import Kernel, PQTensorProduct
 from dmri_monai.equivariant.pq.qvectors import check_weights, checked_q
 from dmri_monai.so3 import as_irreps, channels_of, check_channels
@@ -74,14 +74,14 @@ class PQConv3d(nn.Module):
         parity: bool = True,
         antipodal: bool = True,
         scaling: Literal["mean", "sqrt"] = "mean",
-        strategy: Literal["auto", "dense", "p_basis", "p_last"] = "auto",
+        strategy: Literal["auto", "dense", "p_basis", "p_last", "spectral"] = "auto",
         checkpoint: bool = False,
     ) -> None:
         super().__init__()
         if scaling not in ("mean", "sqrt"):
             raise ValueError(f"scaling must be 'mean' or 'sqrt', got {scaling!r}")
-        if strategy not in ("auto", *STRATEGIES):
-            raise ValueError(f"strategy must be one of {['auto', *STRATEGIES]}, got {strategy!r}")
+        if strategy not in STRATEGY_NAMES:
+            raise ValueError(f"strategy must be one of {STRATEGY_NAMES}, got {strategy!r}")
         self.irreps_in, self.irreps_out = as_irreps(irreps_in), as_irreps(irreps_out)
         self.expected, self.dim_out = channels_of(self.irreps_in), channels_of(self.irreps_out).dim
         self.kernel_size = one_size(kernel_size, "kernel_size")

@@ -8,7 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ConvOptions", "KernelContext", "Operator", "Sizes", "Strategy"]
+__all__ = ["STRATEGY_NAMES", "ConvOptions", "KernelContext", "Operator", "Sizes", "Strategy"]
+
+
+STRATEGY_NAMES = ("auto", "dense", "p_basis", "p_last", "spectral")
 
 
 class KernelContext(NamedTuple):
