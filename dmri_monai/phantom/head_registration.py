@@ -39,7 +39,7 @@ def coordinates_in(
     )
     for kind in (TranslationTransform3D(), RigidTransform3D(), AffineTransform3D()):
         start = search.optimize(*pair, kind, None, starting_affine=start, **grids).affine
-    warp = SymmetricDiffeomorphicRegistration(CCMetric(3, radius=WINDOW), list(WARP_ITERATIONS))
+    warp = SymmetricDiffeomorphicRegistration(CCMetric(3, radius=WINDOW), level_iters=list(WARP_ITERATIONS))
     warp.verbosity = 0
     mapping = warp.optimize(*pair, prealign=start, **grids)
     return _mapped_coordinates(mapping)
