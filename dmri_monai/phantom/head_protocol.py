@@ -15,13 +15,15 @@ from dmri_monai.phantom.schemes import repelled_directions
 
 __all__ = ["HeadProtocol", "draw_protocol"]
 
-HEAD_MM = (170.0, 215.0, 190.0)  # what a scan covers: left-right, anterior-posterior, and downwards from the crown
+HEAD_MM = (180.0, 215.0, 150.0)  # what a scan covers: left-right, anterior-posterior, brain from crown to foramen
+IN_PLANE_MM = 210.0  # from crown to neck, where that is no slice direction
+CROWN_MM = 80.0  # above the middle of the brain
 SHELLS = (0.62, 0.2, 0.13, 0.05)  # probability of 1, 2, 3, 4 shells
 B_ONE_SHELL = ((500.0, 850.0), (850.0, 1300.0), (1300.0, 2200.0), (2200.0, 3200.0))
 B_ONE_SHELL_SHARE = (0.1, 0.45, 0.28, 0.17)
 DIRECTIONS = (6, 90)
 MOST_DIRECTIONS = 110  # of all shells together
-SNR = (5.0, 45.0)
+SNR = (5.0, 90.0)  # the upper end: clinical scans store averages of several repetitions
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,8 @@ class HeadProtocol:
     affine (4, 4) float64 and shape: the grid.  table: world frame.  phase_axis, slice_axis: array axes; phase_sign:
     polarity.  snr: mean white-matter b0 over the noise's SD; coils: receivers whose sum of squares is taken;
     g_factor: largest relative rise of the noise.  blur: weight of each of the two neighbours in plane (interpolation by
-    the scanner).  ghost: amplitude at half the field of view.  fat_shift: voxels along phase encoding.  cut_sigma: mean
-    signal in units of the noise below which voxels are set to 0; 0 for none.  masked: whether all but the brain is.
+    the scanner).  ghost: amplitude at half the field of view.  fat_shift: voxels along phase encoding.  cut: share
+    of the white matter's b0 below which voxels are set to 0; 0 for none.  masked: whether all but the brain is.
     level: scanner units per unit of signal; whole: whether the scanner stores whole numbers.
     artifacts: preset of further ones, or None.
     """
@@ -49,7 +51,7 @@ class HeadProtocol:
     blur: float
     ghost: float
     fat_shift: int
-    cut_sigma: float
+    cut: float
     masked: bool
     level: float
     whole: bool
@@ -86,7 +88,7 @@ def draw_protocol(rng: np.random.Generator, size: int, *, artifact_share: float 
         blur=float(rng.uniform(0.03, 0.28)) if rng.random() < 0.4 else 0.0,
         ghost=float(rng.uniform(0.005, 0.06)) if rng.random() < 0.35 else 0.0,
         fat_shift=int(rng.integers(-14, 15)),
-        cut_sigma=float(rng.uniform(0.5, 4.0)) if cut < 0.4 else 0.0,
+        cut=float(rng.uniform(0.005, 0.1)) if cut < 0.4 else 0.0,
         masked=cut > 0.93,
         level=float(np.exp(rng.uniform(np.log(300), np.log(300_000)))),
         whole=bool(rng.random() < 0.8),
@@ -102,13 +104,15 @@ def _grid(rng: np.random.Generator, size: int) -> tuple[Tensor, tuple[int, int, 
     normal = int(rng.choice([2, 0, 1], p=[0.75, 0.17, 0.08]))  # world axis nearest to the slice normal
     spacing = np.full(3, plane)
     spacing[normal] = min(max(float(thick), plane), 6.0)
-    wanted = np.array(HEAD_MM) * rng.uniform(0.85, 1.15, 3)
+    head = np.array(HEAD_MM)
+    head[2] = HEAD_MM[2] if normal == 2 else IN_PLANE_MM
+    wanted = head * rng.uniform(0.85, 1.15, 3)
     if rng.random() < 0.2:
         wanted[normal] *= rng.uniform(0.3, 0.8)  # partial coverage
     count = np.minimum(np.round(wanted / spacing).astype(int).clip(12), size)
     covered = count * spacing
-    room = np.maximum(np.array(HEAD_MM) - covered, 0) / 2
-    middle = np.array([0.0, 0.0, -22.0]) + rng.uniform(-1, 1, 3) * (room + 8.0)
+    room = np.maximum(head - covered, 0) / 2
+    middle = np.array([0.0, 0.0, CROWN_MM - head[2] / 2]) + rng.uniform(-1, 1, 3) * (room + 6.0)
     turn = rotation(rng, 45.0 if rng.random() < 0.12 else 14.0)
     order = rng.permutation(3) if rng.random() < 0.3 else np.arange(3)
     linear = (turn @ np.diag(rng.choice([-1.0, 1.0], 3) * spacing))[:, order]

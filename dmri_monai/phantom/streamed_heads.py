@@ -151,8 +151,8 @@ def _scanned(
         image = rician(image, sigma=noise, generator=generator)
     if protocol.blur:
         image = _blurred(image, protocol)
-    if protocol.cut_sigma:
-        image = image * (image.mean(0) > protocol.cut_sigma * sigma)
+    if protocol.cut:
+        image = image * (image[protocol.table.b0_mask].mean(0) > protocol.cut * reference)
     if protocol.masked:
         image = image * functional.max_pool3d(mask, 3, 1, 1)
     image = image * (protocol.level / max(reference, 1e-6))
