@@ -1,10 +1,11 @@
 """Do streamed heads look like real ones?  Rotation invariants of both, side by side, without any labels.
 
-For every scan: signal without weighting over its median in the brain, apparent diffusivity per shell, power of the orders
-2 and 4 over that of order 0, FA, MD, and the noise in air; quantiles inside a mask of the brain (median_otsu, on both
-kinds) and in the 15 mm around it.  JSON lines: per statistic the real heads' least, median and largest value, the simulated
-heads' 5th, 50th and 95th percentile, and the share of real heads outside the simulated 2nd to 98th percentile (`outside`;
-`score` is its mean over all).  Chance is 0.04.
+For every scan: signal without weighting over its median in the brain, apparent diffusivity per shell, power of
+the orders 2 and 4 over that of order 0, FA, MD, and the noise in air; quantiles inside a mask of the brain
+(median_otsu, on both kinds) and in the 15 mm around it.  JSON lines: per statistic the real heads' least, median
+and largest value, the simulated heads' 5th, 50th and 95th percentile, the mean rank of real heads among simulated
+ones (0 to 1), and the share of real heads outside the simulated 2nd to 98th percentile (`outside`; `score` is its
+mean over all).  Chance is 0.04.
 
 Run: python benchmarks/head_distributions.py CACHE REAL_FOLDER [--anatomy DIR] [--peaks FILE --fa FILE] [--figure PNG]
 """
@@ -127,8 +128,15 @@ def compared(real: list[dict[str, float]], simulated: list[dict[str, float]]) ->
         have = np.array([r[name] for r in real if name in r])
         made = np.array([s[name] for s in simulated if name in s])
         low, high = np.percentile(made, BOUNDS)
-        row = dict(zip(("real_min", "real_median", "real_max"), (have.min(), np.median(have), have.max()), strict=True))
+        row = dict(
+            zip(
+                ("real_min", "real_median", "real_max"),
+                (have.min(), np.median(have), have.max()),
+                strict=True,
+            )
+        )
         row |= dict(zip(("sim_5", "sim_50", "sim_95"), np.percentile(made, (5, 50, 95)), strict=True))
+        row["rank"] = float(np.mean([(made < value).mean() for value in have]))
         row["below"], row["above"] = float((have < low).mean()), float((have > high).mean())
         row["outside"] = row["below"] + row["above"]
         rows[name] = {key: round(float(value), 3) for key, value in row.items()}

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from scipy import ndimage
 
+from dmri_monai.io.writing import replacing
 from dmri_monai.phantom.head_model import COARSE, HeadModel, build_model, load_model, save_model
 from dmri_monai.phantom.head_registration import coordinates_in, directions_from, jacobian
 from dmri_monai.phantom.individual_anatomy import brain_of_head, brain_tissue, read_t1
@@ -27,8 +28,13 @@ __all__ = ["HeadSources", "head_models"]
 
 log = logging.getLogger(__name__)
 
-PADDING_MM = ((24.0, 24.0), (24.0, 24.0), (46.0, 24.0))  # around the brain: skull, scalp, and below a part of the neck
-STRIPPED_SHARE = 0.6  # of the voxels: an image with more of them at 0 holds a brain alone
+PADDING_MM = (
+    (24.0, 24.0),
+    (24.0, 24.0),
+    (46.0, 24.0),
+)  # around the brain: skull, scalp, and below a part of the neck
+SUFFIX = ".head.npz"
+BORDER, STRIPPED_SHARE = 2, 0.99  # a stripped brain leaves this share of the outermost voxels at 0
 T1_WEIGHTS = (1.0, 0.6, 0.2)  # of white matter, grey matter and fluid in what is registered
 
 
@@ -44,27 +50,25 @@ class HeadSources:
 
 
 def head_models(cache: Path, sources: HeadSources | None = None) -> dict[str, HeadModel]:
-    """Models of all heads of `sources` by name, made where `cache` does not hold them yet.
+    """Heads by name: all that the folder `cache` holds, and those of `sources`, made where it does not hold them yet.
 
     Without anatomy or peaks the MNI152 template and the phantom's atlas serve, and the log says so.
     ValueError without nilearn.
     """
     sources = sources or HeadSources()
-    images = sorted(sources.anatomy.glob("*_T1w.nii.gz")) if sources.anatomy else []
-    if not images:
-        log.warning("no individual anatomy: heads are made from the MNI152 template alone")
-    if not (sources.peaks and sources.anisotropy):
-        log.warning("no measured fibre peaks: fibres follow the phantom's atlas")
     makers: dict[str, Callable[[], HeadModel]] = {"mni152": _template_head}
-    for path in images:
+    for path in sorted(sources.anatomy.glob("*_T1w.nii.gz")) if sources.anatomy else []:
         makers[path.name.removesuffix("_T1w.nii.gz")] = lambda path=path: _individual(path, sources, cache)
-    models = {}
     for name, make in makers.items():
-        file = cache / f"{name}.npz"
+        file = cache / f"{name}{SUFFIX}"
         if not file.is_file():
             log.info("making the head %s", name)
             save_model(file, make())
-        models[name] = load_model(file)
+    models = {path.name.removesuffix(SUFFIX): load_model(path) for path in sorted(cache.glob(f"*{SUFFIX}"))}
+    if len(models) == 1:
+        log.warning("no individual anatomy: heads are made from the MNI152 template alone")
+    elif sources.anatomy and not (sources.peaks and sources.anisotropy):
+        log.warning("no measured fibre peaks: fibres follow the phantom's atlas")
     return models
 
 
@@ -84,8 +88,7 @@ def _template_head() -> HeadModel:
 def _individual(path: Path, sources: HeadSources, cache: Path) -> HeadModel:
     t1, affine = read_t1(path)
     spacing = float(np.linalg.norm(affine[:3, :3], axis=0).mean())
-    stripped = float((t1 == 0).mean()) > STRIPPED_SHARE
-    brain = ndimage.binary_fill_holes(t1 > 0) if stripped else brain_of_head(t1, spacing)
+    brain = ndimage.binary_fill_holes(t1 > 0) if _is_stripped(t1) else brain_of_head(t1, spacing)
     evidence, hull, affine = _boxed(brain_tissue(t1, brain), brain, affine)
     coarse = _coarse_affine(affine)
     template = load_template()
@@ -95,6 +98,12 @@ def _individual(path: Path, sources: HeadSources, cache: Path) -> HeadModel:
     else:
         fibres = _atlas_fibres(template, evidence, places, coarse)
     return _model(evidence, hull, affine, places, fibres, False)
+
+
+def _is_stripped(t1: np.ndarray) -> bool:
+    border = np.ones(t1.shape, bool)
+    border[(slice(BORDER, -BORDER),) * 3] = False
+    return float((t1[border] == 0).mean()) > STRIPPED_SHARE
 
 
 def _model(
@@ -127,19 +136,21 @@ def _ventricle(fluid: np.ndarray, hull: np.ndarray, places: np.ndarray, affine: 
 
 def _measured(peaks: Path, anisotropy: Path, cache: Path) -> FibreMap:
     """Measured fibres in the template's space; the registration is kept in `cache` with the heads."""
-    file = cache / "measured-fibres.npz"
+    file = cache / "measured.fibres.npz"
     if not file.is_file():
         image = nibabel.load(anisotropy)
         reference, affine = _template_image(load_template())
         places = coordinates_in(np.asarray(image.dataobj, np.float32), image.affine, reference, affine)
         found = carried(read_peaks(peaks), places, affine)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(
-            file, shares=found.shares.astype(np.float16), directions=found.directions.astype(np.float16), affine=affine
-        )
-    with np.load(file, allow_pickle=False) as kept:
+        values = {
+            "shares": found.shares.astype(np.float16),
+            "directions": found.directions.astype(np.float16),
+        }
+        with replacing(file) as (temporary,), temporary.open("wb") as kept:
+            np.savez_compressed(kept, affine=affine, **values)
+    with np.load(file, allow_pickle=False) as archive:
         return FibreMap(
-            kept["shares"].astype(np.float32), kept["directions"].astype(np.float32), kept["affine"]
+            archive["shares"].astype(np.float32), archive["directions"].astype(np.float32), archive["affine"]
         )
 
 
@@ -171,7 +182,9 @@ def _t1_like(evidence: np.ndarray) -> np.ndarray:
     return _blocks(np.tensordot(np.array(T1_WEIGHTS, np.float32), evidence, 1))
 
 
-def _boxed(evidence: np.ndarray, hull: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _boxed(
+    evidence: np.ndarray, hull: np.ndarray, affine: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Volumes cut to the hull's box and `PADDING_MM`, an even number of voxels along each axis."""
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     filled = ndimage.binary_fill_holes(hull)

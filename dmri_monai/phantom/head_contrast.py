@@ -1,8 +1,8 @@
 """Relaxation and diffusion of everything in a head, drawn as widely as scanners, field strengths and people differ.
 
-T1, T2 at 3 T: Wansapura et al. 1999; muscle, fat: Gold et al. 2004, doi:10.2214/ajr.183.2.1830343.  Diffusivities of white
-and grey matter: see `phantom.mni.microstructure`.  The ranges are wider than those of healthy adults in one scanner, on
-purpose: a network must not learn one contrast.
+T1, T2 at 3 T: Wansapura et al. 1999; muscle, fat: Gold et al. 2004, doi:10.2214/ajr.183.2.1830343.  Diffusivities
+of white and grey matter: see `phantom.mni.microstructure`.  The ranges are wider than those of healthy adults in
+one scanner, on purpose: a network must not learn one contrast.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ RELAXATION: dict[str, tuple[Range, Range, Range]] = {
     "gm": ((0.78, 0.88), (1200, 1550), (75, 105)),
     "csf": ((0.97, 1.0), (3500, 4500), (350, 1600)),
     "cord": ((0.66, 0.76), (800, 1000), (65, 85)),
-    "dura": ((0.4, 0.8), (900, 1600), (20, 50)),
-    "bone": ((0.02, 0.2), (300, 900), (10, 50)),
+    "dura": ((0.5, 0.9), (900, 2000), (30, 90)),
+    "bone": ((0.05, 0.45), (300, 900), (20, 70)),
     "fat": ((0.8, 1.0), (330, 420), (60, 90)),
-    "muscle": ((0.7, 0.85), (900, 1500), (28, 45)),
+    "muscle": ((0.7, 0.85), (900, 1500), (30, 60)),
     "vitreous": ((0.97, 1.0), (3500, 4500), (300, 1200)),
     "mucosa": ((0.7, 0.95), (900, 2000), (45, 140)),
     "air": ((0.0, 0.0), (1000, 1000), (50, 50)),
@@ -38,16 +38,18 @@ DIFFUSION: dict[str, tuple[Range, Range, Range]] = {
     "gm": ((0.85, 1.25), (0.2, 0.5), (0.05, 0.35)),
     "csf": ((2.6, 3.6), (2.0, 3.0), (0.0, 0.3)),
     "cord": ((0.7, 1.1), (0.2, 0.5), (0.2, 0.5)),
-    "dura": ((0.6, 2.0), (0.1, 0.6), (0.1, 0.6)),
-    "bone": ((0.2, 1.0), (0.0, 0.3), (0.2, 0.8)),
+    "dura": ((0.8, 2.2), (0.1, 0.6), (0.05, 0.4)),
+    "bone": ((0.5, 1.6), (0.0, 0.4), (0.1, 0.6)),
     "fat": ((0.05, 0.4), (0.0, 0.05), (0.3, 1.0)),
     "muscle": ((1.2, 1.9), (0.2, 0.8), (0.05, 0.3)),
     "vitreous": ((2.4, 3.2), (2.0, 2.8), (0.0, 0.3)),
     "mucosa": ((1.2, 2.4), (0.2, 0.9), (0.05, 0.4)),
     "air": ((1.0, 1.0), (1.0, 1.0), (0, 0)),
 }
-FAT_LEFT: Range = (0.01, 0.25)  # of fat's signal, by its suppression; in one scan of twelve there is none
-PARTICULAR = 0.12  # SD of the log signal of each tissue beyond relaxation: coils, flow, iron, magnetisation transfer
+FAT_LEFT: Range = (0.005, 0.15)  # of fat's signal, by its suppression; in one scan of twelve there is none
+PARTICULAR = (
+    0.12  # SD of the log signal of each tissue beyond relaxation: coils, flow, iron, magnetisation transfer
+)
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def draw_contrast(rng: np.random.Generator) -> HeadContrast:
     fast, slow, share = (
         torch.tensor([float(rng.uniform(*DIFFUSION[name][i])) for name in CLASSES]) for i in range(3)
     )
-    parallel, intra = float(rng.uniform(1.45, 2.2)), float(rng.uniform(0.45, 0.72))
+    parallel, intra = float(rng.uniform(1.4, 2.1)), float(rng.uniform(0.4, 0.68))
     texture = torch.full((len(CLASSES),), 0.3)
     texture[:3] = torch.tensor([rng.uniform(0.02, 0.10), rng.uniform(0.02, 0.10), rng.uniform(0.02, 0.15)])
     return HeadContrast(
@@ -94,10 +96,10 @@ def draw_contrast(rng: np.random.Generator) -> HeadContrast:
         slow=slow,
         slow_share=share,
         d_parallel=parallel,
-        d_perpendicular=parallel * (1 - intra) * float(rng.uniform(0.7, 1.15)),
+        d_perpendicular=parallel * (1 - intra) * float(rng.uniform(0.8, 1.3)),
         intra=intra,
-        dispersion=float(np.exp(rng.uniform(np.log(0.012), np.log(0.06)))),
-        grey_anisotropy=float(rng.uniform(0.05, 0.3)),
+        dispersion=float(np.exp(rng.uniform(np.log(0.02), np.log(0.1)))),
+        grey_anisotropy=float(rng.uniform(0.15, 0.7)),
         deep_s0=float(rng.uniform(0.65, 0.95)),
         deep_change=float(rng.uniform(-0.25, -0.05)),
         te_ms=te,
@@ -110,4 +112,6 @@ def _signal(rng: np.random.Generator, name: str, te: float, tr: float, field: fl
     density, t1, t2 = (float(rng.uniform(*values)) for values in RELAXATION[name])
     fluid = name in ("csf", "vitreous")
     recovery = 1 - np.exp(-tr / (t1 if fluid else t1 / field))
-    return float(density * recovery * np.exp(-te / (t2 * (1 if fluid else field)) + PARTICULAR * rng.normal()))
+    return float(
+        density * recovery * np.exp(-te / (t2 * (1 if fluid else field)) + PARTICULAR * rng.normal())
+    )

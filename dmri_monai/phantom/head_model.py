@@ -23,12 +23,13 @@ SMOOTHING_MM = 0.6  # of the evidence: thresholds of it move the borders of tiss
 
 @dataclass(frozen=True)
 class HeadModel:
-    """tissue (X, Y, Z, 8) uint8, on the grid of `affine`: evidence of white matter, grey matter and fluid (0-255), depth
-    below the brain's hull and into the ventricles (`stored_depth`), region (`head_shell.REGIONS`), two unused.
-    fibres (X', Y', Z', 16) int8, on the grid of `fibre_affine`: 3 shares (0-127), 3 x 3 directions (-127 to 127, world
-    frame), the normal of the cortex (3), deep grey matter (0 or 127).  Affines (4, 4) float64, mm, world frame.
-    cavities (K, 4): centre and radius of air, mm.  centre (3,): of the brain, mm.  size_l: of the brain's hull, litres.
-    averaged: 1 where the tissue is a mean of many brains, whose borders are blurred.
+    """tissue (X, Y, Z, 8) uint8, on the grid of `affine`: evidence of white matter, grey matter and fluid
+    (0-255), depth below the brain's hull and into the ventricles (`stored_depth`), region (`head_shell.REGIONS`),
+    two unused. fibres (X', Y', Z', 16) int8, on the grid of `fibre_affine`: 3 shares (0-127), 3 x 3 directions
+    (-127 to 127, world frame), the normal of the cortex (3), deep grey matter (0 or 127).  Affines (4, 4)
+    float64, mm, world frame. cavities (K, 4): centre and radius of air, mm.  centre (3,): of the brain, mm.
+    size_l: of the brain's hull, litres. averaged: 1 where the tissue is a mean of many brains, whose borders are
+    blurred.
     """
 
     tissue: Tensor

@@ -22,11 +22,12 @@ STEP_MM = 2.0  # of the finite differences of the field
 class HeadPose:
     """One scan's version of a head.
 
-    World to head millimetres: `linear` (3, 3) about `centre_world`, then displacements, then `centre_head`.
-    bias (3,), border_noise: added to the evidence of white matter, grey matter and fluid.  ventricle_mm: ventricles grow
-    by it.  layers_mm: outer bounds of fluid, meninges, skull, fat and skin, mm from the brain's hull.
+    World to head millimetres: `linear` (3, 3) about `centre_world`, then displacements, then `centre_head`. bias
+    (3,), border_noise: added to the evidence of white matter, grey matter and fluid.  ventricle_mm: ventricles
+    grow by it.  layers_mm: outer bounds of fluid, meninges, skull, fat and skin, mm from the brain's hull.
     cavities (K, 4): world mm and radius; field_mm: displacement at the wall of each along `phase_world` (3,);
-    dephasing: per mm/mm of the displacement's gradient.  coil: smooth log gain, surface: log gain 80 mm off the centre.
+    dephasing: per mm/mm of the displacement's gradient.  coil: smooth log gain, surface: log gain 80 mm off the
+    centre.
     """
 
     linear: Tensor
@@ -81,8 +82,12 @@ class HeadPose:
         density = (1 + gradient @ self.phase_world).clamp(0.15, 2.5)
         remaining = torch.exp(-self.dephasing * gradient.norm(dim=1))
         away = (points_world - self.centre_world).norm(dim=1) / 80
-        bias = self.coil_strength * self.coil(points_world)[:, 0].clamp(-2, 2) + self.surface * (away**2 - 0.4)
-        return points_world + here[:, None] * self.phase_world, density * remaining * torch.exp(bias.clamp(-1.5, 1.5))
+        bias = self.coil_strength * self.coil(points_world)[:, 0].clamp(-2, 2) + self.surface * (
+            away**2 - 0.4
+        )
+        return points_world + here[:, None] * self.phase_world, density * remaining * torch.exp(
+            bias.clamp(-1.5, 1.5)
+        )
 
     def _shift(self, points_world: Tensor) -> Tensor:
         """(P,) mm along phase encoding: dipole fields of air-filled spheres, B0 along z (Schenck 1996)."""
@@ -94,7 +99,9 @@ class HeadPose:
         return total
 
 
-def draw_pose(rng: np.random.Generator, head: HeadModel, phase_world: np.ndarray, *, te_ms: float) -> HeadPose:
+def draw_pose(
+    rng: np.random.Generator, head: HeadModel, phase_world: np.ndarray, *, te_ms: float
+) -> HeadPose:
     """A pose of `head` about the world's origin; mirrored in one scan of two, strongly tilted in one of five.
 
     phase_world (3,): unit vector of phase encoding.  A longer echo time dephases more.

@@ -1,4 +1,4 @@
-"""How a streamed scan is acquired: gradient table, grid, noise and the scanner's habits, drawn as widely as clinics go."""
+"""How a streamed scan is acquired: gradient table, grid, noise, the scanner's habits, as widely as clinics go."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ from dmri_monai.phantom.schemes import repelled_directions
 
 __all__ = ["HeadProtocol", "draw_protocol"]
 
-HEAD_MM = (180.0, 215.0, 150.0)  # what a scan covers: left-right, anterior-posterior, brain from crown to foramen
+HEAD_MM = (
+    180.0,
+    215.0,
+    150.0,
+)  # what a scan covers: left-right, anterior-posterior, brain from crown to foramen
 IN_PLANE_MM = 210.0  # from crown to neck, where that is no slice direction
 CROWN_MM = 80.0  # above the middle of the brain
 SHELLS = (0.62, 0.2, 0.13, 0.05)  # probability of 1, 2, 3, 4 shells
@@ -23,7 +27,7 @@ B_ONE_SHELL = ((500.0, 850.0), (850.0, 1300.0), (1300.0, 2200.0), (2200.0, 3200.
 B_ONE_SHELL_SHARE = (0.1, 0.45, 0.28, 0.17)
 DIRECTIONS = (6, 90)
 MOST_DIRECTIONS = 110  # of all shells together
-SNR = (5.0, 90.0)  # the upper end: clinical scans store averages of several repetitions
+SNR = (6.0, 110.0)  # the upper end: clinical scans store averages of several repetitions
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ def draw_protocol(rng: np.random.Generator, size: int, *, artifact_share: float 
         snr=float(np.exp(rng.uniform(*np.log(SNR)))),
         coils=1 if rng.random() < 0.75 else int(rng.integers(2, 9)),
         g_factor=float(rng.choice([1.0, rng.uniform(1.0, 2.2)])),
-        blur=float(rng.uniform(0.03, 0.28)) if rng.random() < 0.4 else 0.0,
+        blur=float(rng.uniform(0.03, 0.26)) if rng.random() < 0.6 else 0.0,
         ghost=float(rng.uniform(0.005, 0.06)) if rng.random() < 0.35 else 0.0,
         fat_shift=int(rng.integers(-14, 15)),
         cut=float(rng.uniform(0.005, 0.1)) if cut < 0.4 else 0.0,
@@ -139,7 +143,9 @@ def _table(rng: np.random.Generator) -> GradientTable:
         counts[int(np.argmax(counts))] //= 2
     n_b0 = 1 if rng.random() < 0.5 else int(rng.integers(2, 9))
     jitter = 1 + (0.01 * rng.normal() if rng.random() < 0.3 else 0.0)
-    bvals = np.concatenate([np.zeros(n_b0), *(np.full(n, round(b * jitter)) for n, b in zip(counts, shells, strict=True))])
+    bvals = np.concatenate(
+        [np.zeros(n_b0), *(np.full(n, round(b * jitter)) for n, b in zip(counts, shells, strict=True))]
+    )
     bvecs = np.concatenate([np.zeros((n_b0, 3)), *(_directions(rng, n) for n in counts)])
     return GradientTable(torch.from_numpy(bvals), torch.from_numpy(bvecs))
 

@@ -35,7 +35,11 @@ def coordinates_in(
     iterations, smoothing, factors = AFFINE_LEVELS
     metric = MutualInformationMetric(nbins=32, sampling_proportion=None)
     search = AffineRegistration(
-        metric=metric, level_iters=list(iterations), sigmas=list(smoothing), factors=list(factors), verbosity=0
+        metric=metric,
+        level_iters=list(iterations),
+        sigmas=list(smoothing),
+        factors=list(factors),
+        verbosity=0,
     )
     for kind in (TranslationTransform3D(), RigidTransform3D(), AffineTransform3D()):
         start = search.optimize(*pair, kind, None, starting_affine=start, **grids).affine
@@ -55,12 +59,12 @@ def _mapped_coordinates(mapping: object) -> np.ndarray:
     return np.stack([mapping.transform(ramp, image_world2grid=inverse) for ramp in ramps])  # type: ignore[attr-defined]
 
 
-def sampled(
-    volume: np.ndarray, affine: np.ndarray, points_mm: np.ndarray, *, order: int = 1
-) -> np.ndarray:
+def sampled(volume: np.ndarray, affine: np.ndarray, points_mm: np.ndarray, *, order: int = 1) -> np.ndarray:
     """`volume` (X, Y, Z) of `affine` at world `points_mm` (3, ...): nearest (order 0) or linear; 0 outside."""
     inverse = np.linalg.inv(affine)
-    index = np.tensordot(inverse[:3, :3], points_mm, 1) + inverse[:3, 3].reshape(3, *[1] * (points_mm.ndim - 1))
+    index = np.tensordot(inverse[:3, :3], points_mm, 1) + inverse[:3, 3].reshape(
+        3, *[1] * (points_mm.ndim - 1)
+    )
     found: np.ndarray = ndimage.map_coordinates(volume, index, order=order, mode="constant", prefilter=False)
     return found
 

@@ -1,7 +1,8 @@
 """What the voxels of one scan hold: a head model, posed, aged, distorted by its magnetic field, on any grid.
 
-Every voxel is the share of each tissue among points 1-1.5 mm apart.  Smooth maps (pose, field, receive bias) are computed
-on a grid of every fourth voxel or so and interpolated: this is what makes a new scan cost a fraction of a second.
+Every voxel is the share of each tissue among points 1-1.5 mm apart.  Smooth maps (pose, field, receive bias) are
+computed on a grid of every fourth voxel or so and interpolated: this is what makes a new scan cost a fraction of
+a second.
 """
 
 from __future__ import annotations
@@ -143,7 +144,9 @@ def _around(outside_mm: Tensor, region: Tensor, pose: HeadPose, noise: Tensor) -
     varied = outside_mm * torch.exp(0.25 * noise[0])
     layer = torch.bucketize(varied, torch.tensor(pose.layers_mm))
     labels = LAYERS[layer]
-    flesh = torch.where(noise[1] > 0.9, _AT["mucosa"], torch.where(noise[1] > -0.3, _AT["muscle"], _AT["fat"]))
+    flesh = torch.where(
+        noise[1] > 0.9, _AT["mucosa"], torch.where(noise[1] > -0.3, _AT["muscle"], _AT["fat"])
+    )
     flesh = torch.where(noise[2] > 1.2, _AT["bone"], torch.where(noise[2] < -1.4, _AT["air"], flesh))
     soft = ((region == REGIONS.index("face")) | (region == REGIONS.index("neck"))) & (layer > 2)
     labels = torch.where(soft, flesh, labels)

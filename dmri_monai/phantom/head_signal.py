@@ -27,7 +27,8 @@ SPREAD = 0.5  # SD of the log dispersion over the head, by crossings and in spac
 
 
 def orientation_density(head: SampledHead, dispersion: Tensor) -> Tensor:
-    """(45, P) even harmonics to degree 8 (world frame, `qspace.basis`) of the fibre orientation density of the P voxels.
+    """(45, P) even harmonics to degree 8 (world frame, `qspace.basis`) of the fibre orientation density of the P
+    voxels.
 
     Its integral over the sphere is the fraction of white matter; each population is spread by the heat kernel of
     `dispersion` (P,), rad2 per axis: order l shrinks by exp(-l (l + 1) dispersion / 2).

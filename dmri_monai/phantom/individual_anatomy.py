@@ -20,7 +20,7 @@ ITERATIONS = 12
 CORE_MM = 4.5  # depth of the core from which the brain is grown back; muscles that are as thick lie apart
 LINK_MM = 1.5  # nerves and vessels that join brain and scalp are thinner than twice this
 GYRUS_MM = 12.0  # from the core to the crown of a gyrus
-SULCUS_MM = 6.0  # half the width of what is closed between gyri
+SULCUS_MM = 11.0  # half the width of what is closed between gyri and lobes
 BRAIN_RANGE = (0.55, 1.35)  # of the white matter's signal: grey and white matter, but neither fat nor bone
 
 
@@ -60,7 +60,10 @@ def brain_of_head(t1: np.ndarray, spacing_mm: float) -> np.ndarray:
 
 
 def brain_tissue(t1: np.ndarray, brain: np.ndarray) -> np.ndarray:
-    """(3, X, Y, Z) float32 posterior probabilities of white matter, grey matter and fluid in `brain`, 0 outside."""
+    """(3, X, Y, Z) float32 posterior probabilities of white matter, grey matter and fluid in `brain`, 0 outside.
+
+    ValueError where the random field does not converge, as on an image without noise.
+    """
     from dipy.segment.tissue import TissueClassifierHMRF
 
     box = ndimage.find_objects(brain.astype(np.uint8))[0]
@@ -68,6 +71,8 @@ def brain_tissue(t1: np.ndarray, brain: np.ndarray) -> np.ndarray:
     ceiling = np.percentile(inside[inside > 0], 99.5)  # vessels and fat that the stripping left
     classify = TissueClassifierHMRF(verbose=False).classify
     _, _, posterior = classify(np.minimum(inside, ceiling), CLASSES, SMOOTHNESS, max_iter=ITERATIONS)
+    if not np.isfinite(posterior).all():
+        raise ValueError("no three tissues found in the T1-weighted image: the random field did not converge")
     result = np.zeros((CLASSES, *t1.shape), np.float32)
     result[(slice(None), *box)] = np.moveaxis(posterior[..., ::-1], -1, 0) * brain[box]
     return result
@@ -77,9 +82,11 @@ def _white_level(t1: np.ndarray) -> float:
     """Signal of white matter: the highest peak of the histogram's upper half in the middle of the head."""
     middle = t1[tuple(slice(n // 4, -n // 4) for n in t1.shape)]
     head = middle[middle > 0.2 * np.percentile(middle, 99)]
+    if not head.size:
+        raise ValueError("no brain found: the middle of the image is empty")
     counts, edges = np.histogram(head, 128, (0, float(np.percentile(head, 99.5))))
     smooth = ndimage.gaussian_filter1d(counts.astype(float), 2)
-    upper = int(np.searchsorted(edges, np.median(head)))
+    upper = min(int(np.searchsorted(edges, np.median(head))), len(counts)) - 1
     return float(edges[upper + int(smooth[upper:].argmax())])
 
 

@@ -89,4 +89,3 @@ def _ordered(shares: np.ndarray, directions: np.ndarray) -> tuple[np.ndarray, np
     sorted_shares = np.take_along_axis(shares, order, -1)
     unit = sorted_shares / sorted_shares.sum(-1, keepdims=True).clip(1e-9)
     return unit, np.take_along_axis(directions, order[..., None], -2)
-

@@ -26,7 +26,13 @@ __all__ = ["StreamedHeads", "make_head_item"]
 
 LEAST_TISSUE = 0.02  # of the voxels: a grid with less is drawn again
 TRIES = 5
-OWN = ("noise", "ghost", "fat_shift", "susceptibility", "bias_field")  # artifacts that the heads have of their own
+OWN = (
+    "noise",
+    "ghost",
+    "fat_shift",
+    "susceptibility",
+    "bias_field",
+)  # artifacts that the heads have of their own
 GRAIN = 3  # voxels between the nodes of the texture
 
 
@@ -65,10 +71,11 @@ def make_head_item(
 ) -> dict[str, Any]:
     """One scan of one head with its truth, a function of `seed` (and of the models).
 
-    image (N, X, Y, Z): raw signal; bvals (N,), bvecs (N, 3): world frame.  label (1, X, Y, Z): 0 outside the brain, 1 WM,
-    2 GM, 3 CSF; mask: label > 0.  fractions (3, X, Y, Z): of WM, GM, CSF.  fod (45, X, Y, Z): even harmonics to degree 8
-    in the world frame, whose integral over the sphere is the fraction of WM.  peaks (9, X, Y, Z): x y z of up to three
-    populations, length the volume fraction, NaN for none.  All of these MetaTensors on the same grid.
+    image (N, X, Y, Z): raw signal; bvals (N,), bvecs (N, 3): world frame.  label (1, X, Y, Z): 0 outside the
+    brain, 1 WM, 2 GM, 3 CSF; mask: label > 0.  fractions (3, X, Y, Z): of WM, GM, CSF.  fod (45, X, Y, Z): even
+    harmonics to degree 8 in the world frame, whose integral over the sphere is the fraction of WM.  peaks (9, X,
+    Y, Z): x y z of up to three populations, length the volume fraction, NaN for none.  All of these MetaTensors
+    on the same grid.
     """
     rng = stage_rng(seed, "streamed-head")
     name = sorted(models)[int(rng.integers(len(models)))]
