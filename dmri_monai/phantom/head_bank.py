@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import nibabel
@@ -58,7 +59,7 @@ def head_models(cache: Path, sources: HeadSources | None = None) -> dict[str, He
     sources = sources or HeadSources()
     makers: dict[str, Callable[[], HeadModel]] = {"mni152": _template_head}
     for path in sorted(sources.anatomy.glob("*_T1w.nii.gz")) if sources.anatomy else []:
-        makers[path.name.removesuffix("_T1w.nii.gz")] = lambda path=path: _individual(path, sources, cache)
+        makers[path.name.removesuffix("_T1w.nii.gz")] = partial(_individual, path, sources, cache)
     for name, make in makers.items():
         file = cache / f"{name}{SUFFIX}"
         if not file.is_file():
@@ -142,12 +143,9 @@ def _measured(peaks: Path, anisotropy: Path, cache: Path) -> FibreMap:
         reference, affine = _template_image(load_template())
         places = coordinates_in(np.asarray(image.dataobj, np.float32), image.affine, reference, affine)
         found = carried(read_peaks(peaks), places, affine)
-        values = {
-            "shares": found.shares.astype(np.float16),
-            "directions": found.directions.astype(np.float16),
-        }
+        shares, directions = found.shares.astype(np.float16), found.directions.astype(np.float16)
         with replacing(file) as (temporary,), temporary.open("wb") as kept:
-            np.savez_compressed(kept, affine=affine, **values)
+            np.savez_compressed(kept, affine=affine, shares=shares, directions=directions)
     with np.load(file, allow_pickle=False) as archive:
         return FibreMap(
             archive["shares"].astype(np.float32), archive["directions"].astype(np.float32), archive["affine"]
