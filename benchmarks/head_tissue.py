@@ -31,7 +31,7 @@ from dmri_monai.phantom.head_bank import HeadSources, head_models
 from dmri_monai.phantom.streamed_heads import StreamedHeads, make_head_item
 from dmri_monai.qspace.shell_fit import sh_fit_matrix, supported_order
 
-SIZE, CROP, BATCH, KEPT, KEPT_ASIDE = 48, 32, 4, 12, 20  # a scan is cropped from a few times, then forgotten
+SIZE, CROP, BATCH, KEPT, KEPT_ASIDE = 44, 32, 4, 12, 16  # a scan is cropped from a few times, then forgotten
 CHANNELS = 9
 PAIRS = (  # one head at two slice angles
     ("sub-canon", "acq-axial", "acq-oblique"), ("sub-canon", "acq-axial", "acq-sagittal"),
@@ -120,7 +120,7 @@ def train(options: argparse.Namespace) -> None:
     items, began, running = iter(stream), time.process_time(), []
     kept: list[tuple[Tensor, Tensor]] = []
     for step in range(1, options.steps + 1):
-        for _ in range(1 if kept else KEPT):
+        for _ in range(step % 2 if kept else KEPT):  # a new scan every other step
             kept.append(to_pair(next(items), float(np.exp(0.15 * rng.normal()))))
         kept = kept[-KEPT:]
         chosen = [cropped(rng, kept[int(i)], CROP) for i in rng.choice(KEPT, BATCH, replace=False)]

@@ -34,13 +34,14 @@ SNR = (6.0, 110.0)  # the upper end: clinical scans store averages of several re
 class HeadProtocol:
     """One scan's protocol.
 
-    affine (4, 4) float64 and shape: the grid.  table: world frame.  phase_axis, slice_axis: array axes; phase_sign:
-    polarity.  snr: mean white-matter b0 over the noise's SD; coils: receivers whose sum of squares is taken;
-    g_factor: largest relative rise of the noise.  blur: weight of each of the two neighbours in plane (interpolation by
-    the scanner).  ghost: amplitude at half the field of view.  fat_shift: voxels along phase encoding.  cut: share
-    of the white matter's b0 below which voxels are set to 0; 0 for none.  masked: whether all but the brain is.
-    level: scanner units per unit of signal; whole: whether the scanner stores whole numbers.
-    artifacts: preset of further ones, or None.
+    affine (4, 4) float64 and shape: the grid.  table: world frame.  phase_axis, slice_axis: array axes;
+    phase_sign: polarity.  snr: mean white-matter b0 over the noise's SD; coils: receivers whose sum of squares is
+    taken; g_factor: largest relative rise of the noise.  blur: weight of each of the two neighbours in plane
+    (interpolation by the scanner).  haze: share of the signal that is spread over some centimetre.  ghost:
+    amplitude at half the field of view.  fat_shift: voxels along phase encoding.  cut: share of the white
+    matter's b0 below which voxels are set to 0; 0 for none.  masked: whether all but the brain is. level: scanner
+    units per unit of signal; whole: whether the scanner stores whole numbers. artifacts: preset of further ones,
+    or None.
     """
 
     affine: Tensor
@@ -53,6 +54,7 @@ class HeadProtocol:
     coils: int
     g_factor: float
     blur: float
+    haze: float
     ghost: float
     fat_shift: int
     cut: float
@@ -90,6 +92,7 @@ def draw_protocol(rng: np.random.Generator, size: int, *, artifact_share: float 
         coils=1 if rng.random() < 0.75 else int(rng.integers(2, 9)),
         g_factor=float(rng.choice([1.0, rng.uniform(1.0, 2.2)])),
         blur=float(rng.uniform(0.03, 0.26)) if rng.random() < 0.6 else 0.0,
+        haze=float(rng.uniform(0.01, 0.15)) if rng.random() < 0.6 else 0.0,
         ghost=float(rng.uniform(0.005, 0.06)) if rng.random() < 0.35 else 0.0,
         fat_shift=int(rng.integers(-14, 15)),
         cut=float(rng.uniform(0.005, 0.1)) if cut < 0.4 else 0.0,

@@ -33,6 +33,7 @@ OWN = (
     "susceptibility",
     "bias_field",
 )  # artifacts that the heads have of their own
+HAZE = 7  # voxels
 GRAIN = 3  # voxels between the nodes of the texture
 
 
@@ -141,6 +142,8 @@ def _scanned(
     """Raw image (N, X, Y, Z): ghost, artifacts, noise, the scanner's filters and units."""
     image = clean.clamp_(min=0)
     axis = protocol.phase_axis + 1
+    if protocol.haze:
+        image = torch.lerp(image, _hazy(image), protocol.haze)
     if protocol.ghost:
         image = image + protocol.ghost * image.roll(image.shape[axis] // 2, axis)
     if protocol.artifacts:
@@ -164,6 +167,12 @@ def _scanned(
         image = image * functional.max_pool3d(mask, 3, 1, 1)
     image = image * (protocol.level / max(reference, 1e-6))
     return image.round_() if protocol.whole else image
+
+
+def _hazy(image: Tensor) -> Tensor:
+    """`image` (N, X, Y, Z) averaged over `HAZE` voxels: the tails of the point spread of echo-planar readouts."""
+    coarse = functional.avg_pool3d(image[None], HAZE, GRAIN, HAZE // 2)
+    return functional.interpolate(coarse, image.shape[1:], mode="trilinear")[0]
 
 
 def _middle(shape: tuple[int, int, int]) -> Tensor:
