@@ -17,22 +17,39 @@ from dmri_monai.phantom.head_sampling import CLASSES
 
 __all__ = ["HeadContrast", "draw_contrast"]
 
-Range = tuple[float, float] # proton density, T1 (ms), T2 (ms) RELAXATION: dict[str, tuple[Range, Range, Range]] =
-{ "wm": ((0.66, 0.74), (750, 950), (62, 84)), "gm": ((0.78, 0.88), (1200, 1550), (75, 105)), "csf": ((0.97, 1.0),
-(3500, 4500), (350, 1600)), "cord": ((0.66, 0.76), (800, 1000), (65, 85)), "dura": ((0.5, 0.9), (900, 2000), (30,
-90)), "bone": ((0.05, 0.45), (300, 900), (20, 70)), "fat": ((0.8, 1.0), (330, 420), (60, 90)), "muscle": ((0.7,
-0.85), (900, 1500), (26, 70)), "vitreous": ((0.97, 1.0), (3500, 4500), (300, 1200)), "mucosa": ((0.7, 0.95), (900,
-2000), (45, 140)), "air": ((0.0, 0.0), (1000, 1000), (50, 50)), } # um2/ms: fast diffusivity, slow diffusivity,
-share of the slow.  Around the brain real scans show some of the brain's own # decay, which neither fat nor bone
-has: ghosts, ringing and the tails of the point spread; hence the wide ranges there. DIFFUSION: dict[str,
-tuple[Range, Range, Range]] = { "wm": ((0.8, 0.8), (0.8, 0.8), (0, 0)),  # fibres have a model of their own "gm":
-((0.85, 1.25), (0.2, 0.5), (0.05, 0.35)), "csf": ((2.6, 3.6), (2.0, 3.0), (0.0, 0.3)), "cord": ((0.7, 1.1), (0.2,
-0.5), (0.2, 0.5)), "dura": ((0.5, 2.2), (0.1, 0.6), (0.0, 0.4)), "bone": ((0.3, 1.8), (0.0, 0.4), (0.0, 0.5)),
-"fat": ((0.05, 1.5), (0.0, 0.05), (0.0, 0.8)), "muscle": ((0.7, 2.0), (0.2, 0.8), (0.0, 0.3)), "vitreous": ((2.4,
-3.2), (2.0, 2.8), (0.0, 0.3)), "mucosa": ((0.7, 2.6), (0.2, 0.9), (0.0, 0.4)), "air": ((1.0, 1.0), (1.0, 1.0), (0,
-0)), } FAT_LEFT: Range = (0.005, 0.15)  # of fat's signal, by its suppression; in one scan of twelve there is none
-PARTICULAR = ( 0.12  # SD of the log signal of each tissue beyond relaxation: coils, flow, iron, magnetisation
-transfer )
+Range = tuple[float, float]
+# proton density, T1 (ms), T2 (ms)
+RELAXATION: dict[str, tuple[Range, Range, Range]] = {
+    "wm": ((0.66, 0.74), (750, 950), (62, 84)),
+    "gm": ((0.78, 0.88), (1200, 1550), (75, 105)),
+    "csf": ((0.97, 1.0), (3500, 4500), (350, 1600)),
+    "cord": ((0.66, 0.76), (800, 1000), (65, 85)),
+    "dura": ((0.5, 0.9), (900, 2000), (30, 90)),
+    "bone": ((0.05, 0.45), (300, 900), (20, 70)),
+    "fat": ((0.8, 1.0), (330, 420), (60, 90)),
+    "muscle": ((0.7, 0.85), (900, 1500), (26, 70)),
+    "vitreous": ((0.97, 1.0), (3500, 4500), (300, 1200)),
+    "mucosa": ((0.7, 0.95), (900, 2000), (45, 140)),
+    "air": ((0.0, 0.0), (1000, 1000), (50, 50)),
+}
+# um2/ms: fast diffusivity, slow diffusivity, share of the slow.  Around the brain real scans show some of the
+# brain's own decay, which neither fat nor bone has: ghosts, ringing, tails of the point spread; hence wide ranges.
+DIFFUSION: dict[str, tuple[Range, Range, Range]] = {
+    "wm": ((0.8, 0.8), (0.8, 0.8), (0, 0)),  # fibres have a model of their own
+    "gm": ((0.85, 1.25), (0.2, 0.5), (0.05, 0.35)),
+    "csf": ((2.6, 3.6), (2.0, 3.0), (0.0, 0.3)),
+    "cord": ((0.7, 1.1), (0.2, 0.5), (0.2, 0.5)),
+    "dura": ((0.5, 2.2), (0.1, 0.6), (0.0, 0.4)),
+    "bone": ((0.3, 1.8), (0.0, 0.4), (0.0, 0.5)),
+    "fat": ((0.05, 1.5), (0.0, 0.05), (0.0, 0.8)),
+    "muscle": ((0.7, 2.0), (0.2, 0.8), (0.0, 0.3)),
+    "vitreous": ((2.4, 3.2), (2.0, 2.8), (0.0, 0.3)),
+    "mucosa": ((0.7, 2.6), (0.2, 0.9), (0.0, 0.4)),
+    "air": ((1.0, 1.0), (1.0, 1.0), (0, 0)),
+}
+FAT_LEFT: Range = (0.005, 0.15)  # of fat's signal, by its suppression; in one scan of twelve there is none
+# SD of the log signal of each tissue beyond relaxation: coils, flow, iron, magnetisation transfer
+PARTICULAR = 0.12
 
 
 @dataclass(frozen=True)
