@@ -18,12 +18,13 @@ import dmri_monai
 from benchmarks.experiments.arms import Arm, Budget, Pretraining, digest
 from benchmarks.experiments.cohorts import Cohort
 from benchmarks.experiments.results import Results
+from dmri_monai.inference.spec import ModelSpec
 from dmri_monai.io.datasets import subjects
-from dmri_monai.tasks.tasks import task
 
-__all__ = ["Runner", "config_keys", "workflow"]
+__all__ = ["Runner", "config_keys", "objective", "workflow"]
 
 BUNDLE = Path(__file__).parents[2] / "bundle"
+NEW_NAMES = {"too_few": "insufficient_directions"}  # of settings in lines that were written before
 VALIDATIONS = 3  # a training
 WORKERS = 8  # beside a GPU, which else waits for the fit of harmonics
 NEVER = 10**6  # epochs: no early stopping, so that budgets are kept
@@ -31,18 +32,30 @@ SEARCH_SEED = 1000  # of trials of learning rates; no arm has it
 
 
 def config_keys(config: str) -> set[str]:
-    """Top-level keys of a bundle config."""
-    return set(json.loads((BUNDLE / "configs" / f"{config}.json").read_text()))
+    """Keys that a bundle config takes: its own and, where it trains, the settings of a model."""
+    own = set(json.loads((BUNDLE / "configs" / f"{config}.json").read_text(encoding="utf-8")))
+    return own if config == "evaluate" else own | set(ModelSpec.model_fields)
+
+
+def objective(task: str) -> dict[str, Any]:
+    """The objective of `task` as its config has it: loss, metrics, columns."""
+    path = BUNDLE / "configs" / "tasks" / f"{task}.json"
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["objective"]
+    return content
 
 
 def workflow(config: str, **settings: Any) -> ConfigWorkflow:
-    """Initialised workflow of a bundle config with `settings` laid over it."""
+    """Initialised workflow of a bundle config with `settings` laid over it; `task` brings its objective."""
+    settings = {NEW_NAMES.get(name, name): value for name, value in settings.items()}
+    files = [BUNDLE / "configs" / f"{config}.json"]
+    if "task" in settings:
+        files.append(BUNDLE / "configs" / "tasks" / f"{settings.pop('task')}.json")
     unknown = sorted(set(settings) - config_keys(config))
     if unknown:
         raise ValueError(f"{config}.json has no key {unknown[0]!r}")
     training = config != "evaluate"
     made = ConfigWorkflow(
-        config_file=str(BUNDLE / "configs" / f"{config}.json"),
+        config_file=[str(file) for file in files],
         meta_file=str(BUNDLE / "configs" / "metadata.json"),
         logging_file=False,
         workflow_type="train" if training else "infer",
@@ -82,7 +95,7 @@ class Runner:
             return arm.with_settings(learning_rate=rates[0])
         trials = [replace(arm, seed=SEARCH_SEED).searched(rate) for rate in rates]
         values = [line["validation"] for line in self.run(trials)]
-        choose = min if task(arm.settings["task"]).lower_is_better else max
+        choose = min if objective(arm.settings["task"])["lower_is_better"] else max
         return arm.with_settings(learning_rate=rates[values.index(choose(values))])
 
     def _run(self, arm: Arm) -> dict[str, Any]:
@@ -124,7 +137,7 @@ class Runner:
         done = folder / "done.json"
         if not done.is_file():
             made = self._train("pretrain", step.cohort, own, step.budget, seed, folder)
-            done.write_text(json.dumps(made))
+            done.write_text(json.dumps(made), encoding="utf-8")
         return folder / "model.pt"
 
     def _train(
@@ -163,7 +176,7 @@ class Runner:
         self, cohort: Cohort, settings: Mapping[str, Any], checkpoint: Path, folder: Path
     ) -> dict[str, Any]:
         """Column of the metrics -> values of the subjects, in their order; None where undefined."""
-        known = config_keys("evaluate")
+        known = {*config_keys("evaluate"), "task"}
         own = {key: value for key, value in settings.items() if key in known}
         made = workflow(
             "evaluate",
@@ -173,10 +186,10 @@ class Runner:
             output_dir=str(folder),
             split={"test": 1.0},
             device=self.device,
-            evaluators={"network": "@evaluator"},  # without shuffled b-vectors and clustering
+            run=["$@evaluator.run()"],  # without shuffled b-vectors and clustering
         )
         made.run()
-        with (folder / "metrics.csv").open() as file:
+        with (folder / "metrics.csv").open(encoding="utf-8") as file:
             rows = sorted(csv.DictReader(file), key=lambda row: row["subject"])
         names = [name for name in rows[0] if name != "subject"]
         return {name: [_number(row[name]) for row in rows] for name in names}

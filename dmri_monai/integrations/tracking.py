@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import logging
 import os
@@ -19,14 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from ignite.engine import Engine, Events
-from monai.bundle import ConfigParser
 
 from dmri_monai.flags import flag
 from dmri_monai.io.sidecars import find_sidecars
 from dmri_monai.io.writing import replacing
-from dmri_monai.training.parallel import is_main
+from dmri_monai.parallel import is_main
 
-__all__ = ["MLflowRun", "LogMetrics", "current_config", "data_record", "default_store"]
+__all__ = ["MLflowRun", "LogMetrics", "data_record", "default_store"]
 
 logger = logging.getLogger(__name__)
 RUN_FILE = "mlflow_run.json"
@@ -40,20 +38,12 @@ def default_store(output_dir: str | Path, resume: bool = False) -> str:
     """
     beside = Path(output_dir).resolve().parent / "mlruns.db"
     record = Path(output_dir, RUN_FILE)
-    before = json.loads(record.read_text())["tracking_uri"] if resume and record.is_file() else None
+    before = (
+        json.loads(record.read_text(encoding="utf-8"))["tracking_uri"]
+        if resume and record.is_file()
+        else None
+    )
     return os.environ.get("MLFLOW_TRACKING_URI") or before or f"sqlite:///{beside}"
-
-
-def current_config() -> dict[str, Any]:
-    """The merged configuration, overrides included, of the bundle whose expression calls this function.
-
-    MONAI gives expressions no handle on their parser, so it is looked up among the callers.
-    """
-    for frame in inspect.stack(context=0):
-        parser = frame.frame.f_locals.get("self")
-        if isinstance(parser, ConfigParser):
-            return {k: v for k, v in parser.get().items() if k != parser.meta_key}
-    raise RuntimeError("current_config() works only in an expression of a bundle config")
 
 
 def data_record(data: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
@@ -68,8 +58,7 @@ def data_record(data: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, An
 
 
 def _scan_record(image: str | Path) -> dict[str, Any]:
-    sidecars = find_sidecars(Path(image))
-    files = [f for f in (sidecars.bval, sidecars.bvec, sidecars.mrtrix) if f is not None]
+    files = find_sidecars(Path(image)).tables
     hashes = {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
     return {"scan": Path(image).name, "table": hashes}
 
@@ -170,7 +159,7 @@ class MLflowRun:
         self._catch_sigterm()
         run_file = self.output_dir / RUN_FILE
         if self.resume and run_file.is_file():
-            self.run_id = json.loads(run_file.read_text())["run_id"]
+            self.run_id = json.loads(run_file.read_text(encoding="utf-8"))["run_id"]
             self._client.update_run(self.run_id, status="RUNNING")
             return
         name = f"{self.kind}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
@@ -181,7 +170,7 @@ class MLflowRun:
         self.run_id = self._client.create_run(experiment, run_name=name, tags=tags).info.run_id
         content = {"run_id": self.run_id, "run_name": name, "tracking_uri": self.tracking_uri}
         with replacing(run_file) as (temporary,):
-            temporary.write_text(json.dumps(content, indent=2))
+            temporary.write_text(json.dumps(content, indent=2), encoding="utf-8")
         self._log_config()
         self._log_data()
 

@@ -42,12 +42,12 @@ def subject_item(subject: Subject) -> dict[str, Any]:
 class ItemStream(IterableDataset[Any]):
     """Items made when asked for, `length` per epoch; a subclass says in `made` how.
 
-    Item i of epoch e is a function of (`seed`, e, i) alone: any number of workers and processes yields the same
-    items, each once.  With one worker, or batches of one, also in the same order.  Batches of several need
-    :func:`dmri_monai.transforms.collate_dwi`, which keeps every item's affine.
+    Item i of epoch e is a function of (`seed`, e, i) alone: however many workers and processes there are, they
+    yield the same items, each once; with one worker, or batches of one, also in the same order. Batches of several
+    need :func:`dmri_monai.transforms.collate_dwi`, which keeps every item's affine.
 
     transform: applied to each item.  rank, world_size: of distributed training.  Call :meth:`set_epoch` before an
-    epoch; workers that live on see it too.
+    epoch; persistent workers see it too.
     """
 
     def __init__(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from math import isnan
 from typing import Any, Literal, get_args
 
@@ -16,10 +15,13 @@ from torch import Tensor, nn
 
 from dmri_monai.artifacts.engine import corrupt, load_preset
 from dmri_monai.gradients import cluster_shells
-from dmri_monai.inference.model import Model, prepare_batch
+from dmri_monai.inference.architectures import prepare_batch
+from dmri_monai.inference.encoding import encode_scan
+from dmri_monai.inference.spec import ModelSpec
+from dmri_monai.io.acquisition import require_usable
 from dmri_monai.losses import HarmonicReconstructionLoss, MaskedReconstructionLoss, SignalReconstructionLoss
 from dmri_monai.qspace.harmonics import signal_to_harmonics
-from dmri_monai.qspace.shell_fit import even_orders, n_coefficients
+from dmri_monai.so3 import even_orders, n_coefficients
 from dmri_monai.training.checkpoint import Checkpoint
 from dmri_monai.transforms import check_voxel_frame, collate_dwi
 
@@ -45,7 +47,7 @@ class PretrainBatch:
     def __init__(
         self,
         pretext: Pretext,
-        model: Model,
+        model: ModelSpec,
         corruption: str | Mapping[str, Any] = "normal",
         hidden_fraction: float = 0.3,
     ) -> None:
@@ -55,8 +57,8 @@ class PretrainBatch:
         self.pretext, self.model, self.hidden_fraction = pretext, model, hidden_fraction
         self.preset = load_preset(corruption)
         # the visible rest of a shell may determine lower orders only
-        lenient = replace(model, too_few="zero") if pretext == "masked" else model
-        self.fit, self.encode = lenient.fit(), Compose(lenient.encode())
+        lenient = model.replace(insufficient_directions="zero") if pretext == "masked" else model
+        self.fit, self.encode = lenient.fit(), Compose(encode_scan(lenient))
         self.with_table = prepare_batch(model)
 
     def __call__(
@@ -88,7 +90,7 @@ class PretrainBatch:
             preset=self.preset,
             seed=[int(seed) for seed in batch["item_seed"]],
             valid=batch["valid"],
-            meta=[_scan_meta(batch["image"].meta, i) for i in range(len(image))],
+            meta=[scan_meta(batch["image"].meta, i) for i in range(len(image))],
         )
         return corrupted
 
@@ -146,10 +148,15 @@ def hide(bvals: Tensor, valid: Tensor, fraction: float, l_max: int, seed: int) -
     return hidden
 
 
-def _scan_meta(meta: Mapping[str, Any], index: int) -> dict[str, Any]:
-    """Of collated `meta`, what the corruption uses of one scan; slice times do not survive a crop."""
+def scan_meta(meta: Mapping[str, Any], index: int) -> dict[str, Any]:
+    """Of collated `meta`, what the corruption uses of one scan; slice times do not survive a crop.
+
+    ValueError where an entry of its sidecar had to be left out.
+    """
     names = ("phase_encoding_world", "slice_world", "total_readout_time_s", "multiband_factor")
-    return {name: meta[name][index] for name in names if name in meta}
+    known = {name: meta[name][index] for name in (*names, "acquisition_errors") if name in meta}
+    require_usable(known)
+    return {name: known[name] for name in names if known.get(name) is not None}
 
 
 def check_pretext(pretext: str) -> None:
@@ -157,13 +164,13 @@ def check_pretext(pretext: str) -> None:
         raise ValueError(f"pretext is {pretext!r}, expected one of {get_args(Pretext)}")
 
 
-def pretext_loss(pretext: Pretext, model: Model) -> nn.Module:
+def pretext_loss(pretext: Pretext, model: ModelSpec) -> nn.Module:
     """Loss of a pretext: of harmonic channels, or ("masked") of the signal at the hidden measurements.
 
     ValueError for a network with deep supervision: the targets exist at full size alone.
     """
     check_pretext(pretext)
-    if model.options.get("deep_supervision"):
+    if model.network_options.get("deep_supervision"):
         raise ValueError("deep_supervision is for training on labels, set it there: a pretext has one output")
     if pretext == "masked":
         return MaskedReconstructionLoss(

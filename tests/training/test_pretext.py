@@ -2,15 +2,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from monai.data import MetaTensor
+from monai.data import MetaTensor, decollate_batch
 from torch.nn.functional import normalize
 
-from dmri_monai.inference.model import ARCHITECTURES, Model
+from dmri_monai.inference.spec import TAKES, ModelSpec
 from dmri_monai.training.pretext import PretrainBatch, hide, lower_is_better, pretext_loss
 from dmri_monai.training.randomness import derive_seed
 from dmri_monai.transforms import ToVoxelFramed, collate_dwi
 
-MODEL = Model(architecture="plain", shells=[1000.0])
+MODEL = ModelSpec(architecture="plain", shells=[1000.0])
 
 
 def batch(phase_encoding=None, seeds=(1, 2), directions=20):
@@ -53,6 +53,15 @@ def test_phase_encoding_of_the_scan_decides_where_artifacts_go():
     assert (along_x - along_y).norm() > 1e-2 * target.norm()
 
 
+def test_a_scan_is_corrupted_as_alone_whatever_its_neighbour_knows():
+    prepare = PretrainBatch("artifacts", MODEL, corruption="strong")
+    knowing, other = decollate_batch(batch((1.0, 0.0, 0.0)))[0], decollate_batch(batch(seeds=(1, 3)))[1]
+    mixed, _ = prepare(collate_dwi([knowing, other]))
+    torch.testing.assert_close(mixed[0], prepare(batch((1.0, 0.0, 0.0)))[0][0], rtol=0, atol=0)
+    torch.testing.assert_close(mixed[1], prepare(batch(seeds=(1, 3)))[0][1], rtol=0, atol=0)
+    assert (mixed[0] - prepare(batch())[0][0]).norm() > 1e-2 * mixed[0].norm()  # the control: it matters
+
+
 def test_order_scale_scales_input_and_target():
     plain = PretrainBatch("autoencoder", MODEL)(batch())[1]
     scaled = PretrainBatch("autoencoder", replace(MODEL, order_scale=[1.0, 3.0, 5.0]))(batch())[1]
@@ -77,15 +86,15 @@ def test_what_stays_visible_determines_the_greatest_order_that_leaves_something_
     assert not found[[0, n + 1, n + 2]].any()
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", TAKES)
 def test_masking_hides_measurements_of_few_directions_from_every_architecture(architecture):
-    model = Model(architecture, "tiny", shells=[1000.0], n_directions=12)
+    model = ModelSpec(architecture=architecture, size="tiny", shells=[1000.0], n_directions=12)
     _, target, *_ = PretrainBatch("masked", model)(batch(directions=15))
     assert target["hidden"].sum(dim=1).tolist() == [4, 4]
 
 
 def test_deep_supervision_is_refused_for_a_pretext():
-    model = Model("equivariant", options={"deep_supervision": True})
+    model = ModelSpec(network_options={"deep_supervision": True})
     with pytest.raises(ValueError, match="deep_supervision is for training on labels"):
         pretext_loss("artifacts", model)
 
