@@ -27,9 +27,9 @@ import torch
 from monai.transforms import GibbsNoise, KSpaceSpikeNoise, RandBiasField, RandRicianNoise
 from torch import Tensor
 
-from dmri_monai.physics import bias_field, gibbs, rician, spike
-from dmri_monai.physics.fields import polynomial_field
-from dmri_monai.transforms.artifacts import ARTIFACTS, Preset, corrupt, load_preset, preset_files
+from dmri_monai.artifacts import bias_field, gibbs, rician, spike
+from dmri_monai.artifacts.engine import ARTIFACTS, Preset, corrupt, load_preset, preset_files
+from dmri_monai.artifacts.spatial_fields import polynomial_field
 
 SHAPE = (65, 90, 90, 54)
 

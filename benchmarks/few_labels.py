@@ -19,8 +19,7 @@ from typing import Any
 
 from monai.bundle import ConfigWorkflow
 
-from dmri_monai import bids
-from dmri_monai.io import read_dwi
+from dmri_monai.io import bids, read_dwi
 from dmri_monai.phantom import write_dataset
 
 ROOT = Path(__file__).parents[1]

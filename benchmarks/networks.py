@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from dmri_monai.equivariant import as_irreps
 from dmri_monai.networks import EquivariantUNet, PlainUNet
-from dmri_monai.networks.gate import InvariantNormGate
+from dmri_monai.networks.invariant_gate import InvariantNormGate
 
 IRREPS_IN, CLASSES = "2x0e+1x2e+1x4e", 4
 SHAPE, WHOLE_BRAIN = (64, 80, 56), (96, 96, 60)

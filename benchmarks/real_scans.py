@@ -27,9 +27,9 @@ from torch import Tensor
 from dmri_monai import predict
 from dmri_monai.gradients import GradientTable
 from dmri_monai.io import read_dwi
-from dmri_monai.labels import Labels, fibre_labels
-from dmri_monai.metrics.directions import axial_angle_deg
+from dmri_monai.metrics.angles import axial_angle_deg
 from dmri_monai.qspace.tensor import fit_tensor, tensor_metrics
+from dmri_monai.reference import Labels, fibre_labels
 
 SAMPLES = ("small_64D", "small_101D")
 ANISOTROPIC = 0.4  # FA

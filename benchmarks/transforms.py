@@ -30,7 +30,7 @@ import torch
 from monai.data.meta_tensor import MetaTensor
 
 from dmri_monai.gradients import grid_rotation
-from dmri_monai.qspace.directions import spread_directions
+from dmri_monai.qspace.direction_sets import spread_directions
 from dmri_monai.qspace.tensor import fit_tensor, tensor_metrics
 from dmri_monai.transforms import (
     RandElasticDWId,

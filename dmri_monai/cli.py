@@ -211,8 +211,8 @@ def runs(
     """List the MLflow runs of a store, newest first."""
     from dataclasses import asdict
 
-    from dmri_monai.runs import list_runs, runs_table
-    from dmri_monai.runs import mark_dead as settle
+    from dmri_monai.integrations.mlflow_runs import list_runs, runs_table
+    from dmri_monai.integrations.mlflow_runs import mark_dead as settle
 
     if mark_dead:
         typer.echo(f"{settle(mark_dead, store)} is now FAILED")
@@ -235,7 +235,7 @@ def artifacts(
     if not show and gallery is None:
         raise ValueError("give --list or --gallery OUT.png")
     if show:
-        from dmri_monai.transforms.artifacts.presets import describe_presets
+        from dmri_monai.artifacts.engine.presets import describe_presets
 
         typer.echo(describe_presets())
     if gallery is not None:
@@ -259,7 +259,7 @@ def labels(
         raise ValueError(f"--mask belongs to a single scan, got {len(scans)} scans")
     from tqdm import tqdm
 
-    from dmri_monai.labels import write_labels
+    from dmri_monai.reference import write_labels
 
     for scan in tqdm(scans, desc="labels", unit="scan", disable=len(scans) == 1):
         for path in write_labels(scan, out, mask_path=mask, method=method).values():
@@ -286,7 +286,7 @@ def predict(
 
     The scan is checked first; what looks wrong is printed, and stands in the report and the sidecar.
     """
-    from dmri_monai.prediction import predict as run
+    from dmri_monai.inference.predictor import predict as run
 
     options: dict[str, Any] = {"device": device, "ensemble": ensemble}
     found = run(scan, task=task, checkpoint=checkpoint, output_dir=out, **options)
@@ -303,7 +303,7 @@ def export(
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write, .ts.")],
 ) -> None:
     """Write a trained network as TorchScript, which runs without this package."""
-    from dmri_monai.export import export_model
+    from dmri_monai.integrations.torchscript import export_model
 
     typer.echo(export_model(checkpoint, out))
 
@@ -319,7 +319,7 @@ def label_studies(
     ] = None,
 ) -> None:
     """Lay out the scans of a BIDS folder as MONAI Label wants them, by links."""
-    from dmri_monai.label import write_studies
+    from dmri_monai.integrations.monailabel import write_studies
 
     typer.echo(f"{len(write_studies(bids_dir, out, preview=preview, labels=labels))} studies in {out}")
 
@@ -331,7 +331,7 @@ def label_bundle(
     out: Annotated[Path, typer.Argument(help="Folder to make: the model of a MONAI Label server.")],
 ) -> None:
     """Make a self-contained bundle of a trained model for a MONAI Label server."""
-    from dmri_monai.label import write_label_bundle
+    from dmri_monai.integrations.monailabel import write_label_bundle
 
     typer.echo(write_label_bundle(checkpoint, out))
 
@@ -346,7 +346,7 @@ def register_model(
     ] = None,
 ) -> None:
     """Enter a trained model into MLflow's Model Registry, ready for `mlflow models serve`."""
-    from dmri_monai.serving import register_model as register
+    from dmri_monai.integrations.mlflow import register_model as register
 
     typer.echo(register(checkpoint, name, store))
 

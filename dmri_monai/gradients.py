@@ -12,6 +12,7 @@ import hashlib
 import math
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -188,6 +189,13 @@ class GradientTable:
     def q_vectors(self, affine: Tensor, b_max: float) -> Tensor:
         """(N, 3) q-vectors sqrt(b / b_max) g in the voxel frame of `affine`; see :func:`q_vectors`."""
         return q_vectors(self.bvals, self.in_voxel_frame(affine), b_max)
+
+    def to_dipy(self) -> Any:
+        """DIPY's gradient table, its vectors in the world frame like these."""
+        from dipy.core.gradients import gradient_table
+
+        bvals, bvecs = self.bvals.cpu().numpy(), self.bvecs.cpu().numpy()
+        return gradient_table(bvals, bvecs=bvecs, b0_threshold=self.b0_threshold)
 
     @property
     def b0_mask(self) -> Tensor:

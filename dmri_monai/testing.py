@@ -12,12 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from dmri_monai.equivariant.representation import (
-    as_irreps,
-    channels_of,
-    check_channels,
-    representation_matrix,
-)
+from dmri_monai.so3 import as_irreps, channels_of, check_channels, representation_matrix
 
 if TYPE_CHECKING:
     from e3nn.o3 import Irreps

@@ -17,11 +17,11 @@ from monai.data.meta_tensor import MetaTensor
 from torch import Tensor
 
 from dmri_monai.gradients import grid_rotation
-from dmri_monai.qspace.directions import spread_directions
+from dmri_monai.qspace.direction_sets import spread_directions
 from dmri_monai.qspace.reorientation import finite_strain, reorient_signal
 from dmri_monai.qspace.tensor import fit_tensor, tensor_metrics
 from dmri_monai.transforms import RandElasticDWId, ToVoxelFramed
-from dmri_monai.transforms.rotation import rotated_affine
+from dmri_monai.transforms.random_rotation import rotated_affine
 from dmri_monai.transforms.warp import bspline_warp, resample
 
 SHAPE, SPACING = (40, 40, 5), 2.0

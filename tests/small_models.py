@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from dmri_monai.workflows import Model, build_network, task
+from dmri_monai.inference.model import Model, build_network
+from dmri_monai.tasks.tasks import task
 
 SPACING_MM = [6.0, 6.0, 6.0]
 

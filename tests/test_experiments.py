@@ -21,13 +21,14 @@ from benchmarks.experiments.sections import verdict
 from benchmarks.experiments.sizes import SIZES, SMALL, WHOLE
 from benchmarks.experiments.tables import Paired, choose, paired, scores, summary
 from benchmarks.experiments.voxelwise import invariants, voxelwise_line
-from dmri_monai.bids import data_list
+from dmri_monai.inference.model import Model, build_network
 from dmri_monai.io import read_dwi, read_nifti
-from dmri_monai.metrics.directions import axial_angle_deg
+from dmri_monai.io.bids import data_list
+from dmri_monai.metrics.angles import axial_angle_deg
 from dmri_monai.qspace.harmonics import signal_to_harmonics
 from dmri_monai.qspace.tensor import fit_tensor, tensor_metrics
-from dmri_monai.transforms.rotation import random_rotation
-from dmri_monai.workflows import Model, build_network, task
+from dmri_monai.tasks.tasks import task
+from dmri_monai.transforms.random_rotation import random_rotation
 
 EXPERIMENTS = {m.NAME: m for m in (lesions, pretraining, generalisation, classical)}
 COHORT = Cohort("train", 5, 1, 16, 8.0, ((1000.0, 16),))

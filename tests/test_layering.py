@@ -13,17 +13,15 @@ import pytest
 PACKAGE = "dmri_monai"
 ROOT = Path(__file__).resolve().parents[1] / PACKAGE
 RANKS = (
-    ("gradients", "physics", "equivariant"),
-    ("qspace",),
-    ("io", "bids", "networks"),  # harmonic images are written in the bases of qspace
-    ("transforms", "maps", "baselines", "losses", "metrics", "testing"),
-    ("phantom",),  # its scans may carry the artifacts of `transforms`
-    ("register", "check", "report", "labels"),
-    ("workflows",),  # handlers write the report, so it lies below them
-    ("runs", "prediction"),
-    ("export", "label", "serving"),
-    ("cli",),
-    ("__init__",),
+    ("gradients", "so3", "lazy", "flags"),
+    ("qspace", "equivariant"),
+    ("artifacts", "io", "networks"),
+    ("scan", "transforms", "losses", "metrics", "testing"),
+    ("phantom", "reference", "tasks", "register"),
+    ("check", "report"),
+    ("inference",),
+    ("training", "integrations"),
+    ("cli", "__init__"),
 )
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}
 WITHOUT_MONAI = ("gradients", "physics", "equivariant", "qspace")

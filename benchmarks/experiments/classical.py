@@ -21,13 +21,13 @@ from benchmarks.experiments.arms import Arm, Budget, digest
 from benchmarks.experiments.cohorts import Cohort
 from benchmarks.experiments.run import Runner
 from benchmarks.experiments.sizes import WHOLE, Size
-from dmri_monai.bids import data_list
 from dmri_monai.gradients import GradientTable
 from dmri_monai.io import read_dwi, read_nifti
-from dmri_monai.labels import PeakRule, fibre_labels
+from dmri_monai.io.bids import data_list
 from dmri_monai.metrics import AngularError, ClassificationScore
 from dmri_monai.qspace.tensor import fit_tensor, tensor_metrics
-from dmri_monai.workflows.tasks import CROSSINGS, TISSUES, task
+from dmri_monai.reference import PeakRule, fibre_labels
+from dmri_monai.tasks.tasks import CROSSINGS, TISSUES, task
 
 __all__ = ["NAME", "run", "threshold_tissue"]
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dmri_monai.gradients import GradientTable
 from dmri_monai.phantom import Acquisition, Subject, make_subject, shell_table, write_subject
-from dmri_monai.transforms.rotation import random_rotation
+from dmri_monai.transforms.random_rotation import random_rotation
 
 __all__ = ["Cohort", "turned_subject", "upright_affine"]
 

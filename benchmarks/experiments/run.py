@@ -18,7 +18,8 @@ import dmri_monai
 from benchmarks.experiments.arms import Arm, Budget, Pretraining, digest
 from benchmarks.experiments.cohorts import Cohort
 from benchmarks.experiments.results import Results
-from dmri_monai.workflows import subjects, task
+from dmri_monai.io.datasets import subjects
+from dmri_monai.tasks.tasks import task
 
 __all__ = ["Runner", "config_keys", "workflow"]
 

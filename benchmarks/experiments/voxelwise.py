@@ -18,8 +18,8 @@ from benchmarks.experiments.cohorts import Cohort
 from benchmarks.experiments.run import Runner
 from dmri_monai.gradients import GradientTable
 from dmri_monai.io import read_dwi, read_nifti
+from dmri_monai.io.datasets import sample_subjects, subjects
 from dmri_monai.qspace.harmonics import signal_to_harmonics
-from dmri_monai.workflows import draw, subjects
 
 __all__ = ["VOXELWISE", "invariants", "voxelwise_line"]
 
@@ -59,7 +59,7 @@ def voxelwise_line(
         return
     start = time.perf_counter()
     parts = subjects(train.write(runner.work / "data"), {"train": 0.8, "val": 0.2}, seed, LABELS, masked=True)
-    pairs = list(_voxels(draw(parts["train"], train_subjects, seed), train))
+    pairs = list(_voxels(sample_subjects(parts["train"], train_subjects, seed), train))
     model = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=1000))
     model.fit(np.concatenate([x for x, _ in pairs]), np.concatenate([y for _, y in pairs]))
     fitted = time.perf_counter() - start

@@ -15,11 +15,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from dmri_monai import bids
 from dmri_monai.check import ScanCheck, check_scan
-from dmri_monai.io import read_dwi
+from dmri_monai.io import bids, read_dwi
 from dmri_monai.io.writing import replacing
-from dmri_monai.workflows.checkpoint import settings_path
+from dmri_monai.training.checkpoint import settings_path
 
 FOLDER = Path(__file__).parent
 LARGEST = 5 * 2**20  # bytes

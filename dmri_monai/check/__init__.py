@@ -2,7 +2,7 @@
 
 from dmri_monai.check.coherence import AXIS_CHANGES, Coherence, coherence_index, describe, judge_coherence
 from dmri_monai.check.quality import Dropout, dropped_slices, estimate_snr
-from dmri_monai.check.scan import ScanCheck, check_image, check_scan
+from dmri_monai.check.scan_check import ScanCheck, check_image, check_scan
 
 __all__ = [
     "AXIS_CHANGES",

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from dmri_monai.gradients import GradientTable
-from dmri_monai.maps import mean_b0
 from dmri_monai.qspace.harmonics import sh_basis
+from dmri_monai.reference.direction_maps import mean_b0
 
 __all__ = ["Dropout", "dropped_slices", "estimate_snr"]
 

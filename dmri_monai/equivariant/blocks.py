@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dmri_monai.equivariant.conv import SteerableConv3d
 from dmri_monai.equivariant.gate import Gate, NormActivation
 from dmri_monai.equivariant.norm import EquivariantBatchNorm, EquivariantInstanceNorm, normalised_gate
-from dmri_monai.equivariant.representation import Block, as_irreps, blocks_of, channels_of, check_channels
+from dmri_monai.so3 import Block, as_irreps, blocks_of, channels_of, check_channels
 
 if TYPE_CHECKING:
     from e3nn.o3 import Irreps

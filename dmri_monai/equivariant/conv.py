@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dmri_monai.equivariant.basis import PSpaceFunctions, SteerableKernel
-from dmri_monai.equivariant.checks import check_finite
+from dmri_monai.equivariant.finite_values import check_finite
 from dmri_monai.equivariant.grid import check_centred, one_size, resolve_padding
-from dmri_monai.equivariant.kept import may_keep, state_of_weights
+from dmri_monai.equivariant.kernel_cache import may_keep, state_of_weights
 from dmri_monai.equivariant.radial import Gaussian, Radial
-from dmri_monai.equivariant.representation import as_irreps, channels_of, check_channels
+from dmri_monai.equivariant.steerable_kernel import PSpaceFunctions, SteerableKernel
+from dmri_monai.so3 import as_irreps, channels_of, check_channels
 
 if TYPE_CHECKING:
     from e3nn.o3 import Irreps

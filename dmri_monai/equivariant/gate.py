@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dmri_monai.equivariant.representation import Block, as_irreps, blocks_of, channels_of, check_channels
+from dmri_monai.so3 import Block, as_irreps, blocks_of, channels_of, check_channels
 
 if TYPE_CHECKING:
     from e3nn.o3 import Irreps

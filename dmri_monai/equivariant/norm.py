@@ -13,7 +13,7 @@ import torch.distributed.nn.functional as collective
 from torch import Tensor, distributed, nn
 
 from dmri_monai.equivariant.gate import Gate
-from dmri_monai.equivariant.representation import Block, as_irreps, blocks_of, channels_of, check_channels
+from dmri_monai.so3 import Block, as_irreps, blocks_of, channels_of, check_channels
 
 if TYPE_CHECKING:
     from e3nn.o3 import Irreps

@@ -3,9 +3,20 @@
 Only ValueError, TypeError and OSError leave these functions, and each names the file.
 """
 
+from dmri_monai.io.datasets import sample_subjects, scans, subjects
 from dmri_monai.io.dwi import read_dwi, write_dwi
-from dmri_monai.io.harmonics import read_harmonics, write_harmonics
+from dmri_monai.io.harmonic_images import read_harmonics, write_harmonics
 from dmri_monai.io.nifti import read_nifti
 from dmri_monai.io.writing import write_nifti
 
-__all__ = ["read_dwi", "read_harmonics", "read_nifti", "write_dwi", "write_harmonics", "write_nifti"]
+__all__ = [
+    "read_dwi",
+    "read_harmonics",
+    "read_nifti",
+    "sample_subjects",
+    "scans",
+    "subjects",
+    "write_dwi",
+    "write_harmonics",
+    "write_nifti",
+]

@@ -4,10 +4,10 @@ Tissue (Dice + cross entropy) and lesions (Dice + focal) need nothing of their o
 `monai.losses.DiceFocalLoss`; `CountedVoxelsLoss` keeps them to the voxels that count.
 """
 
-from dmri_monai.losses.crossings import CrossingsLoss
-from dmri_monai.losses.directions import AxialLoss
-from dmri_monai.losses.reconstruction import HarmonicReconstructionLoss
-from dmri_monai.losses.signal import MaskedReconstructionLoss, SignalReconstructionLoss
+from dmri_monai.losses.axial import AxialLoss
+from dmri_monai.losses.crossing_count import CrossingsLoss
+from dmri_monai.losses.harmonic_reconstruction import HarmonicReconstructionLoss
+from dmri_monai.losses.signal_reconstruction import MaskedReconstructionLoss, SignalReconstructionLoss
 from dmri_monai.losses.voxels import CountedVoxelsLoss, LesionBCELoss, OneHotL1Loss
 
 __all__ = [

@@ -9,7 +9,7 @@ import torch
 from monai.metrics import CumulativeIterationMetric
 from torch import Tensor
 
-from dmri_monai.metrics.subject import counted, per_subject, plain
+from dmri_monai.metrics.subject_metric import counted, per_subject, plain
 
 __all__ = ["ClassificationScore", "ConfusionMatrix", "accuracy", "confusion_matrix", "f1_scores"]
 

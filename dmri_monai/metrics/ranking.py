@@ -10,7 +10,7 @@ import torch
 from monai.utils import evenly_divisible_all_gather
 from torch import Tensor
 
-from dmri_monai.metrics.subject import SubjectMetric, counted
+from dmri_monai.metrics.subject_metric import SubjectMetric, counted
 
 __all__ = ["VoxelRanking", "average_precision", "roc_auc", "score_bins"]
 

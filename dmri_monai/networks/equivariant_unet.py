@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from dmri_monai.equivariant import SteerableConv3d, as_irreps
-from dmri_monai.equivariant.representation import channels_of
-from dmri_monai.networks.checks import as_plain, check_harmonics, with_meta_of
-from dmri_monai.networks.gate import InvariantNormGate
+from dmri_monai.networks.input_checks import as_plain, check_harmonics, with_meta_of
+from dmri_monai.networks.invariant_gate import InvariantNormGate
 from dmri_monai.networks.wiring import DenseUNet, ResidualUNet, dense_copy
+from dmri_monai.so3 import channels_of
 
 if TYPE_CHECKING:
     from e3nn.o3 import Irreps
@@ -35,7 +35,7 @@ class EquivariantUNet(ResidualUNet):
     the cube, close to it under other rotations.  Reflections mean that storage handedness cannot matter, and that the
     network cannot tell left from right without an input channel that does.
 
-    irreps_in: of the channels, as `dmri_monai.qspace.basis.harmonic_irreps` names them ("2x0e+1x2e+1x4e").
+    irreps_in: of the channels, as `dmri_monai.qspace.shell_fit.harmonic_irreps` names them ("2x0e+1x2e+1x4e").
     irreps_out: of the output, "4x0e" for classes, "1x2e" for an axis, "1x1o" for a vector, ....
     size: "tiny", "small", "base", or the irreps of every level, finest first, as a list of strings.
     deep_supervision: in training mode return a list with one output per decoder level, finest first.

@@ -23,11 +23,11 @@ from dmri_monai.equivariant import (
     as_irreps,
     irreps_from_multiplicities,
 )
-from dmri_monai.equivariant.kernels import Kernel
 from dmri_monai.equivariant.norm import normalised_gate
+from dmri_monai.equivariant.pq.kernels import Kernel
 from dmri_monai.equivariant.radial import Radial
 from dmri_monai.gradients import B0_THRESHOLD
-from dmri_monai.networks.checks import as_plain, with_meta_of
+from dmri_monai.networks.input_checks import as_plain, with_meta_of
 from dmri_monai.networks.samples import combine_b0, spread_subset
 
 if TYPE_CHECKING:

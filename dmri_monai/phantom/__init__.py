@@ -8,10 +8,10 @@ Each stage is a value computed from the one before, so a stage can be replaced o
 :func:`simulate` (signal on any gradient table) -> :class:`Subject` -> :func:`write_dataset` (BIDS).
 """
 
-from dmri_monai.phantom.acquisition import Acquisition
 from dmri_monai.phantom.anatomy import Anatomy
 from dmri_monai.phantom.dataset import write_dataset, write_subject
 from dmri_monai.phantom.microstructure import Contrast, Microstructure
+from dmri_monai.phantom.scan_plan import Acquisition
 from dmri_monai.phantom.schemes import draw_scheme, shell_table
 from dmri_monai.phantom.signal import simulate
 from dmri_monai.phantom.stream import PhantomStream, subject_item

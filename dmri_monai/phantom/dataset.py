@@ -16,7 +16,10 @@ import dmri_monai
 from dmri_monai.gradients import GradientTable
 from dmri_monai.io import write_dwi, write_nifti
 from dmri_monai.io.writing import replacing
-from dmri_monai.phantom.acquisition import (
+from dmri_monai.phantom.fields import plain_seed
+from dmri_monai.phantom.mni.atlas import tracts
+from dmri_monai.phantom.mni.truth import MAPS
+from dmri_monai.phantom.scan_plan import (
     SHAPES,
     SNR_RANGE,
     SPACING_MM,
@@ -27,9 +30,6 @@ from dmri_monai.phantom.acquisition import (
     plan,
     scanner_protocol,
 )
-from dmri_monai.phantom.fields import plain_seed
-from dmri_monai.phantom.mni.atlas import tracts
-from dmri_monai.phantom.mni.truth import MAPS
 from dmri_monai.phantom.subject import PEAK_RULE, Subject, make_subject
 
 __all__ = ["write_dataset", "write_subject"]
@@ -165,7 +165,7 @@ def _recipe(seed: int, options: SubjectOptions) -> dict[str, object]:
 
 def _preset_content(name: str | None) -> dict[str, object] | None:
     """Artifacts of a preset that is a JSON file, which may change while its name stays; None for a shipped one."""
-    from dmri_monai.transforms.artifacts.presets import load_preset, preset_files
+    from dmri_monai.artifacts.engine.presets import load_preset, preset_files
 
     if name is None or name in preset_files():
         return None

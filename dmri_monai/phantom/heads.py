@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from dmri_monai.gradients import GradientTable
-from dmri_monai.phantom.acquisition import AnatomyName
 from dmri_monai.phantom.anatomy import TISSUES, Anatomy
 from dmri_monai.phantom.fields import Seed
 from dmri_monai.phantom.lesions import Lesions
 from dmri_monai.phantom.microstructure import Contrast, Microstructure
+from dmri_monai.phantom.scan_plan import AnatomyName
 from dmri_monai.phantom.signal import simulate
 
 __all__ = ["Head", "build_head"]

@@ -10,7 +10,7 @@ from monai.data import MetaTensor
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from dmri_monai.phantom.acquisition import SubjectOptions
+from dmri_monai.phantom.scan_plan import SubjectOptions
 from dmri_monai.phantom.subject import Subject, make_subject
 
 __all__ = ["PhantomStream", "subject_item"]

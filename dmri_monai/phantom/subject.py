@@ -11,7 +11,11 @@ from monai.data import MetaTensor
 from torch import Tensor
 
 from dmri_monai.gradients import GradientTable
-from dmri_monai.phantom.acquisition import (
+from dmri_monai.phantom.anatomy import TISSUES, voxel_centres
+from dmri_monai.phantom.fields import Seed, plain_seed, stage_rng
+from dmri_monai.phantom.heads import Head, build_head
+from dmri_monai.phantom.microstructure import find_peaks
+from dmri_monai.phantom.scan_plan import (
     SNR_RANGE,
     Acquisition,
     AnatomyName,
@@ -21,10 +25,6 @@ from dmri_monai.phantom.acquisition import (
     plan,
     scanner_protocol,
 )
-from dmri_monai.phantom.anatomy import TISSUES, voxel_centres
-from dmri_monai.phantom.fields import Seed, plain_seed, stage_rng
-from dmri_monai.phantom.heads import Head, build_head
-from dmri_monai.phantom.microstructure import find_peaks
 from dmri_monai.phantom.schemes import Preset
 from dmri_monai.phantom.signal import receive_bias
 
@@ -140,8 +140,8 @@ def _corrupted(
     """`clean` (N, X, Y, Z) with the artifacts of `preset`, all but its noise, and their record."""
     if preset is None:
         return clean, None
-    from dmri_monai.transforms.artifacts.compose import corrupt
-    from dmri_monai.transforms.artifacts.presets import load_preset
+    from dmri_monai.artifacts.engine.corruption import corrupt
+    from dmri_monai.artifacts.engine.presets import load_preset
 
     chosen = load_preset(preset)
     without_noise = replace(chosen, artifacts=tuple(a for a in chosen.artifacts if a.name != "noise"))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dmri_monai.qspace.basis import (
+from dmri_monai.qspace.shell_fit import (
     ShellFit,
     even_orders,
     harmonic_irreps,

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from dmri_monai.gradients import B0_THRESHOLD, cluster_shells
-from dmri_monai.qspace.basis import sh_basis, sh_fit_matrix, supported_order
-from dmri_monai.qspace.rotation import rotate_voxelwise
+from dmri_monai.qspace.irreps_rotation import rotate_voxelwise
+from dmri_monai.qspace.shell_fit import sh_basis, sh_fit_matrix, supported_order
 
 __all__ = ["finite_strain", "principal_rotation", "push_forward", "reorient_signal"]
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dmri_monai.qspace.basis import ShellFit, n_coefficients, sh_basis, sh_orders
 from dmri_monai.qspace.harmonics import Measurements, assign_shells, channel_order
+from dmri_monai.qspace.shell_fit import ShellFit, n_coefficients, sh_basis, sh_orders
 
 __all__ = ["channel_groups", "harmonics_to_signal", "measurement_groups"]
 

@@ -1,6 +1,6 @@
 """Self-contained HTML reports with slices, fibre directions, label outlines, gradient tables and metrics."""
 
-from dmri_monai.report.artifacts import artifact_rows, recorded_artifacts
+from dmri_monai.report.artifact_record import artifact_rows, recorded_artifacts
 from dmri_monai.report.case import Case
 from dmri_monai.report.folder import case_from_files, cases_from_folder, read_class_names
 from dmri_monai.report.page import write_report

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dmri_monai.artifacts.engine import Artifact, Preset, corrupt, load_preset
 from dmri_monai.io.writing import replacing
 from dmri_monai.phantom import make_subject
-from dmri_monai.transforms.artifacts import Artifact, Preset, corrupt, load_preset
 
 __all__ = ["gallery"]
 

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dmri_monai.maps import DirectionMaps, brain_mask, direction_maps, mean_b0
-from dmri_monai.report.artifacts import artifact_rows, recorded_artifacts
+from dmri_monai.reference.direction_maps import DirectionMaps, brain_mask, direction_maps, mean_b0
+from dmri_monai.report.artifact_record import artifact_rows, recorded_artifacts
 from dmri_monai.report.case import Case, load_case
 from dmri_monai.report.colour import class_colours, direction_colours, hex_colour
 from dmri_monai.report.glyphs import sticks_uri

@@ -1,8 +1,9 @@
 """Dictionary transforms for diffusion MRI, in MONAI's style: gradient directions stay right."""
 
-from dmri_monai.transforms.artifacts import RandDWIArtifactsd, corrupt, replay
+from dmri_monai.artifacts.engine import corrupt, replay
+from dmri_monai.transforms.artifacts import RandDWIArtifactsd
 from dmri_monai.transforms.collate import collate_dwi
-from dmri_monai.transforms.directions import (
+from dmri_monai.transforms.direction_frames import (
     DirectionsToVoxelFramed,
     DirectionsToWorldFramed,
     DyadsToPeaksd,
@@ -13,11 +14,16 @@ from dmri_monai.transforms.directions import (
 from dmri_monai.transforms.elastic import RandElasticDWId
 from dmri_monai.transforms.frames import ToVoxelFramed, check_voxel_frame, voxel_rotation
 from dmri_monai.transforms.guards import check_gradient_safe
-from dmri_monai.transforms.harmonics import NormalizeByB0d, SphericalHarmonicsd
 from dmri_monai.transforms.load import LoadDWId, LoadHarmonicsd
-from dmri_monai.transforms.maps import BrainMaskd, ResampleDirectionsd, RotationInvariantsd, TensorMetricsd
-from dmri_monai.transforms.rotation import RandRotateMMd
+from dmri_monai.transforms.random_rotation import RandRotateMMd
+from dmri_monai.transforms.scan_maps import (
+    BrainMaskd,
+    ResampleDirectionsd,
+    RotationInvariantsd,
+    TensorMetricsd,
+)
 from dmri_monai.transforms.selection import RandDropShelld, RandSubsampleDirectionsd, SelectShellsd
+from dmri_monai.transforms.spherical_harmonics import NormalizeByB0d, SphericalHarmonicsd
 
 __all__ = [
     "BrainMaskd",

@@ -11,7 +11,7 @@ from monai.transforms import MapTransform, RandomizableTransform
 from torch import Tensor
 
 from dmri_monai.gradients import B0_THRESHOLD, cluster_shells
-from dmri_monai.qspace.directions import spread_subset
+from dmri_monai.qspace.direction_sets import spread_subset
 from dmri_monai.transforms.rows import item_table, select_rows
 
 __all__ = ["RandDropShelld", "RandSubsampleDirectionsd", "SelectShellsd"]

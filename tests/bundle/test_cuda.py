@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from dmri_monai.workflows import ARCHITECTURES, TASKS
+from dmri_monai.inference.model import ARCHITECTURES
+from dmri_monai.tasks.tasks import TASKS
 
 pytestmark = pytest.mark.gpu
 STEP = {"max_epochs": 1, "batch_size": 2, "accumulation_steps": 2, "device": "cuda:0", "amp": True}

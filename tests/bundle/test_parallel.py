@@ -10,8 +10,9 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
+from dmri_monai.inference.model import Model, build_network
 from dmri_monai.phantom import write_dataset
-from dmri_monai.workflows import Model, build_network, load_weights
+from dmri_monai.training.checkpoint import load_weights
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = {

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from dmri_monai.workflows import ARCHITECTURES, TASKS
+from dmri_monai.inference.model import ARCHITECTURES
+from dmri_monai.tasks.tasks import TASKS
 
 PRETEXTS = ("artifacts", "autoencoder", "masked", "none")
 # the diagonal runs every time, the rest in the full suite

@@ -8,8 +8,8 @@ import pytest
 import torch
 from monai.bundle import ConfigParser, ckpt_export, verify_metadata, verify_net_in_out
 
+from dmri_monai.inference.model import Model
 from dmri_monai.networks import EquivariantUNet
-from dmri_monai.workflows import Model
 
 SCHEMA = Path(__file__).parent / "meta_schema.json"
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from dmri_monai.workflows import TASKS, WriteResults
+from dmri_monai.inference.outputs import WriteResults
+from dmri_monai.tasks.tasks import TASKS
 
 RUN_IDS = {"pretrain": "pretraining", "train": "training", "evaluate": "evaluating", "inference": "inferring"}
 

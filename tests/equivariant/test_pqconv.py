@@ -22,7 +22,7 @@ from dmri_monai.equivariant import (
     irreps_from_multiplicities,
     representation_matrix,
 )
-from dmri_monai.equivariant.orders import Sizes, costs
+from dmri_monai.equivariant.pq.orders import Sizes, costs
 from dmri_monai.testing import act_on_field, assert_equivariant, cube_rotations
 
 FIELD_IN, FIELD_OUT = "2x0e+1x1o+1x2e", "3x0e+1x1o+1x2e"

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from dmri_monai.losses import HarmonicReconstructionLoss, MaskedReconstructionLoss, SignalReconstructionLoss
-from dmri_monai.qspace.basis import ShellFit
-from dmri_monai.qspace.directions import spread_directions
+from dmri_monai.qspace.direction_sets import spread_directions
 from dmri_monai.qspace.harmonics import signal_to_harmonics
+from dmri_monai.qspace.shell_fit import ShellFit
 from dmri_monai.qspace.synthesis import channel_groups, harmonics_to_signal
 
 SHELLS = (1000.0, 3000.0)

@@ -10,7 +10,7 @@ import torch
 from e3nn import o3
 
 from dmri_monai.metrics import AngularError, PolarAngleError
-from dmri_monai.metrics.directions import axial_angle_deg
+from dmri_monai.metrics.angles import axial_angle_deg
 from dmri_monai.qspace.axes import axis_to_harmonics, axis_to_polar
 
 AXES = torch.nn.functional.normalize(

@@ -12,7 +12,7 @@ from monai.bundle import ConfigParser
 from monai.data import DataLoader, Dataset, MetaTensor
 
 from dmri_monai.metrics import mean_sd
-from dmri_monai.workflows.evaluation import compare
+from dmri_monai.training.comparison import compare
 
 SHAPE = (4, 5, 6)
 CONFIG = {

@@ -9,9 +9,9 @@ from dipy.core.gradients import gradient_table
 from dipy.reconst.dti import TensorModel
 
 from dmri_monai.metrics import HarmonicTensorError, TensorError
-from dmri_monai.qspace.basis import ShellFit
-from dmri_monai.qspace.directions import spread_directions
+from dmri_monai.qspace.direction_sets import spread_directions
 from dmri_monai.qspace.harmonics import signal_to_harmonics
+from dmri_monai.qspace.shell_fit import ShellFit
 
 B, SHAPE = 1000.0, (4, 5, 6)
 

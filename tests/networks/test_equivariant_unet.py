@@ -8,9 +8,9 @@ from monai.data import MetaTensor, decollate_batch, list_data_collate
 
 from dmri_monai.equivariant import SteerableConv3d
 from dmri_monai.networks import EquivariantUNet, PlainUNet
-from dmri_monai.qspace.basis import harmonic_irreps
+from dmri_monai.qspace.shell_fit import harmonic_irreps
 from dmri_monai.testing import act_on_field, assert_equivariant, cube_rotations
-from dmri_monai.workflows import load_pretrained
+from dmri_monai.training.checkpoint import load_pretrained
 
 IRREPS = harmonic_irreps(1, 4)
 SMALLEST = ["2x0e+1x1o+1x2e+1x4e", "3x0e+1x1o+1x2e"]  # levels for tests of what does not depend on the size

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from dmri_monai.networks.gate import InvariantNormGate
+from dmri_monai.networks.invariant_gate import InvariantNormGate
 
 IRREPS = "3x0e+2x1o+1x2e"
 

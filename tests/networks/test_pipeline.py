@@ -9,7 +9,7 @@ from torch.nn.functional import normalize
 from dmri_monai.gradients import GradientTable, grid_rotation
 from dmri_monai.io import write_dwi
 from dmri_monai.networks import EquivariantUNet, PlainUNet, PQSegmentationNet
-from dmri_monai.qspace.basis import harmonic_irreps
+from dmri_monai.qspace.shell_fit import harmonic_irreps
 from dmri_monai.testing import act_on_field, cube_rotations
 from dmri_monai.transforms import (
     DirectionsToWorldFramed,

@@ -1,11 +1,9 @@
-import importlib
-
 import pytest
 import torch
 from monai.bundle import ConfigParser
 from monai.networks import nets
 
-from dmri_monai import networks, workflows
+from dmri_monai import networks
 from dmri_monai.register import NETWORKS, register
 
 LEVELS = ["2x0e+1x1o+1x2e", "3x0e+1x1o+1x2e"]
@@ -63,9 +61,3 @@ def test_registering_twice_changes_nothing():
     first = nets.EquivariantUNet
     register()
     assert nets.EquivariantUNet is first
-
-
-@pytest.mark.usefixtures("without_ours")
-def test_configs_of_the_bundle_find_the_networks_without_a_call_of_their_own():
-    importlib.reload(workflows)  # what every config of the bundle imports
-    assert nets.EquivariantUNet is networks.EquivariantUNet

@@ -14,7 +14,7 @@ from scipy.special import eval_legendre
 from dmri_monai.gradients import GradientTable, grid_rotation
 from dmri_monai.phantom import Contrast, Microstructure, make_subject, shell_table, simulate
 from dmri_monai.phantom.fields import rotation
-from dmri_monai.phantom.mni.signal import even_harmonics, simulate_by_harmonics
+from dmri_monai.phantom.mni.mni_signal import even_harmonics, simulate_by_harmonics
 
 SHAPE = (34, 42, 30)
 OBLIQUE = rotation(np.random.default_rng(3), 25.0)

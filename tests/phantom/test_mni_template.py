@@ -5,13 +5,13 @@ import pytest
 import torch
 
 from dmri_monai.phantom import make_subject
-from dmri_monai.phantom.mni.harmonic import potential
+from dmri_monai.phantom.mni.potential import potential
 
 pytest.importorskip("nilearn", reason="the MNI152 template stands in nilearn's wheel")
 from dmri_monai.phantom.mni import load_template, tracts
+from dmri_monai.phantom.mni.diffeomorphism import Diffeomorphism
 from dmri_monai.phantom.mni.populations import fibre_populations
 from dmri_monai.phantom.mni.template import _continued
-from dmri_monai.phantom.mni.warp import Diffeomorphism
 
 POINTS = torch.from_numpy(np.random.default_rng(1).uniform(-60, 60, (300, 3)))
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 from e3nn import o3
 
-from dmri_monai.qspace.basis import ShellFit, n_coefficients, sh_basis, sh_fit_matrix, sh_orders
 from dmri_monai.qspace.harmonics import harmonic_irreps, signal_to_harmonics
-from dmri_monai.qspace.rotation import irreps_matrix, rotate_irreps, rotate_voxelwise
+from dmri_monai.qspace.irreps_rotation import irreps_matrix, rotate_irreps, rotate_voxelwise
+from dmri_monai.qspace.shell_fit import ShellFit, n_coefficients, sh_basis, sh_fit_matrix, sh_orders
 from tests.transforms.fields import directions, stick_signal
 
 

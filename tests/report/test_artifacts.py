@@ -6,8 +6,8 @@ import json
 
 import pytest
 
+from dmri_monai.artifacts.engine import ARTIFACTS, Ghost, Preset, SliceDropout, corrupt, ground_truth
 from dmri_monai.report import artifact_rows, recorded_artifacts
-from dmri_monai.transforms.artifacts import ARTIFACTS, Ghost, Preset, SliceDropout, corrupt, ground_truth
 from tests.check.fibres import ring_scan
 from tests.conftest import STANDARD_AFFINES
 

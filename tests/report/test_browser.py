@@ -13,11 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
+from dmri_monai.artifacts.engine import corrupt
 from dmri_monai.io import write_dwi
 from dmri_monai.report import Case, write_report
 from dmri_monai.report.colour import OKABE_ITO
 from dmri_monai.report.glyphs import DARK
-from dmri_monai.transforms.artifacts import corrupt
 from tests.conftest import STANDARD_AFFINES
 from tests.report.scenes import CLASSES, blob_at, fibres_along
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dmri_monai.gradients import grid_rotation
-from dmri_monai.maps import brain_mask, direction_maps, mean_b0
+from dmri_monai.reference.direction_maps import brain_mask, direction_maps, mean_b0
 from dmri_monai.report.colour import direction_colours
 from dmri_monai.report.slices import MARGIN, PLANES, Grid
 from tests.conftest import STANDARD_AFFINES

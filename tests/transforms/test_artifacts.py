@@ -9,8 +9,7 @@ import torch
 from monai.data import DataLoader, Dataset, MetaTensor
 from monai.transforms import Orientation
 
-from dmri_monai.gradients import grid_rotation
-from dmri_monai.transforms.artifacts import (
+from dmri_monai.artifacts.engine import (
     ARTIFACTS,
     Aliasing,
     BiasField,
@@ -25,7 +24,6 @@ from dmri_monai.transforms.artifacts import (
     Noise,
     PartialFourier,
     Preset,
-    RandDWIArtifactsd,
     SliceDropout,
     SliceMotion,
     Spike,
@@ -39,7 +37,9 @@ from dmri_monai.transforms.artifacts import (
     load_preset,
     replay,
 )
-from dmri_monai.transforms.artifacts.model import Artifact
+from dmri_monai.artifacts.engine.artifact import Artifact
+from dmri_monai.gradients import grid_rotation
+from dmri_monai.transforms.artifacts import RandDWIArtifactsd
 from dmri_monai.transforms.collate import collate_dwi
 from tests.conftest import ORIENTATIONS, STANDARD_AFFINES, grid_affine
 

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from dmri_monai.physics import ghost, t2star_blur
-from dmri_monai.transforms.artifacts import (
+from dmri_monai.artifacts import ghost, t2star_blur
+from dmri_monai.artifacts.engine import (
     BiasField,
     Drift,
     FatShift,

@@ -5,10 +5,8 @@ import math
 import pytest
 import torch
 
-from dmri_monai.gradients import grid_rotation
-from dmri_monai.physics import gradient_deviation, rotation_matrix
-from dmri_monai.physics.fields import monomials
-from dmri_monai.transforms.artifacts import (
+from dmri_monai.artifacts import gradient_deviation, rotation_matrix
+from dmri_monai.artifacts.engine import (
     EddyCurrents,
     GradientNonlinearity,
     Susceptibility,
@@ -16,6 +14,8 @@ from dmri_monai.transforms.artifacts import (
     corrupt,
     replay,
 )
+from dmri_monai.artifacts.spatial_fields import monomials
+from dmri_monai.gradients import grid_rotation
 from tests.conftest import ORIENTATIONS, grid_affine
 from tests.transforms.test_artifacts import directions, make_item
 
@@ -194,7 +194,7 @@ def test_drawn_field_reaches_its_peak_and_moves_signal_by_the_readout_time():
 
 
 def _scan(item):
-    from dmri_monai.transforms.artifacts.scan import Reorientation, describe
+    from dmri_monai.artifacts.engine.scan_context import Reorientation, describe
 
     affine = torch.as_tensor(item["image"].affine).double()
     table = (item["bvals"].numpy(), item["bvecs"].numpy())

@@ -7,20 +7,20 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from dmri_monai.gradients import grid_rotation
-from dmri_monai.transforms.artifacts import (
+from dmri_monai.artifacts.engine import (
     ARTIFACTS,
     Ghost,
     Motion,
     Noise,
     Preset,
-    RandDWIArtifactsd,
     Susceptibility,
     VenetianBlind,
     corrupt,
     ground_truth,
     replay,
 )
+from dmri_monai.gradients import grid_rotation
+from dmri_monai.transforms.artifacts import RandDWIArtifactsd
 from tests.transforms.test_artifacts import EVERYTHING, make_item
 
 AFFINE = torch.diag(torch.tensor([2.0, 2.0, 2.0, 1.0]))

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from dmri_monai.transforms.artifacts import (
+from dmri_monai.artifacts.engine import (
     ARTIFACTS,
     Ghost,
     Noise,

@@ -8,7 +8,7 @@ from e3nn import o3
 from monai.data.meta_tensor import MetaTensor
 
 from dmri_monai.gradients import grid_rotation
-from dmri_monai.qspace.directions import dyads_to_peaks, peaks_to_dyads, spread_directions, spread_subset
+from dmri_monai.qspace.direction_sets import dyads_to_peaks, peaks_to_dyads, spread_directions, spread_subset
 from dmri_monai.qspace.tensor import tensor_metrics
 from dmri_monai.transforms import (
     DirectionsToVoxelFramed,

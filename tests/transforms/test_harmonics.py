@@ -12,7 +12,7 @@ from e3nn import o3
 from monai.data import PersistentDataset
 
 from dmri_monai.gradients import grid_rotation
-from dmri_monai.qspace.rotation import rotate_irreps
+from dmri_monai.qspace.irreps_rotation import rotate_irreps
 from dmri_monai.transforms import (
     BrainMaskd,
     LoadDWId,

@@ -7,7 +7,7 @@ import torch
 
 from dmri_monai.gradients import grid_rotation
 from dmri_monai.transforms import RandRotateMMd, SphericalHarmonicsd, ToVoxelFramed
-from dmri_monai.transforms.rotation import random_rotation, rotated_affine
+from dmri_monai.transforms.random_rotation import random_rotation, rotated_affine
 from tests.transforms.fields import ORIENTATIONS, SPACINGS, field_item, v1_error
 
 GRIDS = [(o, s) for o in ORIENTATIONS for s in SPACINGS]
@@ -140,7 +140,7 @@ def test_the_same_seed_gives_the_same_rotation():
 
 
 def test_harmonics_of_the_rotated_scan_are_the_rotated_harmonics():
-    from dmri_monai.qspace.rotation import rotate_irreps
+    from dmri_monai.qspace.irreps_rotation import rotate_irreps
 
     item = field_item("LAS", "iso", (15, 15, 15), n=60)
     before = SphericalHarmonicsd(shells=[1000])(item)["image"]

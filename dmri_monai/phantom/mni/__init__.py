@@ -3,11 +3,11 @@
 Needs nilearn (the extra `phantom`), whose wheel holds the template; nothing is downloaded.
 """
 
-from dmri_monai.phantom.mni.anatomy import MniAnatomy
 from dmri_monai.phantom.mni.atlas import Tract, tracts
-from dmri_monai.phantom.mni.lesions import MsLesions
-from dmri_monai.phantom.mni.microstructure import build_microstructure, draw_contrast
-from dmri_monai.phantom.mni.signal import simulate_by_harmonics
+from dmri_monai.phantom.mni.mni_anatomy import MniAnatomy
+from dmri_monai.phantom.mni.mni_lesions import MsLesions
+from dmri_monai.phantom.mni.mni_microstructure import build_microstructure, draw_contrast
+from dmri_monai.phantom.mni.mni_signal import simulate_by_harmonics
 from dmri_monai.phantom.mni.template import load_template
 from dmri_monai.phantom.mni.truth import MAPS, truth_maps
 

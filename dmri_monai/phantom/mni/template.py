@@ -15,7 +15,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from dmri_monai.phantom.mni.harmonic import potential
+from dmri_monai.phantom.mni.potential import potential
 
 __all__ = ["RESOLUTION_MM", "Template", "Volume", "load_template"]
 

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from dmri_monai.phantom.anatomy import TISSUES
 from dmri_monai.phantom.microstructure import Microstructure
-from dmri_monai.phantom.mni.anatomy import MniAnatomy
 from dmri_monai.phantom.mni.atlas import tracts
+from dmri_monai.phantom.mni.mni_anatomy import MniAnatomy
 from dmri_monai.phantom.mni.populations import bundle_densities
 
 __all__ = ["MAPS", "truth_maps"]

@@ -1,0 +1,219 @@
+"""What a scan tells an artifact: grid, gradient table, phase-encoding and slice axes, all in the canonical
+grid.
+
+Artifacts are drawn and applied on the canonical grid: array axes permuted and flipped to the nearest of
+right, anterior, superior.  Phase encoding and slice direction come as world vectors, so that storing the scan
+in another orientation changes nothing: corrupt, then reorient equals reorient, then corrupt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import nibabel
+import numpy as np
+import torch
+from torch import Tensor
+
+from dmri_monai.artifacts.magnitudes import check_finite, check_non_negative
+from dmri_monai.gradients import B0_THRESHOLD, grid_rotation
+
+__all__ = ["SCAN_META", "Reorientation", "ScanContext", "describe"]
+
+# what an artifact uses of an image's meta data, where known
+SCAN_META = (
+    "phase_encoding_world",
+    "slice_world",
+    "total_readout_time_s",
+    "slice_timing_s",
+    "multiband_factor",
+)
+
+
+@dataclass(frozen=True)
+class Reorientation:
+    """Array axes to the canonical grid: canonical axis a is array axis `axes[a]`, reversed where
+    `flipped[a]`.
+    """
+
+    axes: tuple[int, int, int]
+    flipped: tuple[bool, bool, bool]
+
+    @classmethod
+    def to_canonical(cls, affine: Tensor) -> Reorientation:
+        """Reorientation of an array with `affine` (4, 4) to the nearest RAS+ axes."""
+        codes = nibabel.orientations.io_orientation(np.asarray(affine, dtype=np.float64))
+        axes = np.argsort(codes[:, 0])
+        x, y, z = (int(a) for a in axes)
+        return cls((x, y, z), (bool(codes[x, 1] < 0), bool(codes[y, 1] < 0), bool(codes[z, 1] < 0)))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(..., X, Y, Z) array to the canonical grid, contiguous."""
+        lead = image.ndim - 3
+        moved = image.permute(*range(lead), *(lead + a for a in self.axes))
+        return self._flip(moved).contiguous()
+
+    def backward(self, image: Tensor) -> Tensor:
+        """Canonical (..., X, Y, Z) back to the array's own axes, contiguous."""
+        lead = image.ndim - 3
+        places = (lead + self.axes.index(a) for a in range(3))
+        return self._flip(image).permute(*range(lead), *places).contiguous()
+
+    def _flip(self, image: Tensor) -> Tensor:
+        dims = [a - 3 for a in range(3) if self.flipped[a]]
+        return image.flip(dims) if dims else image
+
+    def vectors(self, vectors: np.ndarray) -> np.ndarray:
+        """(..., 3) vectors of the array's voxel frame in the canonical voxel frame."""
+        return vectors[..., list(self.axes)] * np.where(self.flipped, -1.0, 1.0)
+
+    def affine(self, affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        """(4, 4) affine of the canonical array, `shape` being the canonical (X, Y, Z)."""
+        step = np.zeros((4, 4))
+        step[3, 3] = 1.0
+        for a, (axis, flipped) in enumerate(zip(self.axes, self.flipped, strict=True)):
+            step[axis, a] = -1.0 if flipped else 1.0
+            step[axis, 3] = shape[a] - 1 if flipped else 0.0
+        return affine @ step
+
+
+@dataclass(frozen=True)
+class ScanContext:
+    """One scan on the canonical grid.
+
+    shape: (X, Y, Z).  bvals (N,) in s/mm2; bvecs_voxel (N, 3) in the canonical voxel frame, zero for b0.
+    affine: (4, 4) canonical, mm.  phase_axis, slice_axis: canonical axes; phase_sign: polarity along
+    phase_axis, None where the header does not tell.  reference: signal of an unweighted foreground voxel
+    (image units).  field_hz: (X, Y, Z) measured field map, if there is one.
+    """
+
+    shape: tuple[int, int, int]
+    bvals: np.ndarray
+    bvecs_voxel: np.ndarray
+    affine: np.ndarray
+    phase_axis: int
+    slice_axis: int
+    phase_sign: int | None = None
+    total_readout_time_s: float | None = None
+    slice_timing_s: tuple[float, ...] | None = None
+    multiband: int = 1
+    reference: float = 0.0
+    field_hz: Tensor | None = None
+
+    @property
+    def n_volumes(self) -> int:
+        return len(self.bvals)
+
+    @property
+    def n_slices(self) -> int:
+        return self.shape[self.slice_axis]
+
+    @property
+    def readout_axis(self) -> int:
+        return 3 - self.phase_axis - self.slice_axis
+
+    @property
+    def rotation(self) -> np.ndarray:
+        """(3, 3) orthogonal Q of the canonical grid: v_world = Q v_voxel."""
+        return grid_rotation(torch.from_numpy(self.affine)).numpy()
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        x, y, z = (float(s) for s in np.linalg.norm(self.affine[:3, :3], axis=0))
+        return x, y, z
+
+    @property
+    def weighted(self) -> np.ndarray:
+        """(N,) bool: diffusion-weighted volumes."""
+        return self.bvals > B0_THRESHOLD
+
+
+def describe(
+    image: Tensor,
+    table: tuple[np.ndarray, np.ndarray],
+    affine: np.ndarray,
+    turn: Reorientation,
+    meta: Mapping[str, Any] | None = None,
+    field_hz: Tensor | None = None,
+) -> ScanContext:
+    """Scan of a canonical `image` (N, X, Y, Z).  table: b-values (N,) and b-vectors (N, 3); these and
+    `affine` are those of the array before `turn`.
+
+    Of `meta`, `SCAN_META` is used where present.  Without them phase encoding is anterior-posterior and
+    slices are axial; polarity and readout time are then drawn.
+    """
+    meta = meta or {}
+    bvals, bvecs_voxel = table
+    shape = (image.shape[-3], image.shape[-2], image.shape[-1])
+    canonical = turn.affine(affine, shape)
+    rotation = grid_rotation(torch.from_numpy(canonical)).numpy()
+    slice_axis, slice_sign = _nearest_axis("slice_world", meta.get("slice_world"), (0.0, 0.0, 1.0), rotation)
+    phase = meta.get("phase_encoding_world")
+    phase_axis, phase_sign = _nearest_axis("phase_encoding_world", phase, (0.0, 1.0, 0.0), rotation)
+    if phase_axis == slice_axis:
+        raise ValueError(
+            f"phase_encoding_world {phase} and slice_world {meta.get('slice_world')} share an axis"
+        )
+    timing = _slice_timing(meta.get("slice_timing_s"), shape[slice_axis], slice_sign)
+    multiband = _multiband(meta.get("multiband_factor"))
+    trt = meta.get("total_readout_time_s")
+    if trt is not None:
+        check_non_negative("total_readout_time_s", float(trt))
+    return ScanContext(
+        shape=shape,
+        bvals=bvals,
+        bvecs_voxel=turn.vectors(bvecs_voxel),
+        affine=canonical,
+        phase_axis=phase_axis,
+        slice_axis=slice_axis,
+        phase_sign=phase_sign if phase is not None else None,
+        total_readout_time_s=None if trt is None else float(trt),
+        slice_timing_s=timing,
+        multiband=multiband if shape[slice_axis] % multiband == 0 else 1,  # a crop breaks the sets
+        reference=_reference(image, bvals),
+        field_hz=field_hz,
+    )
+
+
+def _nearest_axis(name: str, world: Any, default: tuple[float, ...], rotation: np.ndarray) -> tuple[int, int]:
+    vector = np.asarray(default if world is None else world, dtype=np.float64).reshape(-1)
+    if vector.shape != (3,) or not abs(np.linalg.norm(vector) - 1) < 0.05:
+        raise ValueError(f"{name} is {world}, expected a unit vector (3,)")
+    voxel = rotation.T @ vector
+    axis = int(np.abs(voxel).argmax())
+    return axis, 1 if voxel[axis] > 0 else -1
+
+
+def _slice_timing(timing: Any, n_slices: int, sign: int) -> tuple[float, ...] | None:
+    """Acquisition time of every canonical slice; None when unknown or when a crop removed slices."""
+    if timing is None or len(timing) != n_slices:
+        return None
+    values = [float(t) for t in timing]
+    check_finite("slice_timing_s", torch.tensor(values))
+    return tuple(values if sign > 0 else values[::-1])
+
+
+def _multiband(factor: Any) -> int:
+    """Whole number of slices excited together; 1 where the header does not tell (none, or 0)."""
+    if factor is None or float(factor) == 0:
+        return 1
+    if not (float(factor) >= 1 and float(factor).is_integer()):
+        raise ValueError(f"multiband_factor is {factor}, expected a whole number, at least 1")
+    return int(factor)
+
+
+def _reference(image: Tensor, bvals: np.ndarray) -> float:
+    """Mean unweighted signal where it is above its own overall mean: brain and skull, not air."""
+    unweighted = torch.from_numpy(bvals <= B0_THRESHOLD).to(image.device)
+    mean = image[unweighted].mean(0) if unweighted.any() else image.mean(0)
+    overall = _total(mean) / mean.numel()
+    inside = mean > overall
+    count = int(inside.sum())
+    return float(_total(mean * inside) / count) if count else float(overall)  # none: uniform signal
+
+
+def _total(volume: Tensor) -> Tensor:
+    """Sum of (X, Y, Z) plane by plane: its rounding then does not depend on the number of threads."""
+    return volume.flatten(1).sum(1).sum()

@@ -1,0 +1,13 @@
+"""Doors to other programs: MLflow, MONAI Label, TorchScript."""
+
+from dmri_monai.lazy import lazy_names
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "LogMetrics": "tracking",
+        "MLflowRun": "tracking",
+        "current_config": "tracking",
+        "default_store": "tracking",
+    },
+)

@@ -1,0 +1,144 @@
+"""Trained models in MLflow's Model Registry, where `mlflow models serve` and `mlflow.pyfunc.load_model` find them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow.exceptions import MlflowException
+from mlflow.pyfunc import PythonModel
+
+import dmri_monai
+from dmri_monai.inference.predictor import Prediction, predict, settings_of
+from dmri_monai.integrations.mlflow_runs import store_uri
+from dmri_monai.training.checkpoint import settings_path
+from dmri_monai.training.parallel import is_main
+
+__all__ = ["DWIModel", "register_best", "register_model"]
+
+logger = logging.getLogger(__name__)
+
+# a model is stored as code, not pickled: loading a pickle runs whatever it holds
+CODE = """from mlflow.models import set_model
+
+from dmri_monai.integrations.mlflow import DWIModel
+
+set_model(DWIModel())
+"""
+
+
+class DWIModel(PythonModel):
+    """MLflow pyfunc of a checkpoint.
+
+    predict: rows, each {"scan": path of a DWI file} or {"image", "bvals", "bvecs", "affine"} as of
+    :func:`dmri_monai.predict`; returns one dictionary a row: "prediction" (C, X, Y, Z) as nested lists, "affine",
+    "class_names", "warnings", "provenance".
+    """
+
+    def load_context(self, context: Any) -> None:
+        self.checkpoint = Path(context.artifacts["model"], "model.pt")
+
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # hints become a schema
+        return [_plain(self._one(row)) for row in _rows(model_input)]
+
+    def _one(self, row: Mapping[str, Any]) -> Prediction:
+        if "scan" in row:
+            return predict(row["scan"], checkpoint=self.checkpoint)
+        missing = sorted({"image", "bvals", "bvecs", "affine"} - set(row))
+        if missing:
+            raise ValueError(
+                f"a row needs 'scan', or 'image', 'bvals', 'bvecs' and 'affine'; missing {missing}, got {sorted(row)}"
+            )
+        table = (row["image"], row["bvals"], row["bvecs"])
+        return predict(*table, affine=row["affine"], checkpoint=self.checkpoint)
+
+
+def register_model(
+    checkpoint: str | Path, name: str, store: str | Path | None = None, run_id: str | None = None
+) -> str:
+    """Enter `checkpoint` (a model.pt with its model.json) as a new version of the registered model `name`.
+
+    store: as of `dmri-monai runs`; None is the store of the training in whose folder the checkpoint lies.  run_id: the
+    run the version belongs to; None is that training's, or a new run.  Returns the URI, "models:/<name>/<version>".
+    ValueError or OSError for a checkpoint without settings, or a store that does not answer.
+    """
+    checkpoint = Path(checkpoint)
+    settings_of(checkpoint)
+    record = _training_of(checkpoint)
+    uri = str(record["tracking_uri"]) if store is None and record else store_uri(store)
+    run_id = run_id or (record.get("run_id") if store is None else None)
+    with _store(uri), tempfile.TemporaryDirectory() as temporary:
+        folder, code = Path(temporary, "weights"), Path(temporary, "model.py")
+        folder.mkdir()
+        code.write_text(CODE)
+        shutil.copyfile(checkpoint, folder / "model.pt")
+        shutil.copyfile(settings_path(checkpoint), folder / "model.json")
+        try:
+            with mlflow.start_run(run_id=run_id):
+                logged = mlflow.pyfunc.log_model(
+                    name="model",
+                    python_model=str(code),
+                    artifacts={"model": str(folder)},
+                    registered_model_name=name,
+                    pip_requirements=[f"dmri-monai=={dmri_monai.__version__}"],
+                )
+        except MlflowException as error:
+            raise OSError(f"MLflow store {uri}: {error}") from error
+    return f"models:/{name}/{logged.registered_model_version}"
+
+
+@contextmanager
+def _store(uri: str) -> Iterator[None]:
+    """MLflow writes to `uri` inside; it tells its choice to the environment, where a later training would find it."""
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before)  # None takes it out of the environment
+
+
+def register_best(output_dir: str | Path, name: str | None) -> None:
+    """At the end of a training: enter the model.pt of its `output_dir` as `name`; None does nothing.
+
+    ValueError for a training that was not tracked in MLflow.
+    """
+    if not name or not is_main():
+        return
+    checkpoint = Path(output_dir, "model.pt")
+    if not _training_of(checkpoint):
+        raise ValueError(
+            f"registered_model is {name!r}, but the training was not tracked (mlflow = false); its model {checkpoint} "
+            f"can be entered with `dmri-monai register-model {checkpoint} --name {name} --store ...`"
+        )
+    logger.info("registered %s", register_model(checkpoint, name))
+
+
+def _training_of(checkpoint: Path) -> dict[str, Any]:
+    record = checkpoint.parent / "mlflow_run.json"
+    return json.loads(record.read_text()) if record.is_file() else {}
+
+
+def _rows(model_input: Any) -> Iterable[Mapping[str, Any]]:
+    """Rows of what MLflow hands over: a data frame from its server, else as given."""
+    if hasattr(model_input, "to_dict"):
+        return model_input.to_dict(orient="records")  # type: ignore[no-any-return]
+    return [model_input] if isinstance(model_input, Mapping) else model_input
+
+
+def _plain(found: Prediction) -> dict[str, Any]:
+    return {
+        "prediction": found.image.tolist(),
+        "affine": found.image.affine.tolist(),
+        "class_names": list(found.class_names),
+        "warnings": list(found.warnings),
+        "provenance": dict(found.provenance),
+    }

@@ -1,0 +1,195 @@
+"""MONAI Label: a studies folder from BIDS, and a bundle folder that its server serves and trains again."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from monai.transforms import Compose, Transform
+from tqdm import tqdm
+
+from dmri_monai.inference.model import ARCHITECTURES
+from dmri_monai.inference.predictor import bundle_folder, config_settings, first_cause, settings_of
+from dmri_monai.io import bids, read_dwi, write_nifti
+from dmri_monai.io.nifti import nifti_stem
+from dmri_monai.io.writing import replacing
+from dmri_monai.reference.direction_maps import brain_mask, direction_maps, mean_b0
+from dmri_monai.tasks.tasks import Task
+from dmri_monai.tasks.tasks import task as find_task
+from dmri_monai.training.checkpoint import settings_path
+
+__all__ = ["OnImage", "publish", "write_label_bundle", "write_studies"]
+
+logger = logging.getLogger(__name__)
+
+Preview = Literal["b0", "fa", "none"]
+# of train.json under the server: it names the items, and the served model is where it begins and what it replaces
+TRAINING: dict[str, Any] = {
+    "data": {},
+    "output_dir": "$@bundle_root + '/training'",
+    "overwrite": True,
+    "run": [
+        "$@train#trainer.run()",
+        "$dmri_monai.integrations.monailabel.publish(@output_dir, @bundle_root)",
+    ],
+}
+CONFIGS = ("inference.json", "train.json", "metadata.json", "logging.conf")
+
+
+class OnImage(Transform):
+    """Run `transform` on the image of a server's request alone, and add what it makes to the request.
+
+    MONAI takes every entry whose name begins with "image_" for meta data, and the server's `image_path` is a string;
+    the server, in turn, needs its own entries later.  A scan that cannot be read becomes HTTP error 400 with a message.
+    """
+
+    def __init__(self, transform: Compose) -> None:
+        self.transform = transform
+
+    def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        try:
+            return {**data, **self.transform({"image": data["image"]})}
+        except (ValueError, TypeError, OSError, RuntimeError) as error:
+            raise _refusal(error) from error
+
+
+def _refusal(error: Exception) -> Exception:
+    """`error` as the server's own kind, with the message of its first cause."""
+    from fastapi import HTTPException  # comes with MONAI Label
+
+    message = str(first_cause(error))
+    logger.error("%s", message)
+    return HTTPException(status_code=400, detail=message)
+
+
+def write_studies(
+    bids_dir: str | Path, out: str | Path, *, preview: Preview = "b0", labels: str | None = None
+) -> list[Path]:
+    """Lay out the scans of a BIDS folder as MONAI Label's flat studies folder; returns the studies.
+
+    Every scan becomes a link `<name>_dwi.nii.gz` to the original, beside which its gradient table is found.
+    preview: each scan also gets a 3-D study `<name>_b0.nii.gz` (mean b0) or `<name>_fa.nii.gz`, for viewers that cannot
+    show 4-D.  labels: ending of derivatives, e.g. "dseg", copied as final labels; those already there are kept.
+    ValueError or OSError for a folder without scans, or where a study of another scan is in the way.
+    """
+    if preview not in get_args(Preview):
+        raise ValueError(f"preview is {preview!r}, expected one of {get_args(Preview)}")
+    out = Path(out)
+    wanted = {"label": labels} if labels else {}
+    studies = []
+    for item in tqdm(bids.data_list(bids_dir, labels=wanted, missing="skip"), desc="studies", unit="scan"):
+        scan = Path(item["image"])
+        studies.append(_link(scan, out / scan.name))
+        if "label" in item:
+            _copy(Path(item["label"]), out / "labels" / "final" / scan.name)
+        if preview != "none":
+            studies.append(_write_preview(scan, out, preview))
+    return studies
+
+
+def _link(source: Path, link: Path) -> Path:
+    link.parent.mkdir(parents=True, exist_ok=True)
+    if link.is_symlink() and link.resolve() == source.resolve():
+        return link
+    if link.exists() or link.is_symlink():
+        raise FileExistsError(f"{link} is in the way of a link to {source}")
+    link.symlink_to(source.resolve())
+    return link
+
+
+def _copy(label: Path, target: Path) -> None:
+    """Copy, because the server writes a corrected label over the old one; through a link that would be the original."""
+    if target.exists():
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(target) as (temporary,):
+        shutil.copyfile(label, temporary)
+
+
+def _write_preview(scan: Path, out: Path, kind: str) -> Path:
+    path = out / f"{nifti_stem(scan).removesuffix('_dwi')}_{kind}.nii.gz"
+    image, table = read_dwi(scan)
+    volume = mean_b0(image.as_tensor(), table)
+    if kind == "fa":
+        maps = direction_maps(image.as_tensor(), table, image.affine, brain_mask(volume))
+        if maps is None:
+            raise ValueError(f"{scan}: its gradient table does not determine a tensor, use the b0 preview")
+        volume = maps.fa
+    write_nifti(path, volume, image.affine)
+    return path
+
+
+def write_label_bundle(checkpoint: str | Path, out: str | Path) -> Path:
+    """Make a bundle folder `out` for MONAI Label from a trained checkpoint with its `model.json`; returns `out`.
+
+    Its configs are complete without overlays: the settings are those of the checkpoint.  Training through the server
+    goes on from the served model and replaces it when it is finished.  FileExistsError for a folder that is not empty.
+    """
+    checkpoint, out = Path(checkpoint), Path(out)
+    settings = settings_of(checkpoint)
+    if ARCHITECTURES[settings["architecture"]] == "samples" or find_task(settings["task"]).n_classes is None:
+        raise ValueError(
+            f"{checkpoint}: MONAI Label hands a network the image alone and draws classes, but the architecture is "
+            f"{settings['architecture']!r} and the task {settings['task']!r}"
+        )
+    if out.exists() and any(out.iterdir()):
+        raise FileExistsError(f"{out} is not empty")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as temporary:
+        _fill(Path(temporary, "bundle"), checkpoint, settings)
+        Path(temporary, "bundle").replace(out)
+    return out
+
+
+def _fill(folder: Path, checkpoint: Path, settings: Mapping[str, Any]) -> None:
+    configs, models = folder / "configs", folder / "models"
+    configs.mkdir(parents=True)
+    models.mkdir()
+    for name in CONFIGS:
+        shutil.copyfile(bundle_folder() / "configs" / name, configs / name)
+    _rewrite(configs / "inference.json", config_settings(settings), _serve)
+    _rewrite(configs / "train.json", config_settings(settings) | TRAINING)
+    formats = json.loads((configs / "metadata.json").read_text())["network_data_format"]
+    _rewrite(configs / "metadata.json", _description(find_task(settings["task"]), formats))
+    shutil.copyfile(checkpoint, models / "model.pt")
+    shutil.copyfile(settings_path(checkpoint), models / "model.json")
+
+
+def publish(output_dir: str | Path, bundle_root: str | Path) -> None:
+    """Let the model of a finished training take the place of the one that is served."""
+    for name in ("model.json", "model.pt"):
+        with replacing(Path(bundle_root, "models", name)) as (temporary,):
+            shutil.copyfile(Path(output_dir, name), temporary)
+
+
+def _description(task: Task, formats: dict[str, Any]) -> dict[str, Any]:
+    """What metadata.json says of `task`: the server takes the names of the labels from it."""
+    names = {"0": "background"} | {str(i): name for i, name in enumerate(task.class_names, start=1)}
+    formats["outputs"]["pred"] |= {"channel_def": names, "num_channels": len(names)}
+    return {
+        "network_data_format": formats,
+        "name": f"Diffusion MRI: {task.title.lower()}",
+        "task": task.title,
+    }
+
+
+def _serve(inference: dict[str, Any]) -> None:
+    """Let the preprocessing see the image of a request alone."""
+    inference["on_image"] = inference["preprocessing"]
+    inference["invert"]["transform"] = "@on_image"
+    wrapped = {"_target_": "dmri_monai.integrations.monailabel.OnImage", "transform": "@on_image"}
+    inference["preprocessing"] = {"_target_": "monai.transforms.Compose", "transforms": [wrapped]}
+
+
+def _rewrite(
+    path: Path, changes: Mapping[str, Any], edit: Callable[[dict[str, Any]], None] | None = None
+) -> None:
+    content = json.loads(path.read_text()) | dict(changes)
+    if edit is not None:
+        edit(content)
+    path.write_text(json.dumps(content, indent=4) + "\n")

@@ -1,0 +1,40 @@
+"""Training and pretraining: data sets that can resume, checkpoints, handlers, pretexts."""
+
+from dmri_monai.lazy import lazy_names
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "seed_everything": "randomness",
+        "Checkpoint": "checkpoint",
+        "DiskCache": "caching",
+        "EarlyStopping": "handlers",
+        "EpochSampler": "randomness",
+        "FreezeBody": "optimization",
+        "PretrainBatch": "pretext",
+        "Progress": "handlers",
+        "SeedEpochs": "randomness",
+        "SeededDataset": "randomness",
+        "Selection": "monitor",
+        "ValidationPicture": "handlers",
+        "copy_with_weights": "checkpoint",
+        "check_keys": "config_keys",
+        "compare": "comparison",
+        "cosine": "optimization",
+        "data_parallel": "parallel",
+        "derive_seed": "randomness",
+        "load_pretrained": "checkpoint",
+        "load_weights": "checkpoint",
+        "local_device": "parallel",
+        "loss_of": "pretext",
+        "lower_is_better": "pretext",
+        "methods": "comparison",
+        "parameter_groups": "optimization",
+        "pretext_loss": "pretext",
+        "pretrain": "pretext",
+        "select_by": "monitor",
+        "reuse_handler": "handlers",
+        "start_parallel": "parallel",
+        "stop_parallel": "parallel",
+    },
+)

@@ -1,0 +1,131 @@
+"""Small ignite handlers: progress, early stopping whose state can be saved, and a picture of the last validation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import inf, isnan
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from ignite.handlers import EarlyStopping as IgniteEarlyStopping
+from ignite.handlers import ProgressBar
+from monai.engines import Evaluator
+
+from dmri_monai.io.writing import replacing
+from dmri_monai.training.parallel import is_main
+
+__all__ = ["EarlyStopping", "Progress", "ValidationPicture", "reuse_handler"]
+
+
+class Progress:
+    """tqdm bar over the iterations of every epoch, with the loss where there is one."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+
+    def attach(self, engine: Engine) -> None:
+        if is_main():
+            bar = ProgressBar(persist=True, mininterval=1.0, desc=self.kind, ncols=90)
+            bar.attach(engine, output_transform=_loss)
+
+
+def _loss(output: Any) -> dict[str, float]:
+    first = output[0] if isinstance(output, list) else output
+    return {"loss": float(first["loss"])} if "loss" in first else {}
+
+
+class EarlyStopping:
+    """Ignite's early stopping, attached to the trainer, on a metric of `evaluator`, with a state that can be saved.
+
+    patience: validations without improvement before the trainer stops.  Attach it after the validation.
+    """
+
+    def __init__(
+        self, evaluator: Evaluator, metric: str, patience: int, interval: int = 1, sign: float = 1.0
+    ) -> None:
+        self.evaluator = evaluator
+        self.metric = metric
+        self.patience = patience
+        self.interval = interval
+        self.sign = sign
+        self._handler: IgniteEarlyStopping | None = None
+
+    def attach(self, engine: Engine) -> None:
+        self._handler = IgniteEarlyStopping(self.patience, self._score, trainer=engine)
+        engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), self._handler)
+
+    def _score(self, engine: Engine) -> float:
+        score = self.sign * float(self.evaluator.state.metrics[self.metric])
+        return -inf if isnan(score) else score  # ignite takes NaN for an improvement
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(self._attached().state_dict())
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._attached().load_state_dict(state)
+
+    def _attached(self) -> IgniteEarlyStopping:
+        if self._handler is None:
+            raise RuntimeError("EarlyStopping: attach it to a trainer first")
+        return self._handler
+
+
+def reuse_handler(handler: Any) -> Any:
+    """`handler` itself.
+
+    MONAI's property check wants every training handler written as an object with a `_target_`; this lets one handler
+    stand in that list and be referred to from elsewhere.
+    """
+    return handler
+
+
+class ValidationPicture:
+    """Ignite handler of an evaluator: the middle axial slice of the last item as input, truth and prediction.
+
+    Items of `engine.state.output`: `image`, `label`, `pred`, each (C, X, Y, Z); a label that is a mapping is shown by
+    its `harmonics`.  shows: "classes" (one-hot or class numbers), "scores" (their first channel, 0 to 1),
+    "directions" (peaks; red, green and blue for the parts along x, y and z), or None for the first channel as it is.
+    """
+
+    def __init__(self, path: str | Path, shows: str | None = None) -> None:
+        if shows not in (None, "classes", "scores", "directions"):
+            raise ValueError(f"shows is {shows!r}, expected None, 'classes', 'scores' or 'directions'")
+        self.path = Path(path)
+        self.shows = shows
+
+    def attach(self, engine: Engine) -> None:
+        if is_main():
+            engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        from matplotlib.figure import Figure
+
+        item = engine.state.output[-1]
+        figure = Figure(figsize=(9, 3.2), layout="constrained")
+        truth, found = (_slice(item[key], self.shows) for key in ("label", "pred"))
+        limits = self._limits(truth, found)
+        titled = {"input": _slice(item["image"], None), "truth": truth, "prediction": found}
+        for axes, (title, picture) in zip(figure.subplots(1, 3), titled.items(), strict=True):
+            style = {"cmap": "gray"} if title == "input" else {"cmap": "viridis", **limits}
+            axes.imshow(picture.transpose(0, 1), origin="lower", **style)
+            axes.set_title(title)
+            axes.axis("off")
+        with replacing(self.path) as (temporary,):
+            figure.savefig(temporary, format="png", dpi=110)
+
+    def _limits(self, truth: torch.Tensor, found: torch.Tensor) -> dict[str, float]:
+        """Of the colours, the same for both pictures where their values mean the same."""
+        if self.shows == "classes":
+            return {"vmin": 0, "vmax": max(1.0, float(truth.max()), float(found.max()))}
+        return {"vmin": 0, "vmax": 1} if self.shows == "scores" else {}
+
+
+def _slice(volume: Any, shows: str | None) -> torch.Tensor:
+    """(X, Y), or (X, Y, 3) colours, of the middle of a volume (C, X, Y, Z)."""
+    volume = volume["harmonics"] if isinstance(volume, Mapping) else volume
+    middle = torch.as_tensor(volume).as_subclass(torch.Tensor)[..., volume.shape[-1] // 2].float().cpu()
+    if shows == "directions":
+        return middle[:3].movedim(0, -1).abs().nan_to_num(0.0).clamp(max=1)
+    return middle.argmax(0) if shows == "classes" and len(middle) > 1 else middle[0]

@@ -1,0 +1,122 @@
+import pytest
+import torch
+from torch import nn
+
+from dmri_monai.inference.inferers import (
+    FullVolumeInferer,
+    SymmetricWindowInferer,
+    VolumeInferer,
+    symmetric_windows,
+)
+from dmri_monai.inference.memory import PeakMemory, estimated_bytes
+
+
+def volume(*size):
+    return torch.rand(1, 2, *size, generator=torch.Generator().manual_seed(0))
+
+
+def blur(seed=0):
+    torch.manual_seed(seed)
+    return nn.Conv3d(2, 3, 5, padding=2).requires_grad_(False)
+
+
+def normalizing():
+    return nn.Sequential(blur(), nn.InstanceNorm3d(3)).requires_grad_(False)
+
+
+@pytest.mark.parametrize("overlap", [0.25, 0.5], ids=["quarter", "half"])
+@pytest.mark.parametrize("n", [20, 33, 48, 57, 60, 61, 97])
+def test_windows_end_exactly_at_the_far_side_and_overlap_enough(n, overlap):
+    size, step = symmetric_windows(n, 32, overlap)
+    assert size <= 32
+    if size < n:
+        assert (n - size) % step == 0
+        assert step <= size * (1 - overlap) + 1e-9
+    else:
+        assert size == n
+
+
+def test_window_sizes_are_multiples_where_that_is_possible():
+    size, step = symmetric_windows(60, 34, 0.5, multiple=4)
+    assert size % 4 == 0
+    assert (60 - size) % step == 0
+
+
+def test_windows_of_a_pointwise_network_give_what_the_whole_volume_gives():
+    network = nn.Conv3d(2, 3, 1).requires_grad_(False)
+    image = volume(21, 18, 15)
+    windows = SymmetricWindowInferer((9, 9, 9))
+    torch.testing.assert_close(windows(image, network), network(image))
+    assert windows.deviation < 1e-3
+
+
+def test_windows_of_a_mirrored_volume_are_the_mirrored_windows():
+    """Instance norm makes every window's answer depend on where it lies."""
+    network = nn.InstanceNorm3d(2)
+    image = volume(23, 18, 15)
+    windows = SymmetricWindowInferer((10, 9, 9))
+    mirrored = windows(image.flip(2, 3, 4), network).flip(2, 3, 4)
+    torch.testing.assert_close(mirrored, windows(image, network), rtol=1e-4, atol=1e-5)
+
+
+def test_a_single_odd_window_at_the_side_is_not_symmetric():
+    """The control: windows whose starts are not symmetric fail the comparison above."""
+    from monai.inferers import SlidingWindowInferer
+
+    network, image = nn.InstanceNorm3d(2), volume(23, 18, 15)
+    windows = SlidingWindowInferer((10, 9, 9), overlap=0.5, mode="gaussian")
+    mirrored = windows(image.flip(2, 3, 4), network).flip(2, 3, 4)
+    assert (mirrored - windows(image, network)).abs().max() > 1e-3
+
+
+def test_deviation_says_how_much_overlapping_windows_disagree():
+    windows = SymmetricWindowInferer((9, 9, 9))
+    windows(volume(21, 18, 15), normalizing())
+    assert 0.01 < windows.deviation < 1
+
+
+def test_a_volume_that_fits_is_inferred_at_once():
+    inferer, image, network = VolumeInferer(memory_gib=1.0), volume(20, 18, 16), normalizing()
+    torch.testing.assert_close(inferer(image, network), network(image), rtol=0, atol=0)
+    assert inferer.deviation == 0
+
+
+def test_a_volume_that_does_not_fit_is_inferred_in_windows_and_says_so(caplog):
+    inferer, image = VolumeInferer(memory_gib=0.001), volume(48, 40, 40)
+    output = inferer(image, normalizing())
+    assert output.shape == (1, 3, 48, 40, 40)
+    assert inferer.deviation > 0
+    assert "needs about" in caplog.text
+    assert "disagree by" in caplog.text
+
+
+def test_window_of_wrong_length_is_refused():
+    with pytest.raises(ValueError, match=r"window is \[32, 32\], expected three sizes"):
+        SymmetricWindowInferer((32, 32))
+
+
+def test_peak_memory_counts_what_is_alive_at_once():
+    with PeakMemory() as memory:
+        a = torch.ones(1000)  # 4000 bytes
+        b = a + 1
+        del a
+        c = b * 2  # b and c
+        c.view(10, 100)  # no new storage
+    assert memory.peak == 8000
+    assert memory.live == 8000
+    del b, c
+    assert memory.live == 0
+
+
+def test_estimate_from_a_piece_is_the_peak_of_the_whole():
+    network, image = normalizing(), volume(48, 40, 44)
+    run = FullVolumeInferer()
+    estimate = estimated_bytes(lambda part: run(part, network), image)
+    with torch.no_grad(), PeakMemory() as memory:
+        run(image, network)
+    assert memory.peak <= estimate <= 2 * memory.peak
+
+
+def test_outputs_of_deep_supervision_pass_through():
+    levels = [torch.zeros(1, 2, 8, 8, 8), torch.zeros(1, 2, 4, 4, 4)]
+    assert FullVolumeInferer()(volume(8, 8, 8), lambda x: levels) is levels

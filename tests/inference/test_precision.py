@@ -1,0 +1,60 @@
+import pytest
+import torch
+
+from dmri_monai.inference.precision import CpuAutocast, autocast, cuda_amp
+from dmri_monai.networks import PlainUNet
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.fixture
+def dtypes():
+    """Network and the list of dtypes its first convolution puts out."""
+    network, seen = PlainUNet(in_channels=2, filters=2, out_channels=2), []
+    network.down_1[0][0].register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    return network, seen
+
+
+def test_amp_on_the_cpu_computes_in_bf16_and_returns_float32(dtypes):
+    network, seen = dtypes
+    output = autocast(network, True, CPU)(torch.rand(1, 2, 16, 16, 16))
+    assert seen == [torch.bfloat16]
+    assert output.dtype == torch.float32
+
+
+def test_without_amp_everything_is_float32(dtypes):
+    network, seen = dtypes
+    autocast(network, False, CPU)(torch.rand(1, 2, 16, 16, 16))
+    assert seen == [torch.float32]
+
+
+def test_on_cuda_the_engine_autocasts_and_the_network_is_not_wrapped(dtypes):
+    network, _ = dtypes
+    assert autocast(network, True, CUDA) is network
+    assert cuda_amp(True, CUDA)
+    assert not cuda_amp(True, CPU)
+    assert not cuda_amp(False, CUDA)
+
+
+def test_wrapped_network_shares_its_parameters(dtypes):
+    network, _ = dtypes
+    wrapped = CpuAutocast(network)
+    assert [id(p) for p in wrapped.parameters()] == [id(p) for p in network.parameters()]
+
+
+@pytest.mark.parametrize("word", ["false", "False"])
+def test_the_word_false_of_a_command_line_is_false(dtypes, word):
+    assert autocast(dtypes[0], word, CPU) is dtypes[0]
+
+
+def test_any_other_word_is_refused():
+    with pytest.raises(ValueError, match="amp is 'off', expected true or false"):
+        cuda_amp("off", CUDA)
+
+
+def test_every_output_of_deep_supervision_returns_as_float32():
+    def levels(image):
+        return [image.bfloat16(), image[..., ::2].bfloat16()]
+
+    outputs = CpuAutocast(levels)(torch.rand(1, 2, 8, 8, 8))
+    assert [output.dtype for output in outputs] == [torch.float32] * 2

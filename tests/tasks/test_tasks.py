@@ -1,0 +1,176 @@
+import pytest
+import torch
+from ignite.engine import Engine
+from monai.data import MetaTensor
+from monai.transforms import Compose
+
+from dmri_monai.losses import AxialLoss
+from dmri_monai.qspace.axes import axis_to_harmonics
+from dmri_monai.tasks.tasks import TASKS, task
+from dmri_monai.training.monitor import select_by
+from dmri_monai.transforms.task_labels import CheckLabeld, HarmonicsToPeaksd, IgnoreOutsided
+
+SIZE = (4, 5, 6)
+
+
+def grid(values, affine=None):
+    image = MetaTensor(values, affine=torch.eye(4) if affine is None else affine)
+    image.meta["filename_or_obj"] = "sub-01_dseg.nii.gz"
+    return image
+
+
+def item(label, **changes):
+    return {"image": grid(torch.zeros(7, *SIZE)), "label": label, **changes}
+
+
+def perfect(name):
+    """Label of a task, and an output of a network that is right everywhere."""
+    generator = torch.Generator().manual_seed(0)
+    this = task(name)
+    if this.n_classes is None:
+        axes = torch.randn(1, 3, *SIZE, generator=generator)
+        return axes, axis_to_harmonics(axes)
+    classes = torch.randint(0, this.n_classes, (1, 1, *SIZE), generator=generator)
+    if name == "lesion":
+        return classes.float(), 40.0 * (classes.float() - 0.5)
+    return classes.float(), 20.0 * torch.nn.functional.one_hot(classes[:, 0], this.n_classes).movedim(
+        -1, 1
+    ).float()
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_right_output_has_a_smaller_loss_than_a_wrong_one(name):
+    label, output = perfect(name)
+    loss = task(name).loss()
+    wrong = output.roll(1, dims=-1)
+    assert float(loss(output, label)) < 0.1 < float(loss(wrong, label))
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_right_output_has_a_perfect_key_metric(name):
+    label, output = perfect(name)
+    this, data = task(name), {"pred": output[0], "label": label[0]}
+    data = Compose(this.validate())(data)
+    metric = this.metric()
+    metric.metric_fn(data["pred"].unsqueeze(0), data["label"].unsqueeze(0))
+    value = metric.metric_fn.aggregate()
+    value = value[0] if isinstance(value, tuple) else value
+    assert float(value) == pytest.approx(0.0 if this.lower_is_better else 1.0, abs=0.1)
+
+
+@pytest.mark.parametrize("name", ["tissue", "lesion"])
+def test_surface_distance_of_a_task_is_in_millimetres(name):
+    this, spacing = task(name), torch.diag(torch.tensor([3.0, 3.0, 3.0, 1.0]))
+    label, output = (
+        torch.zeros(1, 6, 6, 6),
+        torch.full((this.n_classes if name == "tissue" else 1, 6, 6, 6), -9.0),
+    )
+    label[:, 1:3] = 1
+    output[-3 if name == "tissue" else 0, 1:4] = 9.0
+    output = output.softmax(0) if name == "tissue" else output.sigmoid()
+    found = Compose(this.score())({"pred": grid(output, spacing), "label": grid(label, spacing)})
+    engine, metric = Engine(lambda *_: [found]), this.further()["hd95"]
+    metric.attach(engine, "hd95")
+    engine.run([0])
+    assert float(engine.state.metric_details["hd95"][0, 0]) == pytest.approx(3.0)
+
+
+def test_unknown_task_names_the_choices():
+    with pytest.raises(
+        ValueError, match="task is 'tisue', expected one of tissue, lesion, crossings, orientation"
+    ):
+        task("tisue")
+
+
+def test_label_of_another_size_is_refused_with_both_grids():
+    with pytest.raises(
+        ValueError, match=r"grid is \(4, 5, 7\), the scan's is \(4, 5, 6\): sub-01_dseg.nii.gz"
+    ):
+        CheckLabeld("label", 4)(item(grid(torch.zeros(1, 4, 5, 7))))
+
+
+def test_label_in_another_space_is_refused():
+    moved = torch.eye(4)
+    moved[0, 3] = 2.0
+    with pytest.raises(ValueError, match="affine differs from the scan's by 2 mm.*sub-01_dseg"):
+        CheckLabeld("label", 4)(item(grid(torch.zeros(1, *SIZE), moved)))
+
+
+@pytest.mark.parametrize(
+    "value", [4.0, -1.0, 0.5, float("nan")], ids=["too-high", "negative", "fraction", "nan"]
+)
+def test_label_with_a_value_that_is_no_class_is_refused(value):
+    label = torch.zeros(1, *SIZE)
+    label[0, 1, 1, 1] = value
+    with pytest.raises(ValueError, match=f"holds {value:g}, expected whole numbers from 0 to 3"):
+        CheckLabeld("label", 4)(item(grid(label)))
+
+
+def test_peaks_are_three_volumes_each():
+    with pytest.raises(ValueError, match="4 volumes, expected 3 for each peak"):
+        CheckLabeld("label", None)(item(grid(torch.zeros(4, *SIZE))))
+
+
+def test_axes_become_unit_peaks_inside_the_head_alone():
+    axes = torch.randn(1, 3, *SIZE, generator=torch.Generator().manual_seed(0))
+    head = torch.ones(1, *SIZE)
+    head[:, 0] = 0
+    found = HarmonicsToPeaksd("pred")({"pred": 3 * axis_to_harmonics(axes)[0], "head": head})["pred"]
+    assert found[:, 0].isnan().all()
+    unit = axes[0] / axes[0].norm(dim=0)
+    cosine = (found * unit).sum(dim=0).abs()[1:]
+    torch.testing.assert_close(cosine, torch.ones_like(cosine))
+
+
+@pytest.mark.parametrize(
+    ("name", "ignored"), [("lesion", -1.0), ("crossings", -1.0), ("orientation", float("nan"))]
+)
+def test_voxels_outside_the_brain_mask_do_not_count(name, ignored):
+    label, output = perfect(name)
+    this, mask = task(name), torch.ones(1, *SIZE)
+    mask[..., 0] = 0
+    encode = Compose([t for t in this.encode_label() if "Ignore" in type(t).__name__])
+    masked = encode({"label": grid(label[0]), "mask": mask})["label"].as_tensor().unsqueeze(0)
+    assert masked[..., 0].isnan().all() if ignored != ignored else (masked[..., 0] == ignored).all()
+    loss, spoilt = this.loss(), output.clone()
+    spoilt[..., 0] = -output[..., 0].roll(1, dims=-1) - 1
+    torch.testing.assert_close(loss(spoilt, masked), loss(output, masked))
+
+
+def test_mask_stored_in_another_orientation_than_the_label_is_refused():
+    mirrored = torch.eye(4)
+    mirrored[0, 0], mirrored[0, 3] = -1, SIZE[0] - 1.0  # the same brain, the other way round
+    mask, label = grid(torch.ones(1, *SIZE), mirrored), grid(torch.ones(1, *SIZE))
+    with pytest.raises(ValueError, match="IgnoreOutsided: 'mask' lies up to 3.0 mm beside the image"):
+        IgnoreOutsided("label")({"label": label, "mask": mask})
+
+
+def test_selection_by_loss_sees_the_output_before_it_is_discretised():
+    label, output = perfect("tissue")
+    chosen = select_by("loss", task("tissue"), task("tissue").loss())
+    data = Compose(chosen.postprocessing)({"pred": output[0], "label": label[0]})
+    assert data["pred"].shape == data["label"].shape == (4, *SIZE)
+    torch.testing.assert_close(data["raw_pred"], output[0])
+    assert chosen.name == "val_loss"
+    assert chosen.is_better(0.1, 0.2)
+    assert chosen.sign == -1
+
+
+def test_angular_error_is_better_when_smaller_and_dice_when_larger():
+    small = select_by("metric", task("orientation"), AxialLoss("l2"))
+    large = select_by("metric", task("tissue"), task("tissue").loss())
+    assert small.is_better(5.0, 10.0)
+    assert large.is_better(0.9, 0.8)
+    assert not large.is_better(0.7, 0.8)
+
+
+def test_unknown_selection_names_the_choices():
+    with pytest.raises(ValueError, match="selection is 'dice', expected one of"):
+        select_by("dice", task("tissue"), task("tissue").loss())
+
+
+def test_any_value_is_better_than_none():
+    """A validation without a lesion has no average precision."""
+    chosen = select_by("metric", task("lesion"), task("lesion").loss())
+    assert chosen.is_better(0.1, float("nan"))
+    assert not chosen.is_better(float("nan"), 0.1)

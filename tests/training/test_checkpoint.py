@@ -1,0 +1,249 @@
+import json
+
+import pytest
+import torch
+from ignite.engine import Engine
+from torch import nn
+
+from dmri_monai.networks import EquivariantUNet, PlainUNet
+from dmri_monai.training.checkpoint import Checkpoint, load_pretrained, load_weights
+
+
+def make(folder, **options):
+    torch.manual_seed(0)
+    network = nn.Linear(2, 1)
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.1)
+
+    def step(engine, batch):
+        optimizer.zero_grad()
+        network(batch).square().mean().backward()
+        optimizer.step()
+
+    engine = Engine(step)
+    checkpoint = Checkpoint(folder, network, {"optimizer": optimizer}, **options)
+    checkpoint.attach(engine)
+    return engine, network
+
+
+DATA = [torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, -1.0]])]
+
+
+def test_resumed_training_ends_like_an_uninterrupted_one(tmp_path):
+    engine, network = make(tmp_path / "whole")
+    engine.run(DATA, max_epochs=4)
+    make(tmp_path / "cut")[0].run(DATA, max_epochs=2)
+    resumed, again = make(tmp_path / "cut", resume=True)
+    resumed.run(DATA, max_epochs=4)
+    assert resumed.state.iteration == engine.state.iteration
+    torch.testing.assert_close(again.state_dict(), network.state_dict(), rtol=0, atol=0)
+
+
+def test_training_from_scratch_differs_from_a_resumed_one(tmp_path):
+    make(tmp_path)[0].run(DATA, max_epochs=2)
+    resumed, network = make(tmp_path, resume=True)
+    resumed.run(DATA, max_epochs=4)
+    scratch, other = make(tmp_path / "other")
+    scratch.run(DATA, max_epochs=2)
+    assert (network.weight - other.weight).abs().max() > 1e-3
+
+
+def test_resuming_a_finished_training_changes_nothing(tmp_path):
+    engine, network = make(tmp_path)
+    engine.run(DATA, max_epochs=2)
+    resumed, again = make(tmp_path, resume=True)
+    resumed.run(DATA, max_epochs=2)
+    torch.testing.assert_close(again.state_dict(), network.state_dict(), rtol=0, atol=0)
+
+
+def test_full_disk_names_the_file_and_leaves_the_last_epoch(tmp_path, full_disk):
+    make(tmp_path)[0].run(DATA, max_epochs=1)
+    names, last = sorted(tmp_path.iterdir()), (tmp_path / "last.pt").read_bytes()
+    resumed, _ = make(tmp_path, resume=True)
+    with full_disk, pytest.raises(OSError, match=r"last\.pt"):
+        resumed.run(DATA, max_epochs=2)
+    assert sorted(tmp_path.iterdir()) == names
+    assert (tmp_path / "last.pt").read_bytes() == last
+
+
+def test_checkpoints_load_with_weights_only(tmp_path):
+    make(tmp_path)[0].run(DATA, max_epochs=1)
+    assert set(torch.load(tmp_path / "last.pt", weights_only=True)) == {"network", "optimizer", "trainer"}
+    assert set(torch.load(tmp_path / "model.pt", weights_only=True)) == {"weight", "bias"}
+
+
+def test_existing_training_is_not_overwritten(tmp_path):
+    make(tmp_path)[0].run(DATA, max_epochs=1)
+    with pytest.raises(ValueError, match="last.pt exists: continue that training with `--resume true`"):
+        make(tmp_path)
+    make(tmp_path, overwrite=True)[0].run(DATA, max_epochs=1)
+
+
+def test_resume_without_a_checkpoint_names_the_file(tmp_path):
+    with pytest.raises(ValueError, match="no checkpoint .*last.pt"):
+        make(tmp_path, resume=True)
+
+
+def test_resume_with_other_data_names_both_lengths(tmp_path):
+    make(tmp_path)[0].run(DATA, max_epochs=1)
+    engine, _ = make(tmp_path, resume=True)
+    with pytest.raises(ValueError, match="has 2 iterations, now 4"):
+        engine.run(DATA * 2, max_epochs=2)
+
+
+def test_resume_under_other_settings_names_both(tmp_path):
+    make(tmp_path, settings=SETTINGS)[0].run(DATA, max_epochs=1)
+    engine, _ = make(tmp_path, resume=True, settings={**SETTINGS, "order_scale": [1.0, 1.0]})
+    expected = r"made with order_scale = \[1.0, 15.0\], the configuration says \[1.0, 1.0\]"
+    with pytest.raises(ValueError, match=expected):
+        engine.run(DATA, max_epochs=2)
+
+
+@pytest.fixture
+def pretrained(tmp_path):
+    torch.manual_seed(1)
+    body = PlainUNet(in_channels=2, filters=2, out_channels=2)
+    torch.save(body.state_dict(), tmp_path / "pretrained.pt")
+    return body, tmp_path / "pretrained.pt"
+
+
+def test_pretrained_body_is_loaded_and_the_head_is_new(pretrained):
+    body, path = pretrained
+    network = PlainUNet(in_channels=2, filters=2, out_channels=4)
+    head = network.head.weight.clone()
+    load_pretrained(network, path)
+    torch.testing.assert_close(network.bridge[0][0].weight, body.bridge[0][0].weight, rtol=0, atol=0)
+    torch.testing.assert_close(network.head.weight, head, rtol=0, atol=0)
+
+
+def test_no_pretrained_checkpoint_leaves_the_network_alone():
+    network = PlainUNet(in_channels=2, filters=2)
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    torch.testing.assert_close(load_pretrained(network, None).state_dict(), before, rtol=0, atol=0)
+
+
+def test_checkpoint_of_another_width_names_both_shapes(pretrained):
+    with pytest.raises(
+        ValueError, match=r"down_1.0.0.weight: network \(3, 2, 3, 3, 3\), checkpoint \(2, 2, 3, 3, 3\)"
+    ):
+        load_pretrained(PlainUNet(in_channels=2, filters=3, out_channels=2), pretrained[1])
+
+
+def test_missing_checkpoint_is_named(tmp_path):
+    with pytest.raises(ValueError, match="no checkpoint .*nowhere.pt"):
+        load_pretrained(nn.Linear(1, 1), tmp_path / "nowhere.pt")
+
+
+NO_CHECKPOINTS = {
+    "text": (lambda path: path.write_bytes(b"hello"), "cannot be read as a checkpoint"),
+    "empty": (lambda path: path.write_bytes(b""), "cannot be read as a checkpoint"),
+    "cut": (lambda path: path.write_bytes(path.read_bytes()[:500]), "cannot be read as a checkpoint"),
+    "module": (lambda path: torch.save(nn.Linear(1, 1), path), "cannot be read as a checkpoint"),
+    "tensor": (lambda path: torch.save(torch.zeros(3), path), "holds no state dict of tensors"),
+    "other": (lambda path: torch.save({"epoch": 3}, path), "holds no state dict of tensors"),
+}
+
+
+@pytest.mark.parametrize(("spoil", "message"), NO_CHECKPOINTS.values(), ids=NO_CHECKPOINTS.keys())
+@pytest.mark.parametrize("load", [load_weights, load_pretrained])
+def test_file_that_is_no_checkpoint_is_named(pretrained, load, spoil, message):
+    body, path = pretrained
+    spoil(path)
+    with pytest.raises(ValueError, match=f"pretrained.pt {message}"):
+        load(body, path)
+
+
+def test_load_weights_needs_the_head_too(pretrained):
+    with pytest.raises(
+        ValueError, match=r"head.weight: network \(4, 2, 1, 1, 1\), checkpoint \(2, 2, 1, 1, 1\)"
+    ):
+        load_weights(PlainUNet(in_channels=2, filters=2, out_channels=4), pretrained[1])
+
+
+SETTINGS = {
+    "task": "tissue",
+    "architecture": "plain",
+    "l_max": 4,
+    "shells": [1000.0],
+    "order_scale": [1.0, 15.0],
+}
+
+
+@pytest.fixture
+def described(pretrained):
+    """Checkpoint with the settings it was made with beside it."""
+    body, path = pretrained
+    path.with_suffix(".json").write_text(json.dumps(SETTINGS))
+    return body, path
+
+
+@pytest.mark.parametrize(
+    ("name", "ours", "message"),
+    [
+        ("l_max", 2, "made with l_max = 4, the configuration says 2"),
+        (
+            "order_scale",
+            [1.0, 1.0],
+            r"made with order_scale = \[1.0, 15.0\], the configuration says \[1.0, 1.0\]",
+        ),
+        ("architecture", "pq", "made with architecture = 'plain', the configuration says 'pq'"),
+        (
+            "shells",
+            [1000.0, 2000.0],
+            r"made with shells = \[1000.0\], the configuration says \[1000.0, 2000.0\]",
+        ),
+    ],
+    ids=["order", "scale", "architecture", "shells"],
+)
+@pytest.mark.parametrize("load", [load_weights, load_pretrained])
+def test_checkpoint_made_under_other_settings_is_refused_with_both(described, load, name, ours, message):
+    body, path = described
+    with pytest.raises(ValueError, match=message):
+        load(body, path, {**SETTINGS, name: ours})
+
+
+def test_checkpoint_of_another_task_is_a_start_but_not_a_model(described):
+    body, path = described
+    load_pretrained(body, path, {**SETTINGS, "task": "lesion"})
+    with pytest.raises(ValueError, match="made with task = 'tissue', the configuration says 'lesion'"):
+        load_weights(body, path, {**SETTINGS, "task": "lesion"})
+
+
+def test_deep_supervision_may_begin_at_fine_tuning(described):
+    body, path = described
+    options = {"filters": 2}
+    path.with_suffix(".json").write_text(json.dumps({**SETTINGS, "options": options}))
+    deep = {**SETTINGS, "options": {**options, "deep_supervision": True}}
+    load_pretrained(body, path, deep)
+    with pytest.raises(ValueError, match="the configuration says {'filters': 2, 'deep_supervision': True}"):
+        load_weights(body, path, deep)
+    with pytest.raises(
+        ValueError, match="made with options = {'filters': 2}, the configuration says {'filters': 3}"
+    ):
+        load_pretrained(body, path, {**SETTINGS, "options": {"filters": 3}})
+
+
+def test_other_b_values_are_warned_of(described, caplog):
+    body, path = described
+    load_weights(body, path, {**SETTINGS, "shells": [1200.0]})
+    assert "made with shells [1000.0], the configuration has [1200.0]" in caplog.text
+
+
+def test_settings_are_written_beside_the_model(tmp_path):
+    make(tmp_path, settings=SETTINGS)[0].run(DATA, max_epochs=1)
+    assert json.loads((tmp_path / "model.json").read_text()) == SETTINGS
+
+
+def test_checkpoint_of_another_network_names_both(pretrained):
+    network = EquivariantUNet("2x0e", "1x0e", "tiny")
+    expected = (
+        "does not fit the EquivariantUNet in .* checkpoint missing; the checkpoint holds down_1, down_2"
+    )
+    with pytest.raises(ValueError, match=expected):
+        load_pretrained(network, pretrained[1])
+
+
+def test_what_was_loaded_and_what_was_not_is_listed(pretrained, caplog):
+    caplog.set_level("INFO")
+    load_pretrained(PlainUNet(in_channels=2, filters=2, out_channels=4), pretrained[1])
+    assert "(bridge, down_1, down_2" in caplog.text
+    assert "new: head.bias, head.weight; left in the checkpoint: head.bias, head.weight" in caplog.text
