@@ -52,11 +52,19 @@ def train(options: argparse.Namespace) -> None:
     for step in range(first, options.steps):
         for group in optimizer.param_groups:
             group["lr"] = options.rate * _schedule(step / options.steps)
-        total += _step(network, optimizer, draw_batch((options.seed << 24) + step, options.protocols, options.voxels))
+        total += _step(
+            network, optimizer, draw_batch((options.seed << 24) + step, options.protocols, options.voxels)
+        )
         if (step + 1) % options.report == 0 or step + 1 == options.steps:
             seconds = time.perf_counter() - started
             done = (step + 1) * options.protocols * options.voxels
-            line = {"step": step + 1, "loss": total / options.report, "seconds": seconds, "voxels_per_s": done / seconds}
+            line = {
+                "step": step + 1,
+                "loss": total / options.report,
+                "seconds": seconds,
+                "voxels_per_s": done / seconds,
+            }
+            line["voxels_per_s"] = done / seconds
             print(json.dumps({**line, **_validated(network, held_out)}), flush=True)
             total = 0.0
             _save(options, network, optimizer, step + 1, seconds)

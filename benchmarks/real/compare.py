@@ -1,16 +1,18 @@
 """Fibres and tissue of real scans: a network and methods without training, on the same voxels, as JSON lines.
 
-No truth is known. The reference is multi-tissue deconvolution of all shells where a scan has several (MRtrix3 where it is
-installed and the scan is large enough, else DIPY), else deconvolution of its one shell with all its directions; rivals get the same or fewer measurements. Scans: the samples
-that come with DIPY (`small_64D`, `small_101D`), and folders with `dwi.nii.gz`, its table and perhaps `mask.nii.gz`.
+No truth is known. The reference is multi-tissue deconvolution of all shells where a scan has several (MRtrix3 where it
+is installed and the scan is large enough, else DIPY), else deconvolution of its one shell with all its directions; the
+methods get the same or fewer measurements. Scans: the samples that come with DIPY (`small_64D`, `small_101D`), and
+folders with `dwi.nii.gz`, its table and perhaps `mask.nii.gz`.
 
-angle_deg, within_10: main direction in white matter (the reference's fraction above 0.5; FA above 0.25 for one shell), median and share within 10 degrees;
-single_deg: where it finds one fibre; crossing_deg, recall_20, false_20: where it finds more, median of the main
-direction, share of the reference's peaks within 20 degrees of a found one, share of found peaks far from all of the
-reference's; number, number_1: number of fibres in white matter, exact and within one; tissue_pure, tissue: same largest
-fraction, where one is above 0.8, and everywhere; r_wm, r_gm, r_csf: correlation of fractions.
+angle_deg, within_10: main direction in white matter (the reference's fraction above 0.5; FA above 0.25 for one
+shell), median and share within 10 degrees; single_deg: where it finds one fibre; crossing_deg, recall_20, false_20:
+where it finds more, median of the main direction, share of the reference's peaks within 20 degrees of a found one,
+share of found peaks far from all of the reference's; number, number_1: number of fibres in white matter, exact and
+within one; tissue_pure, tissue: same largest fraction, where one is above 0.8, and everywhere; r_wm, r_gm, r_csf:
+correlation of fractions.
 
-Run: python benchmarks/real/compare.py NETWORK.pt [FOLDER ...] [--force]
+Run: python -m benchmarks.real.compare NETWORK.pt [FOLDER ...] [--force]
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from benchmarks.real import rivals
 from benchmarks.real.references import reference_of
 from benchmarks.real.rivals import Found, Scan
 from dmri_monai.io import read_dwi, read_nifti
-from dmri_monai.metrics.directions import axial_angle_deg
+from dmri_monai.metrics.angles import axial_angle_deg
 from dmri_monai.networks.voxelwise import VoxelwiseNet
 from dmri_monai.qspace.peaks import harmonic_peaks
 from dmri_monai.qspace.shell_set import shell_channels, shell_set
@@ -130,11 +132,16 @@ def compared(run: Callable[[Scan], Found], scan: Scan, reference: Found, white: 
             found = run(scan)
     except ValueError:  # the method does not apply to these measurements
         return {}
-    return {"seconds": time.perf_counter() - started, **_fibres(found, reference, white), **_tissue(found, reference)}
+    return {
+        "seconds": time.perf_counter() - started,
+        **_fibres(found, reference, white),
+        **_tissue(found, reference),
+    }
 
 
 def _fibres(found: Found, reference: Found, white: Tensor) -> dict[str, float]:
-    assert reference.peaks is not None and reference.number is not None
+    assert reference.peaks is not None
+    assert reference.number is not None
     single, crossing = white & (reference.number == 1), white & (reference.number > 1)
     line: dict[str, float] = {"n_white": int(white.sum()), "n_single": int(single.sum())}
     if found.peaks is not None:

@@ -28,7 +28,13 @@ def reference_of(scan: Scan, cache: Path | None) -> tuple[Found, Tensor]:
         stored = torch.load(cache, weights_only=True)
         return Found(**stored["found"]), stored["white"]
     several = sum(len(shell.indices) >= MIN_DIRECTIONS for shell in scan.table.shells()) > 1
-    found = _mrtrix(scan) if several and _suits_mrtrix(scan) else rivals.msmt(scan) if several else rivals.csd(scan)
+    found = (
+        _mrtrix(scan)
+        if several and _suits_mrtrix(scan)
+        else rivals.msmt(scan)
+        if several
+        else rivals.csd(scan)
+    )
     assert found.number is not None
     if found.fractions is None:
         white = scan.tensor().fa[0, 0][scan.mask] > ANISOTROPIC
@@ -54,13 +60,18 @@ def _mrtrix(scan: Scan) -> Found:
         _run(folder, "mrconvert dwi.nii.gz -fslgrad dwi.bvec dwi.bval dwi.mif")
         _run(folder, "dwi2response dhollander dwi.mif wm.txt gm.txt csf.txt -mask mask.nii.gz -erode 0")
         _run(folder, "dwi2fod msmt_csd dwi.mif wm.txt wm.nii gm.txt gm.nii csf.txt csf.nii -mask mask.nii.gz")
-        wm, gm, csf = (read_harmonics(folder / f"{t}.nii").as_tensor()[:, scan.mask] for t in ("wm", "gm", "csf"))
+        wm, gm, csf = (
+            read_harmonics(folder / f"{t}.nii").as_tensor()[:, scan.mask] for t in ("wm", "gm", "csf")
+        )
     fractions = torch.stack([wm[0], gm[0], csf[0]], dim=1).clamp(min=0)
     fractions = fractions / fractions.sum(1, keepdim=True).clamp(min=1e-6)
     white = torch.from_numpy(rivals.white_voxels(scan))[scan.mask]
     largest = harmonic_peaks(wm[:, white], count=1).amplitudes[:, 0].median()
     peaks = harmonic_peaks(
-        wm, relative=RULE.relative, absolute=RULE.absolute * float(largest), separation_degrees=RULE.separation_degrees
+        wm,
+        relative=RULE.relative,
+        absolute=RULE.absolute * float(largest),
+        separation_degrees=RULE.separation_degrees,
     )
     return Found(peaks.directions.float(), peaks.number, fractions, fractions.argmax(1))
 

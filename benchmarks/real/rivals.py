@@ -1,4 +1,4 @@
-"""Methods without training on the voxels of one scan: each gives peaks, number of fibres and, where it can, fractions."""
+"""Methods without training on the voxels of one scan: peaks, number of fibres and, where they can, fractions."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dmri_monai.baselines import KMeansTissue
 from dmri_monai.gradients import GradientTable
-from dmri_monai.labels import deconvolution, fibres, tissues
 from dmri_monai.qspace.tensor import TensorMetrics
+from dmri_monai.reference import deconvolution, fibres, multi_tissue
+from dmri_monai.reference.baselines import KMeansTissue
 
 RULE = deconvolution.PeakRule()
 
@@ -67,7 +67,9 @@ def msmt(scan: Scan) -> Found:
     """DIPY's multi-tissue deconvolution of all shells, solved exactly."""
     white, maps = white_voxels(scan), scan.tensor()
     tissue = (maps.fa[0, 0].numpy(), maps.md[0, 0].numpy(), scan.mask.numpy())
-    model, part = tissues.multi_tissue_model(_signal(scan), scan.table, white, tissue, 8, RULE.response_voxels)
+    model, part = multi_tissue.multi_tissue_model(
+        _signal(scan), scan.table, white, tissue, 8, RULE.response_voxels
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         fit = model.fit(part, mask=scan.mask.numpy())
@@ -92,7 +94,7 @@ def force(scan: Scan, simulations: int = 100_000) -> Found:
 
 
 def kmeans(scan: Scan) -> Found:
-    """Three clusters of b0, FA and MD, named by what they are: fluid has the highest MD, white matter the highest FA."""
+    """Clusters of b0, FA and MD, named by what they are: fluid has the highest MD, white matter the highest FA."""
     maps, b0 = scan.tensor(), scan.image[scan.table.b0_mask].mean(0, keepdim=True)
     features = torch.cat([b0, maps.fa[0], maps.md[0], scan.mask[None].float()])
     clusters = KMeansTissue()(features[None])[0, 1:, scan.mask].argmax(0)
@@ -110,7 +112,9 @@ def _signal(scan: Scan) -> np.ndarray:
 
 def white_voxels(scan: Scan) -> np.ndarray:
     """(X, Y, Z) bool: the voxels of the response of a single fibre."""
-    return deconvolution.most_anisotropic(scan.tensor().fa[0, 0].numpy(), scan.mask.numpy(), RULE.response_voxels)
+    return deconvolution.most_anisotropic(
+        scan.tensor().fa[0, 0].numpy(), scan.mask.numpy(), RULE.response_voxels
+    )
 
 
 def _peaks(model: Any, part: np.ndarray, scan: Scan, white: np.ndarray) -> tuple[Tensor, Tensor]:

@@ -7,8 +7,8 @@ from math import pi, sqrt
 import torch
 from torch import Tensor, nn
 
-from dmri_monai.equivariant.representation import as_irreps
-from dmri_monai.equivariant.sphere import Pointwise, from_functions, to_functions
+from dmri_monai.equivariant.sphere_activation import Pointwise, from_functions, to_functions
+from dmri_monai.so3 import as_irreps
 
 __all__ = ["ShellEncoder", "shell_irreps"]
 
@@ -50,7 +50,9 @@ class ShellEncoder(nn.Module):
         self.irreps_out = as_irreps(f"{scalars}x0e+{functions}")
         self.per_slot = SCALARS_PER_SHELL - 1 + sum(2 * degree + 1 for degree in self.degrees)
         features = len(self.degrees) + 5
-        self.shell = nn.Sequential(Pointwise(features, hidden), nn.SiLU(), Pointwise(hidden, hidden), nn.SiLU())
+        self.shell = nn.Sequential(
+            Pointwise(features, hidden), nn.SiLU(), Pointwise(hidden, hidden), nn.SiLU()
+        )
         self.pool = nn.Sequential(Pointwise(hidden + 1, scalars), nn.SiLU(), Pointwise(scalars, scalars))
         self.gate = nn.Sequential(
             Pointwise(hidden + scalars, hidden), nn.SiLU(), Pointwise(hidden, channels * len(self.degrees))

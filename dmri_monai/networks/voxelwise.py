@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dmri_monai.equivariant.shell_encoder import ShellEncoder
-from dmri_monai.equivariant.sphere import Pointwise, SphereActivation
+from dmri_monai.equivariant.sphere_activation import Pointwise, SphereActivation
 
 __all__ = ["SphereBlock", "VoxelwiseNet"]
 
@@ -27,7 +27,9 @@ class SphereBlock(nn.Module):
         self.channels, self.sizes = channels, [2 * degree + 1 for degree in range(0, l_in + 1, 2)]
         self.grown = sum(2 * degree + 1 for degree in range(l_in + 2, L_MAX + 1, 2))
         features = scalars + channels * len(self.sizes)
-        self.read = nn.Sequential(Pointwise(features, 2 * scalars), nn.SiLU(), Pointwise(2 * scalars, scalars))
+        self.read = nn.Sequential(
+            Pointwise(features, 2 * scalars), nn.SiLU(), Pointwise(2 * scalars, scalars)
+        )
         self.sphere = SphereActivation(
             _functions(channels, l_in), _functions(channels, L_MAX), hidden=hidden, scalars=scalars
         )
@@ -62,7 +64,9 @@ class VoxelwiseNet(nn.Module):
         )
         self.sizes = [2 * degree + 1 for degree in range(0, L_MAX + 1, 2)]
         features = scalars + channels * len(self.sizes)
-        self.read = nn.Sequential(Pointwise(features, 2 * scalars), nn.SiLU(), Pointwise(2 * scalars, scalars))
+        self.read = nn.Sequential(
+            Pointwise(features, 2 * scalars), nn.SiLU(), Pointwise(2 * scalars, scalars)
+        )
         self.gates = Pointwise(scalars, channels * len(self.sizes))
         self.fractions = Pointwise(scalars, FRACTIONS)
 

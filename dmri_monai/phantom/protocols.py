@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from itertools import product
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dmri_monai.gradients import GradientTable
-from dmri_monai.qspace.directions import spread_directions
+from dmri_monai.qspace.direction_sets import spread_directions
 
 __all__ = ["draw_protocol", "played_out"]
 
@@ -77,7 +77,7 @@ def _directions(rng: np.random.Generator, most: int) -> np.ndarray:
     return turned
 
 
-@lru_cache(maxsize=None)
+@cache
 def _spread(n: int) -> np.ndarray:
     return spread_directions(n).numpy()
 
@@ -85,7 +85,9 @@ def _spread(n: int) -> np.ndarray:
 def _cartesian(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Points of a cubic lattice in a ball, one of each antipodal pair; b grows with the square of the distance."""
     radius_squared = int(rng.choice([9, 10, 12, 13, 16]))
-    points = np.array([p for p in product(range(-4, 5), repeat=3) if 0 < sum(c * c for c in p) <= radius_squared])
+    points = np.array(
+        [p for p in product(range(-4, 5), repeat=3) if 0 < sum(c * c for c in p) <= radius_squared]
+    )
     keys = points @ np.array([1, 10, 100])
     points = points[keys > 0].astype(float)
     length = np.linalg.norm(points, axis=1)

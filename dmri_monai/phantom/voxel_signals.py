@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dmri_monai.gradients import GradientTable
 from dmri_monai.phantom.protocols import draw_protocol, played_out
-from dmri_monai.qspace.basis import n_coefficients, sh_basis, sh_orders
+from dmri_monai.qspace.shell_fit import n_coefficients, sh_basis, sh_orders
 from dmri_monai.qspace.shell_set import ShellSet, shell_channels, shell_set
 
 __all__ = ["FIBRES", "FRACTIONS", "Batch", "Voxels", "draw_batch", "draw_voxels", "simulate_voxels"]
@@ -42,11 +42,12 @@ KINDS = (
 class Voxels:
     """V voxels; volumes are fractions of the voxel, diffusivities in µm²/ms, dispersions in rad² per axis.
 
-    fractions (V, 4): WM, GM, CSF, other.  shares (V, 3): of the fibres, sum 1.  directions (V, 3, 3): their unit
-    directions; lobes (V, 3, 91): harmonics to l = 12 of each direction.  spread (V, 3): dispersion of each fibre beyond `base_spread` (V,), that of any coherent bundle.
-    intra (V,), d_intra, d_parallel, d_perpendicular (V,): white matter.  grey (V, 4): share of neurites, their
-    diffusivity and dispersion, diffusivity between them; grey_lobe (V, 91): of a random direction.  d_csf, d_other (V,).
-    s0 (V, 4): b0 signal of each compartment, white matter's is about 1.
+    fractions (V, 4): WM, GM, CSF, other.  shares (V, 3): of the fibres, sum 1.  directions (V, 3, 3): unit.
+    lobes (V, 3, 91): harmonics to l = 12 of each direction.  spread (V, 3): dispersion of each fibre beyond
+    `base_spread` (V,), that of any coherent bundle.
+    intra (V,): share of the fibres inside axons; d_intra, d_parallel, d_perpendicular (V,): white matter.
+    grey (V, 4): share of neurites, their diffusivity and dispersion, diffusivity between them; grey_lobe (V, 91): of a
+    random direction.  d_csf, d_other (V,).  s0 (V, 4): b0 signal of each compartment, white matter's is about 1.
     """
 
     fractions: Tensor
@@ -97,7 +98,9 @@ def draw_voxels(count: int, generator: torch.Generator) -> Voxels:
         d_intra=uniform(1.6, 2.5),
         d_parallel=d_parallel,
         d_perpendicular=d_parallel * uniform(0.2, 0.6),
-        grey=torch.stack([uniform(0.15, 0.5), uniform(1.5, 2.5), uniform(0.2, 0.8), uniform(0.6, 1.4)], dim=1),
+        grey=torch.stack(
+            [uniform(0.15, 0.5), uniform(1.5, 2.5), uniform(0.2, 0.8), uniform(0.6, 1.4)], dim=1
+        ),
         grey_lobe=sh_basis(torch.randn(count, 3, generator=generator), SIGNAL_ORDER),
         d_csf=uniform(2.5, 3.4),
         d_other=uniform(0.0, 1.8),
@@ -122,7 +125,9 @@ def _draw_fibres(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor
     weight = 0.15 + torch.rand(count, FIBRES, generator=generator)
     weight = weight * (torch.arange(FIBRES) <= number.unsqueeze(1))
     directions = _unit(torch.randn(count, FIBRES, 3, generator=generator))
-    aside = torch.randn(count, 3, generator=generator) * (0.15 + 0.35 * torch.rand(count, 1, generator=generator))
+    aside = torch.randn(count, 3, generator=generator) * (
+        0.15 + 0.35 * torch.rand(count, 1, generator=generator)
+    )
     fans = torch.rand(count, 1, generator=generator) < FAN_SHARE
     directions[:, 1] = torch.where(fans, _unit(directions[:, 0] + aside), directions[:, 1])
     return weight / weight.sum(1, keepdim=True), directions

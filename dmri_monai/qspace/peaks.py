@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dmri_monai.qspace.basis import sh_basis
 from dmri_monai.qspace.conventions import order_of
+from dmri_monai.qspace.shell_fit import sh_basis
 
 __all__ = ["Peaks", "harmonic_peaks"]
 
@@ -44,8 +44,8 @@ def harmonic_peaks(
 ) -> Peaks:
     """The `count` largest maxima of functions (n_coef, V) in orthonormal even harmonics, as axes.
 
-    A maximum of the grid is moved to the function's own by Newton's method on the sphere.  Dropped are maxima of at most
-    `absolute`, below `relative` times the voxel's largest, and within `separation_degrees` of a larger one.
+    A maximum of the grid is moved to the function's own by Newton's method on the sphere.  Dropped are maxima of at
+    most `absolute`, below `relative` times the voxel's largest, and within `separation_degrees` of a larger one.
     NaN coefficients have no peaks.  The frame is that of the coefficients.
     Raises ValueError where n_coef is not 1, 6, 15, 28, 45, ....
     """

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from dmri_monai.gradients import B0_THRESHOLD, Shell, cluster_shells
-from dmri_monai.qspace.basis import n_coefficients, sh_basis, sh_orders
 from dmri_monai.qspace.harmonics import b0_reference, channel_order, mean_b0
+from dmri_monai.qspace.shell_fit import n_coefficients, sh_basis, sh_orders
 
 __all__ = ["ShellSet", "merged_shells", "shell_channels", "shell_set"]
 
@@ -97,7 +97,9 @@ def _fit_matrix(bvals: Tensor, basis: Tensor, centre: float, l_max: int) -> Tens
     n_radial = n_coefficients(min(RADIAL_ORDER, l_max))
     offset = (bvals - centre).unsqueeze(1) / 1000
     design = torch.cat([basis, offset * basis[:, :n_radial]], dim=1)
-    penalty = torch.cat([SMOOTHING * (orders * (orders + 1)) ** 2, basis.new_full((n_radial,), RADIAL_PENALTY)])
+    penalty = torch.cat(
+        [SMOOTHING * (orders * (orders + 1)) ** 2, basis.new_full((n_radial,), RADIAL_PENALTY)]
+    )
     weighted = design.T * (4 * math.pi / len(bvals))
     solution = torch.linalg.solve(weighted @ design + torch.diag(penalty + 1e-9), weighted)
     return solution[: basis.shape[1]]
@@ -119,7 +121,8 @@ def shell_channels(
     C is the dimension of :func:`dmri_monai.equivariant.shell_encoder.shell_irreps`: mean b0 / its median (in
     `brain` (1, X, Y, Z), else the foreground); l = 0 of S/S0 of every slot; presence; b / 1000 s/mm²; log of the number
     of measurements; l = 2 of every slot, l = 4, ....  S/S0 is clipped to [0, clip], and 0 where the mean b0 is at
-    most `min_b0` of its median.  reference: in place of that median, where it is known.  ValueError for a scan without b0.
+    most `min_b0` of its median.  reference: in place of that median, where it is known.
+    ValueError for a scan without b0.
     """
     b0 = mean_b0(image, bvals, b0_threshold)
     unit = b0_reference(b0, brain) if reference is None else b0.new_tensor(reference)

@@ -1,4 +1,4 @@
-"""The nonlinearity on the sphere and the encoder of shells: exact symmetries, sets of shells, and controls that fail."""
+"""The nonlinearity on the sphere and the encoder of shells: exact symmetries, sets, and controls that fail."""
 
 from __future__ import annotations
 
@@ -8,10 +8,15 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from dmri_monai.equivariant.representation import as_irreps, representation_matrix, spherical_harmonics
 from dmri_monai.equivariant.shell_encoder import ShellEncoder, shell_irreps
-from dmri_monai.equivariant.sphere import SphereActivation, from_functions, sphere_grid, to_functions
-from dmri_monai.qspace.basis import sh_basis
+from dmri_monai.equivariant.sphere_activation import (
+    SphereActivation,
+    from_functions,
+    sphere_grid,
+    to_functions,
+)
+from dmri_monai.qspace.shell_fit import sh_basis
+from dmri_monai.so3 import as_irreps, representation_matrix, spherical_harmonics
 from dmri_monai.testing import act_on_field, assert_equivariant, cube_rotations
 
 GROUP = cube_rotations(reflections=True)
@@ -21,7 +26,9 @@ SHELLS, SLOTS = shell_irreps(3, 6), 3
 
 def field(irreps, size=2, batch=2) -> torch.Tensor:
     generator = torch.Generator().manual_seed(1)
-    return torch.randn(batch, as_irreps(irreps).dim, size, size, size, generator=generator, dtype=torch.float64)
+    return torch.randn(
+        batch, as_irreps(irreps).dim, size, size, size, generator=generator, dtype=torch.float64
+    )
 
 
 def shells(batch=2, size=2) -> torch.Tensor:
@@ -136,7 +143,7 @@ def test_voxels_do_not_need_axes(make):
 def test_chunks_without_gradients_give_the_same(monkeypatch):
     activation, x, scalars = layer(scalars=2), field(FIELD), field("2x0e")
     whole = activation(x, scalars).detach()
-    monkeypatch.setattr("dmri_monai.equivariant.sphere.CHUNK", 3)
+    monkeypatch.setattr("dmri_monai.equivariant.sphere_activation.CHUNK", 3)
     with torch.no_grad():
         assert_close(activation(x, scalars), whole)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dmri_monai.equivariant.gate import Activation, activation_function
-from dmri_monai.equivariant.representation import (
+from dmri_monai.so3 import (
     Constants,
     as_irreps,
     channels_of,
@@ -38,7 +38,9 @@ def sphere_grid(degree: int = 17) -> tuple[Tensor, Tensor]:
 
     points, weights = (torch.from_numpy(array).double() for array in lebedev_rule(degree))
     points = points.T.contiguous()
-    first = torch.where(points.abs() > 1e-9, points.sign(), 0.0)  # of each pair, the one that is larger in z, y, x
+    first = torch.where(
+        points.abs() > 1e-9, points.sign(), 0.0
+    )  # of each pair, the one that is larger in z, y, x
     kept = (first * torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64)).sum(1) > 0
     return points[kept], 2 * weights[kept]
 
@@ -51,7 +53,11 @@ def even_functions(irreps: str | Irreps, name: str) -> tuple[int, int]:
     fields = as_irreps(irreps)
     multiplicities = [mul for mul, _ in fields]
     degrees = [(ir.l, ir.p) for _, ir in fields]
-    if not multiplicities or len(set(multiplicities)) > 1 or degrees != [(2 * i, 1) for i in range(len(degrees))]:
+    if (
+        not multiplicities
+        or len(set(multiplicities)) > 1
+        or degrees != [(2 * i, 1) for i in range(len(degrees))]
+    ):
         raise ValueError(
             f"{name}: irreps {fields} are no even functions on the sphere, expected as many 0e, 2e, 4e, ... each"
         )
