@@ -10,15 +10,16 @@ from typing import Any
 __version__ = "0.1.0"
 
 _SUBMODULES = frozenset(module.name for module in pkgutil.iter_modules(__path__))
+_PUBLIC = {"ModelSpec": "inference.spec", "Scan": "scan", "load_model": "prediction", "predict": "prediction"}
 
 
 def __getattr__(name: str) -> Any:
-    if name == "predict":
-        return importlib.import_module(f"{__name__}.prediction").predict
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(f"{__name__}.{_PUBLIC[name]}"), name)
     if name in _SUBMODULES:
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted(_SUBMODULES | {"predict"} | set(globals()))
+    return sorted(_SUBMODULES | set(_PUBLIC) | set(globals()))

@@ -270,26 +270,39 @@ def labels(
 @_one_line_errors
 def predict(
     scan: Annotated[Path, typer.Argument(help="DWI file (.nii, .nii.gz) with its sidecars.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the maps and the report.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.")],
     task: Annotated[str, typer.Option(help="Which released model.")] = "tissue",
     checkpoint: Annotated[
         Path | None, typer.Option(help="A model of your own, with its model.json beside it.")
     ] = None,
     device: Annotated[
-        str | None, typer.Option(callback=_device, help="cpu or cuda; by default what there is.")
+        str | None, typer.Option(callback=_device, help="cpu or cuda; if not given, cuda where there is one.")
     ] = None,
     ensemble: Annotated[
-        str | None, typer.Option(help="rotations or flips: average over turned copies, with uncertainty.")
+        Literal["rotations", "flips"] | None,
+        typer.Option(help="Average over turned copies of the scan, with an uncertainty."),
     ] = None,
+    report: Annotated[bool, typer.Option("--report", help="Also write an HTML page with pictures.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace files that no prediction wrote.")
+    ] = False,
 ) -> None:
-    """Run a trained model on one scan: map on the scan's grid, JSON sidecar, report.
+    """Run a trained model on one scan: map on the scan's grid, JSON sidecar, and if wanted a report.
 
-    The scan is checked first; what looks wrong is printed, and stands in the report and the sidecar.
+    The scan is checked first; what looks wrong is printed, and stands in sidecar and report.
     """
-    from dmri_monai.inference.predictor import predict as run
+    from dmri_monai.prediction import predict as run
 
-    options: dict[str, Any] = {"device": device, "ensemble": ensemble}
-    found = run(scan, task=task, checkpoint=checkpoint, output_dir=out, **options)
+    found = run(
+        scan,
+        task=task,
+        checkpoint=checkpoint,
+        output_dir=out,
+        device=device,
+        ensemble=ensemble,
+        report=report,
+        overwrite=overwrite,
+    )
     for warning in found.warnings:
         typer.echo(f"warning: {warning}", err=True)
     for path in found.files.values():
@@ -306,6 +319,18 @@ def export(
     from dmri_monai.integrations.torchscript import export_model
 
     typer.echo(export_model(checkpoint, out))
+
+
+@app.command("export-bundle")
+@_one_line_errors
+def export_bundle(
+    model: Annotated[str, typer.Argument(help="A released model (tissue, ...) or a trained model.pt.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to make.")],
+) -> None:
+    """Write a complete MONAI bundle of one model: configs, metadata, weights, licence, documentation."""
+    from dmri_monai.integrations.bundle_export import export_bundle as write
+
+    typer.echo(write(model, out))
 
 
 @app.command("label-studies")

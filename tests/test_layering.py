@@ -13,14 +13,14 @@ import pytest
 PACKAGE = "dmri_monai"
 ROOT = Path(__file__).resolve().parents[1] / PACKAGE
 RANKS = (
-    ("gradients", "so3", "lazy", "flags"),
+    ("gradients", "so3", "lazy", "flags", "parallel"),
     ("qspace", "equivariant"),
     ("artifacts", "io", "networks"),
     ("scan", "transforms", "losses", "metrics", "testing"),
     ("phantom", "reference", "tasks", "register"),
     ("check", "report"),
     ("inference",),
-    ("training", "integrations"),
+    ("prediction", "training", "integrations"),
     ("cli", "__init__"),
 )
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}
@@ -75,7 +75,7 @@ def test_an_upward_import_is_noticed_in_every_form(source):
 
 
 def test_modules_of_one_rank_do_not_import_each_other():
-    assert upward("bids", "from dmri_monai.io import read_dwi") == ["io"]
+    assert upward("networks", "from dmri_monai.io import read_dwi") == ["io"]
 
 
 def test_a_downward_import_and_one_of_the_same_package_are_allowed():

@@ -1,42 +1,79 @@
-"""The parts of a preprocessing that depend on model and task: thinning the table, encoding scan and label."""
+"""From a scan to what a network takes in, and the way from files to items that training and prediction share."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from monai.transforms import MapTransform, SelectItemsd
+from monai.transforms import MapTransform, Orientationd, SelectItemsd, Spacingd
 
-from dmri_monai.inference.model import Model
-from dmri_monai.tasks.tasks import Task
-from dmri_monai.transforms import RandDropShelld, RandSubsampleDirectionsd
-from dmri_monai.transforms.task_labels import HeadMaskd
+from dmri_monai.inference.spec import ModelSpec
+from dmri_monai.tasks.task import Task
+from dmri_monai.transforms import (
+    NormalizeByB0d,
+    RandDropShelld,
+    RandSubsampleDirectionsd,
+    ResampleDirectionsd,
+    SphericalHarmonicsd,
+    ToVoxelFramed,
+)
+from dmri_monai.transforms.task_labels import HeadMaskd, IgnoreOutsided
 
-__all__ = ["encode", "subsample_measurements"]
+__all__ = ["encode", "encode_scan", "resample_scan", "subsample_measurements"]
 
 
-def encode(model: Model, task: Task | None = None, keep: Sequence[str] = ()) -> list[MapTransform]:
-    """From scan and label on their final grid to the items of a batch: what `model` takes, `label` and `keep`.
+def resample_scan(spec: ModelSpec) -> list[MapTransform]:
+    """A scan to the grid that the network of `spec` sees: nearest to RAS+ axes, `spacing_mm` voxels."""
+    return [
+        Orientationd("image", axcodes="RAS", labels=None),
+        Spacingd("image", pixdim=spec.spacing_mm, mode="bilinear"),
+    ]
+
+
+def encode_scan(spec: ModelSpec) -> list[MapTransform]:
+    """A raw scan on its final grid to what the network of `spec` takes in, in the voxel frame."""
+    shells: dict[str, Any] = {"shells": spec.shells, "l_max": spec.l_max, "tolerance": spec.shell_tolerance}
+    if spec.takes == "samples":
+        return [NormalizeByB0d("image", b0="collapse"), ToVoxelFramed("image")]
+    if spec.takes == "directions":
+        resample = ResampleDirectionsd(
+            "image", spec.n_directions, too_few=spec.insufficient_directions, **shells
+        )
+        return [resample, NormalizeByB0d("image", b0="drop")]
+    shells |= {
+        "missing": spec.missing,
+        "too_few": spec.insufficient_directions,
+        "order_scale": spec.order_scale,
+    }
+    return [SphericalHarmonicsd("image", **shells)]
+
+
+def encode(spec: ModelSpec, task: Task | None = None, keep: Sequence[str] = ()) -> list[MapTransform]:
+    """From scan and label on their final grid to the items of a batch: what the network takes, `label` and `keep`.
 
     task: prepares the label, for training and validation; None leaves it alone or does without.
+    keep: further keys; "head" is made from the scan.
     """
-    label = task.encode_label() if task is not None else []
-    keys = ["image", *(["label"] if task is not None else []), *model.keys, *keep]
+    label: list[MapTransform] = []
+    if task is not None:
+        label = [IgnoreOutsided("label", task.outside), *task.output.prepare()]
+    keys = ["image", *(["label"] if task is not None else []), *spec.keys, *keep]
     head = [HeadMaskd("image")] if "head" in keep else []
-    return [*head, *model.encode(), *label, SelectItemsd(keys)]
+    return [*head, *encode_scan(spec), *label, SelectItemsd(keys)]
 
 
 def subsample_measurements(
-    model: Model, directions: Sequence[int] | int | None = None, drop_shells: float = 0.0
+    spec: ModelSpec, directions: Sequence[int] | int | None = None, drop_shells: float = 0.0
 ) -> list[MapTransform]:
     """Random choice of measurements, so that one checkpoint serves many tables.
 
-    directions: fewest and most directions a shell, or one number for both; None keeps all.  One b0 volume at least
+    directions: fewest and most directions per shell, or one number for both; None keeps all.  One b0 volume at least
     stays.  drop_shells: probability of leaving out shells, one always stays; needs missing="zero".
     """
     if not 0 <= drop_shells <= 1:
         raise ValueError(f"drop_shells is {drop_shells}, expected a probability")
-    if drop_shells and model.takes == "harmonics" and model.missing != "zero":
-        raise ValueError(f"drop_shells = {drop_shells} needs missing='zero', got missing={model.missing!r}")
+    if drop_shells and spec.takes == "harmonics" and spec.missing != "zero":
+        raise ValueError(f"drop_shells = {drop_shells} needs missing='zero', got missing={spec.missing!r}")
     chosen: list[MapTransform] = []
     if directions is not None:
         fewest, most = (directions, directions) if isinstance(directions, int) else directions

@@ -11,8 +11,8 @@ from monai.inferers import Inferer
 from monai.transforms import MapTransform
 from torch import Tensor
 
-from dmri_monai.inference.model import Model
-from dmri_monai.tasks.tasks import Task
+from dmri_monai.inference.spec import ModelSpec
+from dmri_monai.tasks.task import Task
 from dmri_monai.testing import act_on_field, cube_rotations
 from dmri_monai.transforms.rows import like
 
@@ -21,16 +21,16 @@ __all__ = ["RotationEnsemble", "SplitUncertaintyd", "ensemble_of", "grid_symmetr
 Group = Literal["rotations", "flips"]
 
 
-def ensemble_of(inferer: Inferer, group: Group | None, model: Model, task: Task) -> Inferer:
+def ensemble_of(inferer: Inferer, group: Group | None, spec: ModelSpec, task: Task) -> Inferer:
     """`inferer` itself for None, else an ensemble over the turns of `group` that the grid permits."""
     if group is None:
         return inferer
-    if model.takes == "directions":
+    if spec.takes == "directions":
         raise ValueError(
             "ensemble: 'plain-directions' has directions fixed in the voxel frame, which cannot be turned"
         )
-    irreps = model.irreps if model.takes == "harmonics" else None
-    return RotationEnsemble(inferer, grid_symmetries(group), irreps, task.irreps_out, task.features)
+    irreps = spec.irreps if spec.takes == "harmonics" else None
+    return RotationEnsemble(inferer, grid_symmetries(group), irreps, task.irreps_out, task.output.features)
 
 
 def grid_symmetries(group: Group) -> list[Tensor]:

@@ -1,174 +1,229 @@
-"""What a network sees and how it is built: one description that training, evaluation and inference share."""
+"""A trained model as one object: `load_model("tissue").predict(Scan.read(path))`."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
-from itertools import chain
+import os
+from collections.abc import Hashable, Mapping
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
-from monai.engines import PrepareBatchExtraInput
-from monai.engines.utils import default_prepare_batch
-from monai.transforms import MapTransform
+from monai.data.utils import decollate_batch
+from monai.transforms import Compose, Invertd
 from torch import nn
 
-from dmri_monai.equivariant import Concat, Sum, as_irreps
-from dmri_monai.networks import EquivariantUNet, PlainUNet, PQSegmentationNet
-from dmri_monai.qspace.shell_fit import ShellFit, harmonic_irreps
-from dmri_monai.transforms import NormalizeByB0d, ResampleDirectionsd, SphericalHarmonicsd, ToVoxelFramed
+import dmri_monai
+from dmri_monai.check import ScanCheck, check_image
+from dmri_monai.inference.architectures import SAMPLE_KEYS, build_network, to_device
+from dmri_monai.inference.encoding import encode, resample_scan
+from dmri_monai.inference.ensemble import Group, ensemble_of, split_uncertainty
+from dmri_monai.inference.inferers import VolumeInferer
+from dmri_monai.inference.prediction import Prediction
+from dmri_monai.inference.released import find_weights
+from dmri_monai.inference.spec import ModelSpec, spec_path
+from dmri_monai.inference.weights import digest_of, load_weights
+from dmri_monai.scan import Scan
+from dmri_monai.tasks.registry import find_task
+from dmri_monai.tasks.task import Task
+from dmri_monai.transforms import collate_dwi
 
-__all__ = ["ARCHITECTURES", "Model", "build_network", "to_device", "prepare_batch"]
+__all__ = ["TrainedModel", "load_model", "out_of_range", "predict"]
 
-# what the network takes in: harmonic channels, fixed directions, or the samples with their table
-ARCHITECTURES = {
-    "equivariant": "harmonics",
-    "plain": "harmonics",
-    "plain-directions": "directions",
-    "pq": "samples",
-}
-FILTERS = {"tiny": 8, "small": 16, "base": 32}  # of PlainUNet; 16 as published
-PQ_SIZES: dict[str, dict[str, Any]] = {
-    "tiny": {"pq": [[3, 1]], "p": [[6, 2]], "kernel_size": 3},
-    "small": {},  # the defaults: the best model of Müller et al. 2021
-    "base": {"pq": [[7, 4], [7, 4]], "p": [[40, 10], [20, 5], [10, 3]]},
-}
-SAMPLE_KEYS = {"bvals": "bvals", "bvecs_voxel": "bvecs_voxel", "mask": "valid"}
+MARGIN = 0.1  # a scan may lie this far outside of the training range before it is worth a warning
 
 
-@dataclass(frozen=True)
-class Model:
-    """A network by name, and the channels it takes.
+class TrainedModel:
+    """A network with its weights and everything needed to use it on a scan.
 
-    architecture: "equivariant" (EquivariantUNet on harmonic channels), "plain" (PlainUNet on the same channels),
-        "plain-directions" (PlainUNet on S/S0 in `n_directions` resampled directions a shell, as published in 2022),
-        "pq" (PQSegmentationNet on the samples themselves).
-    size: "tiny", "small" or "base"; for "equivariant" also the irreps of every level.
-    options: further arguments of the network's class, e.g. {"filters": 24}.
-    shells (s/mm²), l_max, tolerance, missing, too_few, order_scale: as of `dmri_monai.transforms.SphericalHarmonicsd`.
+    spec: what it is.  network: on `device`, in evaluation mode.  weights: the file it came from.
     """
 
-    architecture: str = "equivariant"
-    size: str | Sequence[str] = "small"
-    options: Mapping[str, Any] = field(default_factory=dict)
-    shells: Sequence[float] = (1000.0,)
-    l_max: int = 4
-    tolerance: float = 0.2
-    missing: str = "error"
-    too_few: str = "error"
-    order_scale: Sequence[float] | None = None
-    n_directions: int = 64
+    def __init__(self, spec: ModelSpec, network: nn.Module, device: torch.device, weights: Path) -> None:
+        self.spec, self.network, self.device, self.weights = spec, network, device, weights
 
-    def __post_init__(self) -> None:
-        _check_choice("architecture", self.architecture, ARCHITECTURES)
-        if isinstance(self.size, str) or self.architecture != "equivariant":
-            _check_choice("size", self.size, FILTERS)
-        if self.missing == "zero" and self.takes == "directions":
+    @property
+    def task(self) -> Task:
+        """What it was trained for; ValueError for a pretrained network, which has no task yet."""
+        if self.spec.task is None:
             raise ValueError(
-                "missing='zero' needs harmonic channels; 'plain-directions' has no presence channel"
+                f"{spec_path(self.weights)}: a pretrained network has no task yet; fine-tune it first"
             )
-        self.fit()  # its own errors
+        return find_task(self.spec.task)
 
-    @property
-    def takes(self) -> str:
-        """What the network takes in: "harmonics", "directions" or "samples"."""
-        return ARCHITECTURES[self.architecture]
+    def preprocessing(self) -> Compose:
+        """From the item of a scan to that of the network, as :meth:`encode` does it."""
+        keep = ["head"] if self.task.output.needs_head else []
+        return Compose([*resample_scan(self.spec), *encode(self.spec, keep=keep)])
 
-    @property
-    def irreps(self) -> str:
-        """Irreps of the scan's harmonic channels: input of two architectures, target of all pretext tasks."""
-        return harmonic_irreps(len(self.shells), self.l_max, self.missing == "zero")
+    def postprocessing(self, preprocessing: Compose, ensemble: Group | None = None) -> Compose:
+        """From the network's output `pred` to the prediction on the scan's grid, undoing `preprocessing`."""
+        keys = ["pred", "uncertainty"]
+        invert = Invertd(
+            keys,
+            transform=preprocessing,
+            orig_keys="image",
+            nearest_interp=False,
+            to_tensor=True,
+            allow_missing_keys=True,
+        )
+        output = self.task.output
+        return Compose([*split_uncertainty(ensemble), *output.activate(), invert, *output.decide()])
 
-    @property
-    def in_channels(self) -> int | None:
-        """Number of input channels; None where every scan brings its own."""
-        if self.takes == "samples":
-            return None
-        harmonics: int = as_irreps(self.irreps).dim
-        return harmonics if self.takes == "harmonics" else self.n_directions * len(self.shells)
+    def encode(self, scan: Scan) -> dict[Hashable, Any]:
+        """What the network takes in of `scan`: `image` (C, X, Y, Z) on the network's grid, and its table where needed.
 
-    @property
-    def multiple(self) -> int:
-        """The network takes sizes that are multiples of this."""
-        return 8 if self.architecture.startswith("plain") else 1
+        ValueError or TypeError for a scan that the model cannot use, such as one without its shells.
+        """
+        return self._apply(self.preprocessing(), scan.item())
 
-    @property
-    def keys(self) -> list[str]:
-        """Entries of an item, besides the image, that the network takes."""
-        return ["bvals", "bvecs_voxel"] if self.takes == "samples" else []
+    def predict(
+        self,
+        scan: Scan,
+        *,
+        ensemble: Group | None = None,
+        window: tuple[int, int, int] | None = None,
+        memory_gib: float | None = None,
+    ) -> Prediction:
+        """The prediction on the grid of `scan`, with warnings where the scan is doubtful.
 
-    def fit(self) -> ShellFit:
-        """How shells become harmonics."""
-        return ShellFit(
-            tolerance=self.tolerance, missing=self.missing, too_few=self.too_few, order_scale=self.order_scale
+        ensemble: "rotations" or "flips": average over turned copies of the scan, which also gives an uncertainty.
+        window, memory_gib: of :class:`VolumeInferer`.  The scan is checked and compared with the training scans; what
+        looks wrong is in `warnings`.  ValueError or TypeError for a scan the model cannot use.
+        """
+        task, preprocessing = self.task, self.preprocessing()
+        warnings = self.examine(scan)
+        whole = VolumeInferer(self.spec.multiple, window=window, memory_gib=memory_gib)
+        inferer = ensemble_of(whole, ensemble, self.spec, task)
+        batch = collate_dwi([self._apply(preprocessing, scan.item())])
+        table = {k: batch[v] for k, v in SAMPLE_KEYS.items()} if self.spec.takes == "samples" else {}
+        with torch.no_grad():
+            inputs = batch["image"].to(self.device)
+            output = inferer(inputs, self.network, **{k: v.to(self.device) for k, v in table.items()})
+        if bad := int((~output.isfinite()).sum()):
+            raise ValueError(f"{bad} of {output.numel()} values predicted for {scan.name} are not finite")
+        item = decollate_batch({**batch, "pred": output})[0]
+        found = self._apply(self.postprocessing(preprocessing, ensemble), item)
+        return Prediction(
+            task=task.name,
+            image=found["pred"].cpu(),
+            uncertainty=found["uncertainty"].cpu() if "uncertainty" in found else None,
+            deviation=whole.deviation,
+            warnings=warnings,
+            provenance=self.provenance(scan),
+            scan=scan,
+            files={},
         )
 
-    def encode(self) -> list[MapTransform]:
-        """From a raw scan on its final grid to what the network takes in, in the voxel frame."""
-        shells: dict[str, Any] = {"shells": self.shells, "l_max": self.l_max, "tolerance": self.tolerance}
-        if self.takes == "samples":
-            return [NormalizeByB0d("image", b0="collapse"), ToVoxelFramed("image")]
-        if self.takes == "directions":
-            resample = ResampleDirectionsd("image", self.n_directions, too_few=self.too_few, **shells)
-            return [resample, NormalizeByB0d("image", b0="drop")]
-        shells |= {"missing": self.missing, "too_few": self.too_few, "order_scale": self.order_scale}
-        return [SphericalHarmonicsd("image", **shells)]
+    def examine(self, scan: Scan) -> tuple[str, ...]:
+        """What about `scan` makes a prediction doubtful, one sentence each."""
+        along = scan.acquisition.slice_world
+        check = check_image(scan.signal, scan.table, scan.affine, slice_world=along)
+        return (*check.findings, *out_of_range(check, self.spec))
 
-    @property
-    def b_max(self) -> float:
-        """s/mm² at which |q| is 1 for a network on samples: with another one its weights mean something else."""
-        b_max: float = self.options.get("b_max", max(self.shells))
-        return b_max
+    def provenance(self, scan: Scan) -> dict[str, Any]:
+        """From what a prediction of `scan` is made: hashes and versions."""
+        versions = {name: version(name) for name in ("torch", "monai")}
+        return {
+            "Scan": scan.name,
+            "TableSHA256": scan.table.sha256,
+            "Model": self.weights.name,
+            "ModelSHA256": self.spec.sha256 or digest_of(self.weights),
+            "Versions": {"dmri_monai": dmri_monai.__version__, **versions},
+        }
 
-    def settings(self, **more: Any) -> dict[str, Any]:
-        """Everything a checkpoint of this model depends on, and `more` such as its task, as plain JSON values.
-
-        Objects among the options, such as a kernel, are written as the entries of a config that make them.
-        """
-        own = {entry.name: getattr(self, entry.name) for entry in fields(self)}
-        scale = {"b_max": self.b_max} if self.takes == "samples" else {}
-        settings: dict[str, Any] = json.loads(json.dumps({**more, **own, **scale}, default=_as_config))
-        return settings
-
-
-def build_network(model: Model, irreps_out: str) -> nn.Module:
-    """The network of `model` with output `irreps_out`: "4x0e" for four classes, "1x2e" for an axis."""
-    if model.architecture == "equivariant":
-        return EquivariantUNet(model.irreps, irreps_out, model.size, **model.options)
-    assert isinstance(model.size, str)  # __post_init__ has checked it
-    if model.architecture == "pq":
-        options = {**PQ_SIZES[model.size], **model.options}
-        return PQSegmentationNet(irreps_out, **{**options, "b_max": model.b_max})
-    options = {"filters": FILTERS[model.size], **model.options}
-    assert model.in_channels is not None  # of samples alone
-    return PlainUNet(model.in_channels, as_irreps(irreps_out).dim, **options)
+    @staticmethod
+    def _apply(transforms: Compose, item: Mapping[Any, Any]) -> dict[Hashable, Any]:
+        """`item` after `transforms`, whose errors come as they were raised: MONAI wraps them in RuntimeErrors."""
+        try:
+            return dict(transforms(dict(item)))
+        except RuntimeError as error:
+            cause = first_cause(error)
+            if isinstance(cause, ValueError | TypeError | OSError):
+                raise cause from None
+            raise
 
 
-def to_device(network: nn.Module, device: torch.device) -> nn.Module:
-    """`network` on `device`, channels last, which convolutions prefer, where all its weights have that format."""
-    tensors = chain(network.parameters(), network.buffers())
-    if any(tensor.ndim == 4 for tensor in tensors):  # of steerable kernels on q-space; torch would refuse
-        return network.to(device)
-    return network.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload,no-any-return]
+def load_model(
+    name_or_path: str | os.PathLike[str], device: str | torch.device | None = None
+) -> TrainedModel:
+    """A released model by its name ("tissue"), or one of your own by the path of its weights, ready to use.
+
+    device: by default CUDA where there is one, else the CPU.  FileNotFoundError or ValueError naming the file where
+    weights or description are missing, damaged, or do not belong together.
+    """
+    name = name_or_path if isinstance(name_or_path, str) else Path(name_or_path)
+    weights = find_weights(name)
+    spec = ModelSpec.load(spec_path(weights))
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    network = load_weights(build_network(spec), weights, spec)
+    return TrainedModel(spec, to_device(network, place).eval(), place, weights)
 
 
-def prepare_batch(model: Model) -> Callable[..., Any]:
-    """`prepare_batch` of MONAI's engines: adds the gradient table where the network takes samples."""
-    return PrepareBatchExtraInput(SAMPLE_KEYS) if model.takes == "samples" else default_prepare_batch
+def predict(  # noqa: PLR0913  # the options of one command
+    image: str | os.PathLike[str] | Scan | Any,
+    bvals: Any = None,
+    bvecs: Any = None,
+    *,
+    affine: Any = None,
+    task: str = "tissue",
+    checkpoint: str | os.PathLike[str] | None = None,
+    output_dir: str | os.PathLike[str] | None = None,
+    report: bool = False,
+    device: str | None = None,
+    ensemble: Group | None = None,
+    overwrite: bool = False,
+) -> Prediction:
+    """Run a trained model on one scan: :func:`load_model`, :meth:`TrainedModel.predict` and :meth:`Prediction.write`.
+
+    image: a DWI file with its sidecars, a :class:`Scan`, or an array (N, X, Y, Z) of raw signal with `bvals` (N,) in
+        s/mm², `bvecs` (N, 3) in the world frame (RAS+) and `affine` (4, 4), which a MetaTensor brings along.
+    task: which released model; not used with a `checkpoint` of your own.
+    output_dir, report, overwrite: of :meth:`Prediction.write`; without a folder nothing is written.
+
+    What looks wrong with the scan is in `warnings`, never an error.  Raises ValueError or OSError for a scan or
+    checkpoint that cannot be used.
+    """
+    find_task(task)
+    model = load_model(task if checkpoint is None else Path(checkpoint), device)
+    _ = model.task  # a pretrained network is refused before the scan is read
+    found = model.predict(_scan(image, bvals, bvecs, affine), ensemble=ensemble)
+    return found if output_dir is None else found.write(output_dir, report=report, overwrite=overwrite)
 
 
-def _as_config(value: Any) -> Any:
-    """`value` as the entry of a config that makes it; as text where it is neither a kernel nor a dataclass."""
-    if isinstance(value, Sum | Concat):
-        content = {"kernels": value.terms if isinstance(value, Sum) else value.parts}
-    elif is_dataclass(value):
-        content = {entry.name: getattr(value, entry.name) for entry in fields(value)}
-    else:
-        return str(value)
-    return {"_target_": f"{type(value).__module__}.{type(value).__qualname__}", **content}
+def _scan(image: Any, bvals: Any, bvecs: Any, affine: Any) -> Scan:
+    if isinstance(image, str | os.PathLike | Scan):
+        if bvals is not None or bvecs is not None or affine is not None:
+            raise ValueError(f"{image} brings its own gradient table and affine: give none beside it")
+        return image if isinstance(image, Scan) else Scan.read(image)
+    if bvals is None or bvecs is None:
+        raise ValueError("an array needs bvals (N,) and bvecs (N, 3) in the world frame")
+    return Scan.of_arrays(image, bvals, bvecs, affine)
 
 
-def _check_choice(name: str, value: Any, choices: Mapping[str, Any]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} is {value!r}, expected one of {', '.join(choices)}")
+def out_of_range(check: ScanCheck, spec: ModelSpec) -> list[str]:
+    """Where a scan lies outside of what the model was trained on, one sentence each."""
+    near = {b: _directions_near(check, b, spec.shell_tolerance) for b in spec.shells}
+    absent = [f"no shell near the model's b = {b:g} s/mm²" for b, count in near.items() if not count]
+    found = absent if spec.missing == "error" or len(absent) == len(near) else []
+    values = {"directions": sum(near.values()), "voxel_mm": check.spacing_mm, "snr": check.snr}
+    names = {"directions": "directions", "voxel_mm": "mm voxel size", "snr": "SNR"}
+    for key, value in values.items():
+        bounds = getattr(spec.trained_on, key)
+        several = [v for v in (value if isinstance(value, tuple) else (value,)) if v is not None]
+        if bounds and any(not bounds[0] * (1 - MARGIN) <= v <= bounds[1] * (1 + MARGIN) for v in several):
+            shown = " x ".join(f"{v:g}" for v in several)
+            found.append(f"{shown} {names[key]}: the model was trained on {bounds[0]:g} to {bounds[1]:g}")
+    return found
+
+
+def _directions_near(check: ScanCheck, bval: float, tolerance: float) -> int:
+    """Number of directions of the shells that the model takes for its own at `bval`."""
+    return sum(count for b, count in check.shells if abs(b - bval) <= tolerance * bval)
+
+
+def first_cause(error: BaseException) -> BaseException:
+    """What MONAI's Compose and ConfigParser wrapped in RuntimeErrors."""
+    while isinstance(error, RuntimeError) and error.__cause__ is not None:
+        error = error.__cause__
+    return error

@@ -7,7 +7,9 @@ __getattr__, __dir__ = lazy_names(
     {
         "LogMetrics": "tracking",
         "MLflowRun": "tracking",
-        "current_config": "tracking",
+        "OnImage": "monailabel",
         "default_store": "tracking",
+        "publish": "monailabel",
+        "register_best": "mlflow",
     },
 )

@@ -17,10 +17,12 @@ from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PythonModel
 
 import dmri_monai
-from dmri_monai.inference.predictor import Prediction, predict, settings_of
+from dmri_monai.inference.model import load_model
+from dmri_monai.inference.prediction import Prediction
+from dmri_monai.inference.spec import spec_path
 from dmri_monai.integrations.mlflow_runs import store_uri
-from dmri_monai.training.checkpoint import settings_path
-from dmri_monai.training.parallel import is_main
+from dmri_monai.parallel import is_main
+from dmri_monai.scan import Scan
 
 __all__ = ["DWIModel", "register_best", "register_model"]
 
@@ -44,21 +46,20 @@ class DWIModel(PythonModel):
     """
 
     def load_context(self, context: Any) -> None:
-        self.checkpoint = Path(context.artifacts["model"], "model.pt")
+        self.model = load_model(Path(context.artifacts["model"], "model.pt"))
 
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # hints become a schema
         return [_plain(self._one(row)) for row in _rows(model_input)]
 
     def _one(self, row: Mapping[str, Any]) -> Prediction:
         if "scan" in row:
-            return predict(row["scan"], checkpoint=self.checkpoint)
+            return self.model.predict(Scan.read(str(row["scan"])))
         missing = sorted({"image", "bvals", "bvecs", "affine"} - set(row))
         if missing:
             raise ValueError(
                 f"a row needs 'scan', or 'image', 'bvals', 'bvecs' and 'affine'; missing {missing}, got {sorted(row)}"
             )
-        table = (row["image"], row["bvals"], row["bvecs"])
-        return predict(*table, affine=row["affine"], checkpoint=self.checkpoint)
+        return self.model.predict(Scan.of_arrays(row["image"], row["bvals"], row["bvecs"], row["affine"]))
 
 
 def register_model(
@@ -71,7 +72,7 @@ def register_model(
     ValueError or OSError for a checkpoint without settings, or a store that does not answer.
     """
     checkpoint = Path(checkpoint)
-    settings_of(checkpoint)
+    _ = load_model(checkpoint, "cpu").task
     record = _training_of(checkpoint)
     uri = str(record["tracking_uri"]) if store is None and record else store_uri(store)
     run_id = run_id or (record.get("run_id") if store is None else None)
@@ -80,7 +81,7 @@ def register_model(
         folder.mkdir()
         code.write_text(CODE)
         shutil.copyfile(checkpoint, folder / "model.pt")
-        shutil.copyfile(settings_path(checkpoint), folder / "model.json")
+        shutil.copyfile(spec_path(checkpoint), folder / "model.json")
         try:
             with mlflow.start_run(run_id=run_id):
                 logged = mlflow.pyfunc.log_model(

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from monai.transforms import Compose, Transform
 from tqdm import tqdm
 
-from dmri_monai.inference.model import ARCHITECTURES
-from dmri_monai.inference.predictor import bundle_folder, config_settings, first_cause, settings_of
+from dmri_monai.inference.model import first_cause, load_model
+from dmri_monai.inference.weights import save_model
+from dmri_monai.integrations.bundle_export import write_bundle
 from dmri_monai.io import bids, read_dwi, write_nifti
 from dmri_monai.io.nifti import nifti_stem
 from dmri_monai.io.writing import replacing
 from dmri_monai.reference.direction_maps import brain_mask, direction_maps, mean_b0
-from dmri_monai.tasks.tasks import Task
-from dmri_monai.tasks.tasks import task as find_task
-from dmri_monai.training.checkpoint import settings_path
 
 __all__ = ["OnImage", "publish", "write_label_bundle", "write_studies"]
 
@@ -35,10 +31,9 @@ TRAINING: dict[str, Any] = {
     "overwrite": True,
     "run": [
         "$@train#trainer.run()",
-        "$dmri_monai.integrations.monailabel.publish(@output_dir, @bundle_root)",
+        "$dmri_monai.integrations.publish(@output_dir, @bundle_root)",
     ],
 }
-CONFIGS = ("inference.json", "train.json", "metadata.json", "logging.conf")
 
 
 class OnImage(Transform):
@@ -125,71 +120,36 @@ def _write_preview(scan: Path, out: Path, kind: str) -> Path:
 
 
 def write_label_bundle(checkpoint: str | Path, out: str | Path) -> Path:
-    """Make a bundle folder `out` for MONAI Label from a trained checkpoint with its `model.json`; returns `out`.
+    """Make a bundle folder `out` for MONAI Label from a trained checkpoint, or a released model; returns `out`.
 
-    Its configs are complete without overlays: the settings are those of the checkpoint.  Training through the server
-    goes on from the served model and replaces it when it is finished.  FileExistsError for a folder that is not empty.
+    The bundle of :func:`export_bundle`, its configs complete without overlays.  Training through the server goes on
+    from the served model and replaces it when it is finished.  FileExistsError for a folder that is not empty;
+    ValueError for a model that the server cannot show.
     """
-    checkpoint, out = Path(checkpoint), Path(out)
-    settings = settings_of(checkpoint)
-    if ARCHITECTURES[settings["architecture"]] == "samples" or find_task(settings["task"]).n_classes is None:
+    model = load_model(checkpoint, "cpu")
+    if model.spec.takes == "samples" or model.task.n_classes is None:
         raise ValueError(
-            f"{checkpoint}: MONAI Label hands a network the image alone and draws classes, but the architecture is "
-            f"{settings['architecture']!r} and the task {settings['task']!r}"
+            f"{model.weights}: MONAI Label hands a network the image alone and draws classes, but the architecture is "
+            f"{model.spec.architecture!r} and the task {model.task.name!r}"
         )
-    if out.exists() and any(out.iterdir()):
-        raise FileExistsError(f"{out} is not empty")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as temporary:
-        _fill(Path(temporary, "bundle"), checkpoint, settings)
-        Path(temporary, "bundle").replace(out)
-    return out
-
-
-def _fill(folder: Path, checkpoint: Path, settings: Mapping[str, Any]) -> None:
-    configs, models = folder / "configs", folder / "models"
-    configs.mkdir(parents=True)
-    models.mkdir()
-    for name in CONFIGS:
-        shutil.copyfile(bundle_folder() / "configs" / name, configs / name)
-    _rewrite(configs / "inference.json", config_settings(settings), _serve)
-    _rewrite(configs / "train.json", config_settings(settings) | TRAINING)
-    formats = json.loads((configs / "metadata.json").read_text())["network_data_format"]
-    _rewrite(configs / "metadata.json", _description(find_task(settings["task"]), formats))
-    shutil.copyfile(checkpoint, models / "model.pt")
-    shutil.copyfile(settings_path(checkpoint), models / "model.json")
+    return write_bundle(model, Path(out), _for_the_server)
 
 
 def publish(output_dir: str | Path, bundle_root: str | Path) -> None:
     """Let the model of a finished training take the place of the one that is served."""
-    for name in ("model.json", "model.pt"):
-        with replacing(Path(bundle_root, "models", name)) as (temporary,):
-            shutil.copyfile(Path(output_dir, name), temporary)
+    source, target = Path(output_dir, "model.pt"), Path(bundle_root, "models", "model.pt")
+    trained = load_model(source, "cpu")
+    save_model(trained.network, target, trained.spec)
 
 
-def _description(task: Task, formats: dict[str, Any]) -> dict[str, Any]:
-    """What metadata.json says of `task`: the server takes the names of the labels from it."""
-    names = {"0": "background"} | {str(i): name for i, name in enumerate(task.class_names, start=1)}
-    formats["outputs"]["pred"] |= {"channel_def": names, "num_channels": len(names)}
-    return {
-        "network_data_format": formats,
-        "name": f"Diffusion MRI: {task.title.lower()}",
-        "task": task.title,
-    }
-
-
-def _serve(inference: dict[str, Any]) -> None:
-    """Let the preprocessing see the image of a request alone."""
-    inference["on_image"] = inference["preprocessing"]
-    inference["invert"]["transform"] = "@on_image"
-    wrapped = {"_target_": "dmri_monai.integrations.monailabel.OnImage", "transform": "@on_image"}
-    inference["preprocessing"] = {"_target_": "monai.transforms.Compose", "transforms": [wrapped]}
-
-
-def _rewrite(
-    path: Path, changes: Mapping[str, Any], edit: Callable[[dict[str, Any]], None] | None = None
-) -> None:
-    content = json.loads(path.read_text()) | dict(changes)
-    if edit is not None:
-        edit(content)
-    path.write_text(json.dumps(content, indent=4) + "\n")
+def _for_the_server(name: str, config: dict[str, Any]) -> None:
+    """What MONAI Label needs otherwise: preprocessing of a request's image alone, a training that ends by
+    publishing.
+    """
+    if name == "inference.json":
+        config["on_image"] = config["preprocessing"]
+        config["postprocessing"] = config["postprocessing"].replace("@preprocessing", "@on_image")
+        wrapped = {"_target_": "dmri_monai.integrations.OnImage", "transform": "@on_image"}
+        config["preprocessing"] = {"_target_": "monai.transforms.Compose", "transforms": [wrapped]}
+    elif name == "train.json":
+        config |= TRAINING

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import logging
 import os
@@ -19,14 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from ignite.engine import Engine, Events
-from monai.bundle import ConfigParser
 
 from dmri_monai.flags import flag
 from dmri_monai.io.sidecars import find_sidecars
 from dmri_monai.io.writing import replacing
-from dmri_monai.training.parallel import is_main
+from dmri_monai.parallel import is_main
 
-__all__ = ["MLflowRun", "LogMetrics", "current_config", "data_record", "default_store"]
+__all__ = ["MLflowRun", "LogMetrics", "data_record", "default_store"]
 
 logger = logging.getLogger(__name__)
 RUN_FILE = "mlflow_run.json"
@@ -42,18 +40,6 @@ def default_store(output_dir: str | Path, resume: bool = False) -> str:
     record = Path(output_dir, RUN_FILE)
     before = json.loads(record.read_text())["tracking_uri"] if resume and record.is_file() else None
     return os.environ.get("MLFLOW_TRACKING_URI") or before or f"sqlite:///{beside}"
-
-
-def current_config() -> dict[str, Any]:
-    """The merged configuration, overrides included, of the bundle whose expression calls this function.
-
-    MONAI gives expressions no handle on their parser, so it is looked up among the callers.
-    """
-    for frame in inspect.stack(context=0):
-        parser = frame.frame.f_locals.get("self")
-        if isinstance(parser, ConfigParser):
-            return {k: v for k, v in parser.get().items() if k != parser.meta_key}
-    raise RuntimeError("current_config() works only in an expression of a bundle config")
 
 
 def data_record(data: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:

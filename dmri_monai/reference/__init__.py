@@ -4,8 +4,17 @@ They let the crossing and orientation tasks be trained on real data, and are wri
 truth.  Needs DIPY alone.
 """
 
+from dmri_monai.reference.baselines import KMeansTissue, MatchClustersd, ShuffleBVecsd
 from dmri_monai.reference.deconvolution import PeakRule
 from dmri_monai.reference.fibre_label_files import write_labels
 from dmri_monai.reference.fibres import Labels, fibre_labels
 
-__all__ = ["Labels", "PeakRule", "fibre_labels", "write_labels"]
+__all__ = [
+    "KMeansTissue",
+    "Labels",
+    "MatchClustersd",
+    "PeakRule",
+    "ShuffleBVecsd",
+    "fibre_labels",
+    "write_labels",
+]

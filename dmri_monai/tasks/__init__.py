@@ -1,12 +1,6 @@
 """What is learned: tissue, lesions, number of fibre crossings, fibre orientation."""
 
-from dmri_monai.lazy import lazy_names
+from dmri_monai.tasks.registry import TASKS, find_task
+from dmri_monai.tasks.task import Task
 
-__getattr__, __dir__ = lazy_names(
-    __name__,
-    {
-        "TASKS": "tasks",
-        "Task": "tasks",
-        "task": "tasks",
-    },
-)
+__all__ = ["TASKS", "Task", "find_task"]

@@ -1,69 +1,119 @@
-"""Comparing evaluators on the same subjects."""
+"""Comparing methods on the same subjects."""
 
 from __future__ import annotations
 
+import copy
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from monai.engines import Evaluator
+from monai.data import DataLoader
+from monai.engines import SupervisedEvaluator, default_prepare_batch
+from monai.inferers import Inferer
+from monai.transforms import Compose, Invertd, Transform
+from torch import nn
 
-from dmri_monai.integrations.tracking import MLflowRun
+from dmri_monai.inference.precision import autocast, cuda_amp
 from dmri_monai.io.writing import replacing
-from dmri_monai.tasks.tasks import Task
+from dmri_monai.training.handlers import Progress
+from dmri_monai.training.randomness import SeededDataset
+from dmri_monai.transforms import collate_dwi
 
-__all__ = ["compare", "methods"]
+__all__ = ["MethodEvaluator", "compare"]
 
 
-def methods(
-    task: Task,
-    network: Evaluator,
-    shuffled: Evaluator,
-    kmeans: Evaluator,
-    compared: Mapping[str, Evaluator] | None = None,
-) -> dict[str, Evaluator]:
-    """What :func:`compare` runs, by name; clustering is a baseline of tissue alone.
+class MethodEvaluator(SupervisedEvaluator):
+    """MONAI's evaluator of one method, from the files of `data` to the metrics of `objective` on each scan's own grid.
 
-    compared: other weights of the network, by name.
+    name: of the method.  load: transforms from files to raw scan and label; encode: from there to what `network` takes.
+    objective: of a task's config; its `activate` and `score` stand before and after the way back to the scan's grid.
+    postprocessing: instead of these three.  seed: of random transforms.
     """
-    found = {"network": network, **(compared or {}), "network, shuffled b-vectors": shuffled}
-    return {**found, "k-means on b0, FA, MD": kmeans} if task.name == "tissue" else found
+
+    def __init__(  # noqa: PLR0913  # each one is a block of the config
+        self,
+        name: str,
+        data: Sequence[Mapping[str, Any]],
+        load: Sequence[Transform],
+        encode: Sequence[Transform],
+        network: nn.Module,
+        objective: Mapping[str, Any],
+        device: torch.device,
+        inferer: Inferer,
+        *,
+        postprocessing: Sequence[Transform] | None = None,
+        handlers: Sequence[Any] = (),
+        prepare_batch: Callable[..., Any] = default_prepare_batch,
+        amp: bool = False,
+        seed: int = 0,
+        num_workers: int = 0,
+    ) -> None:
+        self.name = name
+        preprocessing = Compose([*load, *encode])
+        dataset = SeededDataset([dict(item) for item in data], preprocessing, seed)
+        if postprocessing is None:
+            invert = Invertd("pred", preprocessing, orig_keys="image", nearest_interp=False, to_tensor=True)
+            postprocessing = [*_several(objective["activate"]), invert, *_several(objective["score"])]
+        metrics = copy.deepcopy({name: objective[name] for name in ("key_metric", "further_metrics")})
+        super().__init__(
+            device=device,
+            val_data_loader=DataLoader(
+                dataset, batch_size=1, num_workers=num_workers, collate_fn=collate_dwi
+            ),
+            network=autocast(network, amp, device),
+            inferer=inferer,
+            postprocessing=Compose(postprocessing),
+            key_val_metric=metrics["key_metric"],
+            additional_metrics=metrics["further_metrics"] if handlers else None,
+            val_handlers=[Progress(name), *handlers],
+            amp=cuda_amp(amp, device),
+            amp_kwargs={"dtype": torch.bfloat16},
+            prepare_batch=prepare_batch,
+        )
 
 
 def compare(
-    evaluators: dict[str, Evaluator],
-    columns: Sequence[str],
+    evaluators: Sequence[MethodEvaluator | None],
+    objective: Mapping[str, Any],
     output_dir: str | Path,
-    tracking: MLflowRun | None = None,
-    metric: str = "dice",
-    average: bool = True,
+    tracking: Any = None,
 ) -> list[dict[str, str | float]]:
-    """Run every evaluator, print and return a table of its mean `metric` per column; `<metric>.csv` has each subject.
+    """Run every evaluator; print and return a table of its mean key metric per column; `<metric>.csv` has each subject.
 
-    Both tables become artifacts of the run `tracking` keeps.
-
-    `state.metric_details[metric]` of an evaluator: (subjects, columns), such as one a class.  average: a last
-    column holds the mean of the others.
+    None stands for a method that does not apply.  objective: of a task's config: its `key_metric` and the names of its
+    `columns`, whose mean is a last column where they are classes.  Both tables become artifacts of the run `tracking`
+    keeps.
     """
-    rows, subjects = [], []
-    for name, evaluator in evaluators.items():
+    metric = next(iter(objective["key_metric"]))
+    columns = objective["columns"][metric]
+    averaged = len(columns) > 1 and not objective["lower_is_better"]
+    rows: list[dict[str, Any]] = []
+    subjects: list[dict[str, Any]] = []
+    for evaluator in filter(None, evaluators):
         evaluator.run()
         values = torch.as_tensor(evaluator.state.metric_details[metric]).cpu()
         means = values.nanmean(dim=0).tolist()
-        row = {"method": name, **dict(zip(columns, means, strict=True))}
-        rows.append({**row, "mean": sum(means) / len(means)} if average else row)
+        row = {"method": evaluator.name, **dict(zip(columns, means, strict=True))}
+        rows.append({**row, "mean": sum(means) / len(means)} if averaged else row)
         for i, subject in enumerate(values.tolist()):
-            subjects.append({"method": name, "subject": i, **dict(zip(columns, subject, strict=True))})
+            subjects.append(
+                {"method": evaluator.name, "subject": i, **dict(zip(columns, subject, strict=True))}
+            )
     targets = Path(output_dir) / f"{metric}.csv", Path(output_dir) / f"{metric}_summary.csv"
     with replacing(*targets) as temporary:
         for path, content in zip(temporary, (subjects, rows), strict=True):
-            path.write_text(_csv(content))
+            path.write_text(_csv(content), encoding="utf-8")
     if tracking is not None:
         tracking.log_files(targets)
     print(_table(rows))
     return rows
+
+
+def _several(transforms: Any) -> list[Any]:
+    return list(transforms) if isinstance(transforms, list | tuple) else [transforms]
 
 
 def _csv(rows: list[dict]) -> str:

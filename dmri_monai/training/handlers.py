@@ -14,7 +14,7 @@ from ignite.handlers import ProgressBar
 from monai.engines import Evaluator
 
 from dmri_monai.io.writing import replacing
-from dmri_monai.training.parallel import is_main
+from dmri_monai.parallel import is_main
 
 __all__ = ["EarlyStopping", "Progress", "ValidationPicture", "reuse_handler"]
 

@@ -2,30 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Mapping
 from math import isnan
 from typing import Any, Literal, get_args
 
 from ignite.metrics import Average, Metric
 from monai.transforms import CopyItemsd, MapTransform
 
-from dmri_monai.tasks.tasks import Task
 from dmri_monai.training.pretext import loss_of
 
-__all__ = ["Selection", "select_by"]
+__all__ = ["Monitored"]
 
 By = Literal["metric", "loss"]
 RAW = {"pred": "raw_pred", "label": "raw_label"}
 
 
-@dataclass(frozen=True)
-class Selection:
-    """metrics: for `key_val_metric` of a MONAI evaluator, by name; postprocessing: what they need before them."""
+class Monitored:
+    """The number of a validation that selects checkpoints: the objective's key "metric", or its "loss".
 
-    metrics: dict[str, Metric]
-    postprocessing: list[MapTransform]
-    lower_is_better: bool
+    objective: of a task's config: `loss`, `key_metric`, `validate` (from the network's output and the label to what the
+    metric takes), `lower_is_better`.
+    metrics: for `key_val_metric` of a MONAI evaluator, by name.  postprocessing: what they need before them.
+    """
+
+    def __init__(self, by: By, objective: Mapping[str, Any]) -> None:
+        if by not in get_args(By):
+            raise ValueError(f"monitor is {by!r}, expected one of {get_args(By)}")
+        self.postprocessing: list[MapTransform] = _flat(objective["validate"])
+        self.metrics: dict[str, Metric] = {
+            f"val_{name}": metric for name, metric in objective["key_metric"].items()
+        }
+        self.lower_is_better = bool(objective["lower_is_better"])
+        if by == "loss":  # which sees the network's output as it is
+            keep = CopyItemsd(list(RAW), names=list(RAW.values()))
+            self.postprocessing = [keep, *self.postprocessing]
+            output = loss_of(objective["loss"], RAW["pred"], RAW["label"])
+            self.metrics, self.lower_is_better = {"val_loss": Average(output_transform=output)}, True
 
     @property
     def name(self) -> str:
@@ -41,12 +53,8 @@ class Selection:
         return isnan(best) or self.sign * current > self.sign * best
 
 
-def select_by(by: By, task: Task, loss: Callable[[Any, Any], Any]) -> Selection:
-    """Select by the task's key "metric", or by the validation "loss", which sees the network's output as it is."""
-    if by not in get_args(By):
-        raise ValueError(f"selection is {by!r}, expected one of {get_args(By)}")
-    if by == "metric":
-        return Selection({task.validation_key: task.metric()}, task.validate(), task.lower_is_better)
-    keep = CopyItemsd(list(RAW), names=list(RAW.values()))
-    metric = Average(output_transform=loss_of(loss, RAW["pred"], RAW["label"]))
-    return Selection({"val_loss": metric}, [keep, *task.validate()], True)
+def _flat(transforms: Any) -> list[Any]:
+    """A list of transforms, of which an entry may itself be several."""
+    if not isinstance(transforms, list | tuple):
+        return [transforms]
+    return [one for entry in transforms for one in _flat(entry)]

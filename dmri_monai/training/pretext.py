@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from math import isnan
 from typing import Any, Literal, get_args
 
@@ -16,7 +15,9 @@ from torch import Tensor, nn
 
 from dmri_monai.artifacts.engine import corrupt, load_preset
 from dmri_monai.gradients import cluster_shells
-from dmri_monai.inference.model import Model, prepare_batch
+from dmri_monai.inference.architectures import prepare_batch
+from dmri_monai.inference.encoding import encode_scan
+from dmri_monai.inference.spec import ModelSpec
 from dmri_monai.losses import HarmonicReconstructionLoss, MaskedReconstructionLoss, SignalReconstructionLoss
 from dmri_monai.qspace.harmonics import signal_to_harmonics
 from dmri_monai.qspace.shell_fit import even_orders, n_coefficients
@@ -45,7 +46,7 @@ class PretrainBatch:
     def __init__(
         self,
         pretext: Pretext,
-        model: Model,
+        model: ModelSpec,
         corruption: str | Mapping[str, Any] = "normal",
         hidden_fraction: float = 0.3,
     ) -> None:
@@ -55,8 +56,8 @@ class PretrainBatch:
         self.pretext, self.model, self.hidden_fraction = pretext, model, hidden_fraction
         self.preset = load_preset(corruption)
         # the visible rest of a shell may determine lower orders only
-        lenient = replace(model, too_few="zero") if pretext == "masked" else model
-        self.fit, self.encode = lenient.fit(), Compose(lenient.encode())
+        lenient = model.replace(insufficient_directions="zero") if pretext == "masked" else model
+        self.fit, self.encode = lenient.fit(), Compose(encode_scan(lenient))
         self.with_table = prepare_batch(model)
 
     def __call__(
@@ -157,13 +158,13 @@ def check_pretext(pretext: str) -> None:
         raise ValueError(f"pretext is {pretext!r}, expected one of {get_args(Pretext)}")
 
 
-def pretext_loss(pretext: Pretext, model: Model) -> nn.Module:
+def pretext_loss(pretext: Pretext, model: ModelSpec) -> nn.Module:
     """Loss of a pretext: of harmonic channels, or ("masked") of the signal at the hidden measurements.
 
     ValueError for a network with deep supervision: the targets exist at full size alone.
     """
     check_pretext(pretext)
-    if model.options.get("deep_supervision"):
+    if model.network_options.get("deep_supervision"):
         raise ValueError("deep_supervision is for training on labels, set it there: a pretext has one output")
     if pretext == "masked":
         return MaskedReconstructionLoss(

@@ -24,8 +24,20 @@ from dmri_monai.transforms.scan_maps import (
 )
 from dmri_monai.transforms.selection import RandDropShelld, RandSubsampleDirectionsd, SelectShellsd
 from dmri_monai.transforms.spherical_harmonics import NormalizeByB0d, SphericalHarmonicsd
+from dmri_monai.transforms.task_labels import (
+    CheckLabeld,
+    HarmonicsToPeaksd,
+    HeadMaskd,
+    IgnoreOutsided,
+    LesionMapsd,
+)
 
 __all__ = [
+    "CheckLabeld",
+    "HarmonicsToPeaksd",
+    "HeadMaskd",
+    "IgnoreOutsided",
+    "LesionMapsd",
     "BrainMaskd",
     "DirectionsToVoxelFramed",
     "DirectionsToWorldFramed",

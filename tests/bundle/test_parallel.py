@@ -10,9 +10,10 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from dmri_monai.inference.model import Model, build_network
+from dmri_monai.inference.architectures import build_network
+from dmri_monai.inference.spec import ModelSpec
+from dmri_monai.inference.weights import load_weights
 from dmri_monai.phantom import write_dataset
-from dmri_monai.training.checkpoint import load_weights
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = {
@@ -70,7 +71,7 @@ def test_two_processes_pretrain_as_one_that_gathers_the_gradients_of_two_batches
     two = train(2, data, tmp_path / "two" / "run", "pretrain")
     for name in ("train_loss", "val_loss"):
         torch.testing.assert_close(history(two, name), history(one, name), rtol=0, atol=1e-4)
-    load_weights(build_network(Model(size="tiny"), Model().irreps), two / "model.pt")
+    load_weights(build_network(ModelSpec(size="tiny"), ModelSpec().irreps), two / "model.pt")
 
 
 @pytest.mark.slow
@@ -79,7 +80,7 @@ def test_two_processes_have_the_loss_curve_and_the_metrics_of_one(data, tmp_path
     two = train(2, data, tmp_path / "two" / "run")
     for name in ("train_loss", "val_mean_dice"):
         torch.testing.assert_close(history(two, name), history(one, name), rtol=0, atol=1e-4)
-    network = build_network(Model(size="tiny"), "4x0e")
+    network = build_network(ModelSpec(size="tiny"), "4x0e")
     load_weights(network, two / "model.pt")  # no trace of DDP in the names
 
 

@@ -5,13 +5,13 @@ from torch import nn
 
 from dmri_monai.inference.ensemble import RotationEnsemble, SplitUncertaintyd, ensemble_of, grid_symmetries
 from dmri_monai.inference.inferers import FullVolumeInferer
-from dmri_monai.inference.model import Model
+from dmri_monai.inference.spec import ModelSpec
 from dmri_monai.networks import PQSegmentationNet
-from dmri_monai.tasks.tasks import task
+from dmri_monai.tasks import find_task
 from dmri_monai.testing import act_on_field, assert_equivariant
 from tests.conftest import ORIENTATIONS, grid_affine
 
-MODEL = Model(architecture="plain", size="tiny")
+MODEL = ModelSpec(architecture="plain", size="tiny")
 IRREPS = MODEL.irreps
 
 
@@ -42,13 +42,13 @@ def test_only_turns_that_keep_the_voxel_size_of_the_scan_are_used(group, spacing
 
     affine = grid_affine(ORIENTATIONS["oblique-left"], spacing)
     image = MetaTensor(volume(), affine=affine)
-    ensemble_of(FullVolumeInferer(), group, MODEL, task("tissue"))(image, counting)
+    ensemble_of(FullVolumeInferer(), group, MODEL, find_task("tissue"))(image, counting)
     assert len(seen) == count
 
 
 @pytest.mark.parametrize("name", ["tissue", "orientation"])
 def test_ensemble_makes_any_network_equivariant(name):
-    this = task(name)
+    this = find_task(name)
     single = network(4 if name == "tissue" else 5)
     ensemble = ensemble_of(FullVolumeInferer(), "rotations", MODEL, this)
     channels = 4 if name == "tissue" else 5
@@ -65,7 +65,7 @@ def test_spread_is_zero_where_all_members_agree_and_positive_where_not():
     def invariant(image):
         return torch.cat([image[:, :2], image[:, 2:7].norm(dim=1, keepdim=True), image[:, :1]], dim=1)
 
-    ensemble = ensemble_of(FullVolumeInferer(), "rotations", MODEL, task("tissue"))
+    ensemble = ensemble_of(FullVolumeInferer(), "rotations", MODEL, find_task("tissue"))
     assert float(ensemble(volume(), invariant)[:, 4].max()) < 1e-3
     assert float(ensemble(volume(), network())[:, 4].mean()) > 1e-2
 
@@ -83,7 +83,7 @@ def test_table_of_a_network_on_samples_turns_with_the_scan():
         grid_symmetries("rotations")[:5],
         None,
         "1x2e",
-        task("orientation").features,
+        find_task("orientation").features,
     )
     result = ensemble(image, pq, bvals=bvals, bvecs_voxel=bvecs)
     single = pq(image, bvals=bvals, bvecs_voxel=bvecs)
@@ -98,14 +98,14 @@ def test_turned_volume_is_turned_back_exactly():
 
 
 def test_fixed_directions_cannot_be_turned():
-    model = Model(architecture="plain-directions", size="tiny")
+    model = ModelSpec(architecture="plain-directions", size="tiny")
     with pytest.raises(ValueError, match="'plain-directions' has directions fixed"):
-        ensemble_of(FullVolumeInferer(), "rotations", model, task("tissue"))
+        ensemble_of(FullVolumeInferer(), "rotations", model, find_task("tissue"))
 
 
 def test_unknown_group_names_the_choices():
     with pytest.raises(ValueError, match="ensemble is 'tta', expected null or one of rotations, flips"):
-        ensemble_of(FullVolumeInferer(), "tta", MODEL, task("tissue"))
+        ensemble_of(FullVolumeInferer(), "tta", MODEL, find_task("tissue"))
 
 
 def test_uncertainty_is_split_from_the_prediction():

@@ -1,16 +1,27 @@
+import json
+
 import pytest
 import torch
 from ignite.engine import Engine
+from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from monai.transforms import Compose
 
-from dmri_monai.losses import AxialLoss
+from dmri_monai.inference.released import bundle_folder
 from dmri_monai.qspace.axes import axis_to_harmonics
-from dmri_monai.tasks.tasks import TASKS, task
-from dmri_monai.training.monitor import select_by
+from dmri_monai.tasks import TASKS, find_task
+from dmri_monai.training.monitor import Monitored
 from dmri_monai.transforms.task_labels import CheckLabeld, HarmonicsToPeaksd, IgnoreOutsided
 
 SIZE = (4, 5, 6)
+
+
+def objective(name):
+    """Loss, metrics and transforms of a task, as the bundle's configs have them."""
+    path = bundle_folder() / "configs" / "tasks" / f"{name}.json"
+    parser = ConfigParser({"monai": "$__import__('monai')", **json.loads(path.read_text(encoding="utf-8"))})
+    parser["imports"] = ["$import monai"]
+    return parser.get_parsed_content("objective")
 
 
 def grid(values, affine=None):
@@ -26,7 +37,7 @@ def item(label, **changes):
 def perfect(name):
     """Label of a task, and an output of a network that is right everywhere."""
     generator = torch.Generator().manual_seed(0)
-    this = task(name)
+    this = find_task(name)
     if this.n_classes is None:
         axes = torch.randn(1, 3, *SIZE, generator=generator)
         return axes, axis_to_harmonics(axes)
@@ -41,7 +52,7 @@ def perfect(name):
 @pytest.mark.parametrize("name", TASKS)
 def test_right_output_has_a_smaller_loss_than_a_wrong_one(name):
     label, output = perfect(name)
-    loss = task(name).loss()
+    loss = objective(name)["loss"]
     wrong = output.roll(1, dims=-1)
     assert float(loss(output, label)) < 0.1 < float(loss(wrong, label))
 
@@ -49,18 +60,23 @@ def test_right_output_has_a_smaller_loss_than_a_wrong_one(name):
 @pytest.mark.parametrize("name", TASKS)
 def test_right_output_has_a_perfect_key_metric(name):
     label, output = perfect(name)
-    this, data = task(name), {"pred": output[0], "label": label[0]}
-    data = Compose(this.validate())(data)
-    metric = this.metric()
+    this, data = Monitored("metric", objective(name)), {"pred": output[0], "label": label[0]}
+    data = Compose(this.postprocessing)(data)
+    metric = this.metrics[this.name]
     metric.metric_fn(data["pred"].unsqueeze(0), data["label"].unsqueeze(0))
     value = metric.metric_fn.aggregate()
     value = value[0] if isinstance(value, tuple) else value
     assert float(value) == pytest.approx(0.0 if this.lower_is_better else 1.0, abs=0.1)
 
 
+def _score(name):
+    chosen = objective(name)["score"]
+    return chosen if isinstance(chosen, list) else [chosen]
+
+
 @pytest.mark.parametrize("name", ["tissue", "lesion"])
 def test_surface_distance_of_a_task_is_in_millimetres(name):
-    this, spacing = task(name), torch.diag(torch.tensor([3.0, 3.0, 3.0, 1.0]))
+    this, spacing = find_task(name), torch.diag(torch.tensor([3.0, 3.0, 3.0, 1.0]))
     label, output = (
         torch.zeros(1, 6, 6, 6),
         torch.full((this.n_classes if name == "tissue" else 1, 6, 6, 6), -9.0),
@@ -68,8 +84,8 @@ def test_surface_distance_of_a_task_is_in_millimetres(name):
     label[:, 1:3] = 1
     output[-3 if name == "tissue" else 0, 1:4] = 9.0
     output = output.softmax(0) if name == "tissue" else output.sigmoid()
-    found = Compose(this.score())({"pred": grid(output, spacing), "label": grid(label, spacing)})
-    engine, metric = Engine(lambda *_: [found]), this.further()["hd95"]
+    found = Compose(_score(name))({"pred": grid(output, spacing), "label": grid(label, spacing)})
+    engine, metric = Engine(lambda *_: [found]), objective(name)["further_metrics"]["hd95"]
     metric.attach(engine, "hd95")
     engine.run([0])
     assert float(engine.state.metric_details["hd95"][0, 0]) == pytest.approx(3.0)
@@ -79,7 +95,7 @@ def test_unknown_task_names_the_choices():
     with pytest.raises(
         ValueError, match="task is 'tisue', expected one of tissue, lesion, crossings, orientation"
     ):
-        task("tisue")
+        find_task("tisue")
 
 
 def test_label_of_another_size_is_refused_with_both_grids():
@@ -127,12 +143,12 @@ def test_axes_become_unit_peaks_inside_the_head_alone():
 )
 def test_voxels_outside_the_brain_mask_do_not_count(name, ignored):
     label, output = perfect(name)
-    this, mask = task(name), torch.ones(1, *SIZE)
+    this, mask = find_task(name), torch.ones(1, *SIZE)
     mask[..., 0] = 0
-    encode = Compose([t for t in this.encode_label() if "Ignore" in type(t).__name__])
+    encode = IgnoreOutsided("label", this.outside)
     masked = encode({"label": grid(label[0]), "mask": mask})["label"].as_tensor().unsqueeze(0)
     assert masked[..., 0].isnan().all() if ignored != ignored else (masked[..., 0] == ignored).all()
-    loss, spoilt = this.loss(), output.clone()
+    loss, spoilt = objective(name)["loss"], output.clone()
     spoilt[..., 0] = -output[..., 0].roll(1, dims=-1) - 1
     torch.testing.assert_close(loss(spoilt, masked), loss(output, masked))
 
@@ -145,9 +161,9 @@ def test_mask_stored_in_another_orientation_than_the_label_is_refused():
         IgnoreOutsided("label")({"label": label, "mask": mask})
 
 
-def test_selection_by_loss_sees_the_output_before_it_is_discretised():
+def test_monitoring_the_loss_sees_the_output_before_it_is_discretised():
     label, output = perfect("tissue")
-    chosen = select_by("loss", task("tissue"), task("tissue").loss())
+    chosen = Monitored("loss", objective("tissue"))
     data = Compose(chosen.postprocessing)({"pred": output[0], "label": label[0]})
     assert data["pred"].shape == data["label"].shape == (4, *SIZE)
     torch.testing.assert_close(data["raw_pred"], output[0])
@@ -157,20 +173,38 @@ def test_selection_by_loss_sees_the_output_before_it_is_discretised():
 
 
 def test_angular_error_is_better_when_smaller_and_dice_when_larger():
-    small = select_by("metric", task("orientation"), AxialLoss("l2"))
-    large = select_by("metric", task("tissue"), task("tissue").loss())
+    small = Monitored("metric", objective("orientation"))
+    large = Monitored("metric", objective("tissue"))
     assert small.is_better(5.0, 10.0)
     assert large.is_better(0.9, 0.8)
     assert not large.is_better(0.7, 0.8)
 
 
-def test_unknown_selection_names_the_choices():
-    with pytest.raises(ValueError, match="selection is 'dice', expected one of"):
-        select_by("dice", task("tissue"), task("tissue").loss())
+def test_unknown_monitor_names_the_choices():
+    with pytest.raises(ValueError, match="monitor is 'dice', expected one of"):
+        Monitored("dice", objective("tissue"))
 
 
 def test_any_value_is_better_than_none():
     """A validation without a lesion has no average precision."""
-    chosen = select_by("metric", task("lesion"), task("lesion").loss())
+    chosen = Monitored("metric", objective("lesion"))
     assert chosen.is_better(0.1, float("nan"))
     assert not chosen.is_better(float("nan"), 0.1)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_prediction_is_made_ready_in_evaluation_as_in_inference(name):
+    """The config shows the transforms, the package uses its own: they must be the same."""
+    label, output = perfect(name)
+    field = output[0]
+    shown = objective(name)["activate"]
+    one = Compose(shown if isinstance(shown, list) else [shown])({"pred": grid(field), "image": grid(field)})
+    other = Compose(find_task(name).output.activate())({"pred": grid(field), "image": grid(field)})
+    torch.testing.assert_close(one["pred"].as_tensor(), other["pred"].as_tensor(), equal_nan=True)
+
+
+@pytest.mark.parametrize("config", ["train", "evaluate"])
+def test_configs_hold_the_objective_of_tissue(config):
+    configs = bundle_folder() / "configs"
+    held = json.loads((configs / f"{config}.json").read_text(encoding="utf-8"))["objective"]
+    assert held == json.loads((configs / "tasks" / "tissue.json").read_text(encoding="utf-8"))["objective"]

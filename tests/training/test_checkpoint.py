@@ -1,12 +1,16 @@
-import json
+import hashlib
 
 import pytest
 import torch
 from ignite.engine import Engine
 from torch import nn
 
+from dmri_monai.inference.spec import ModelSpec
+from dmri_monai.inference.weights import load_weights
 from dmri_monai.networks import EquivariantUNet, PlainUNet
-from dmri_monai.training.checkpoint import Checkpoint, load_pretrained, load_weights
+from dmri_monai.training.checkpoint import Checkpoint, load_pretrained
+
+SPEC = ModelSpec(task="tissue", architecture="plain", l_max=2, order_scale=(1.0, 15.0))
 
 
 def make(folder, **options):
@@ -20,6 +24,7 @@ def make(folder, **options):
         optimizer.step()
 
     engine = Engine(step)
+    options = {"spec": SPEC, **options}
     checkpoint = Checkpoint(folder, network, {"optimizer": optimizer}, **options)
     checkpoint.attach(engine)
     return engine, network
@@ -91,9 +96,9 @@ def test_resume_with_other_data_names_both_lengths(tmp_path):
 
 
 def test_resume_under_other_settings_names_both(tmp_path):
-    make(tmp_path, settings=SETTINGS)[0].run(DATA, max_epochs=1)
-    engine, _ = make(tmp_path, resume=True, settings={**SETTINGS, "order_scale": [1.0, 1.0]})
-    expected = r"made with order_scale = \[1.0, 15.0\], the configuration says \[1.0, 1.0\]"
+    make(tmp_path)[0].run(DATA, max_epochs=1)
+    engine, _ = make(tmp_path, resume=True, spec=SPEC.replace(order_scale=(1.0, 1.0)))
+    expected = r"made with order_scale = \(1.0, 15.0\), the configuration says \(1.0, 1.0\)"
     with pytest.raises(ValueError, match=expected):
         engine.run(DATA, max_epochs=2)
 
@@ -159,36 +164,27 @@ def test_load_weights_needs_the_head_too(pretrained):
         load_weights(PlainUNet(in_channels=2, filters=2, out_channels=4), pretrained[1])
 
 
-SETTINGS = {
-    "task": "tissue",
-    "architecture": "plain",
-    "l_max": 4,
-    "shells": [1000.0],
-    "order_scale": [1.0, 15.0],
-}
-
-
 @pytest.fixture
 def described(pretrained):
     """Checkpoint with the settings it was made with beside it."""
     body, path = pretrained
-    path.with_suffix(".json").write_text(json.dumps(SETTINGS))
+    SPEC.save(path.with_suffix(".json"))
     return body, path
 
 
 @pytest.mark.parametrize(
     ("name", "ours", "message"),
     [
-        ("l_max", 2, "made with l_max = 4, the configuration says 2"),
+        ("l_max", 0, "made with l_max = 2, the configuration says 0"),
         (
             "order_scale",
-            [1.0, 1.0],
-            r"made with order_scale = \[1.0, 15.0\], the configuration says \[1.0, 1.0\]",
+            (1.0, 1.0),
+            r"made with order_scale = \(1.0, 15.0\), the configuration says \(1.0, 1.0\)",
         ),
         ("architecture", "pq", "made with architecture = 'plain', the configuration says 'pq'"),
         (
             "shells",
-            [1000.0, 2000.0],
+            (1000.0, 2000.0),
             r"made with shells = \[1000.0\], the configuration says \[1000.0, 2000.0\]",
         ),
     ],
@@ -198,39 +194,41 @@ def described(pretrained):
 def test_checkpoint_made_under_other_settings_is_refused_with_both(described, load, name, ours, message):
     body, path = described
     with pytest.raises(ValueError, match=message):
-        load(body, path, {**SETTINGS, name: ours})
+        load(body, path, SPEC.replace(**{name: ours}))
 
 
 def test_checkpoint_of_another_task_is_a_start_but_not_a_model(described):
     body, path = described
-    load_pretrained(body, path, {**SETTINGS, "task": "lesion"})
+    load_pretrained(body, path, SPEC.replace(task="lesion"))
     with pytest.raises(ValueError, match="made with task = 'tissue', the configuration says 'lesion'"):
-        load_weights(body, path, {**SETTINGS, "task": "lesion"})
+        load_weights(body, path, SPEC.replace(task="lesion"))
 
 
 def test_deep_supervision_may_begin_at_fine_tuning(described):
     body, path = described
     options = {"filters": 2}
-    path.with_suffix(".json").write_text(json.dumps({**SETTINGS, "options": options}))
-    deep = {**SETTINGS, "options": {**options, "deep_supervision": True}}
+    SPEC.replace(network_options=options).save(path.with_suffix(".json"))
+    deep = SPEC.replace(network_options={**options, "deep_supervision": True})
     load_pretrained(body, path, deep)
     with pytest.raises(ValueError, match="the configuration says {'filters': 2, 'deep_supervision': True}"):
         load_weights(body, path, deep)
     with pytest.raises(
-        ValueError, match="made with options = {'filters': 2}, the configuration says {'filters': 3}"
+        ValueError, match="made with network_options = {'filters': 2}, the configuration says {'filters': 3}"
     ):
-        load_pretrained(body, path, {**SETTINGS, "options": {"filters": 3}})
+        load_pretrained(body, path, SPEC.replace(network_options={"filters": 3}))
 
 
 def test_other_b_values_are_warned_of(described, caplog):
     body, path = described
-    load_weights(body, path, {**SETTINGS, "shells": [1200.0]})
+    load_weights(body, path, SPEC.replace(shells=(1200.0,)))
     assert "made with shells [1000.0], the configuration has [1200.0]" in caplog.text
 
 
 def test_settings_are_written_beside_the_model(tmp_path):
-    make(tmp_path, settings=SETTINGS)[0].run(DATA, max_epochs=1)
-    assert json.loads((tmp_path / "model.json").read_text()) == SETTINGS
+    make(tmp_path)[0].run(DATA, max_epochs=1)
+    written = ModelSpec.load(tmp_path / "model.json")
+    assert written.replace(sha256=None) == SPEC
+    assert written.sha256 == hashlib.sha256((tmp_path / "model.pt").read_bytes()).hexdigest()
 
 
 def test_checkpoint_of_another_network_names_both(pretrained):

@@ -5,12 +5,12 @@ import torch
 from monai.data import MetaTensor
 from torch.nn.functional import normalize
 
-from dmri_monai.inference.model import ARCHITECTURES, Model
+from dmri_monai.inference.spec import TAKES, ModelSpec
 from dmri_monai.training.pretext import PretrainBatch, hide, lower_is_better, pretext_loss
 from dmri_monai.training.randomness import derive_seed
 from dmri_monai.transforms import ToVoxelFramed, collate_dwi
 
-MODEL = Model(architecture="plain", shells=[1000.0])
+MODEL = ModelSpec(architecture="plain", shells=[1000.0])
 
 
 def batch(phase_encoding=None, seeds=(1, 2), directions=20):
@@ -77,15 +77,15 @@ def test_what_stays_visible_determines_the_greatest_order_that_leaves_something_
     assert not found[[0, n + 1, n + 2]].any()
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", TAKES)
 def test_masking_hides_measurements_of_few_directions_from_every_architecture(architecture):
-    model = Model(architecture, "tiny", shells=[1000.0], n_directions=12)
+    model = ModelSpec(architecture=architecture, size="tiny", shells=[1000.0], n_directions=12)
     _, target, *_ = PretrainBatch("masked", model)(batch(directions=15))
     assert target["hidden"].sum(dim=1).tolist() == [4, 4]
 
 
 def test_deep_supervision_is_refused_for_a_pretext():
-    model = Model("equivariant", options={"deep_supervision": True})
+    model = ModelSpec(network_options={"deep_supervision": True})
     with pytest.raises(ValueError, match="deep_supervision is for training on labels"):
         pretext_loss("artifacts", model)
 

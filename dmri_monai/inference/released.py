@@ -1,0 +1,39 @@
+"""The bundle that comes with the package, and the models released in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+__all__ = ["bundle_folder", "find_weights", "released_models"]
+
+PACKAGE = Path(__file__).parents[1]
+# A wheel carries the bundle inside the package; in a checkout it stands beside it.
+FOLDERS = (PACKAGE / "bundle", PACKAGE.parent / "bundle")
+
+
+def bundle_folder() -> Path:
+    """The bundle that came with the package; FileNotFoundError when it is missing."""
+    for folder in FOLDERS:
+        if (folder / "configs" / "inference.json").is_file():
+            return folder
+    raise FileNotFoundError(f"no bundle in {' or '.join(map(str, FOLDERS))}")
+
+
+def released_models() -> dict[str, Path]:
+    """Name -> weights of the models that came with the package."""
+    return {path.stem: path for path in sorted((bundle_folder() / "models").glob("*.pt"))}
+
+
+def find_weights(name_or_path: str | Path) -> Path:
+    """The weights of a released model by its name, else the path itself.
+
+    FileNotFoundError where there is neither, naming the models there are.
+    """
+    if isinstance(name_or_path, str) and (path := released_models().get(name_or_path)):
+        return path
+    path = Path(name_or_path)
+    if not path.is_file():
+        lost = "is a link that leads nowhere" if path.is_symlink() else "does not exist"
+        known = ", ".join(released_models())
+        raise FileNotFoundError(f"{path} {lost}, and is none of the released models ({known})")
+    return path

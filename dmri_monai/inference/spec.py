@@ -1,0 +1,295 @@
+"""One description of a model: its network, what the network takes in, what it was trained for and on.
+
+A :class:`ModelSpec` is written beside the weights (`model.json` beside `model.pt`) and read again by everything that
+uses them.  Its fields are the keys of the bundle's configs and the only place where their defaults stand: a new setting
+of a model is a new field here.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from dmri_monai.inference.components import as_data, check_components, made
+from dmri_monai.inference.spec_history import converted
+from dmri_monai.io.acquisition import read_json
+from dmri_monai.io.writing import replacing
+from dmri_monai.qspace.shell_fit import ShellFit, harmonic_irreps
+from dmri_monai.so3 import as_irreps
+from dmri_monai.tasks.registry import TASKS
+
+__all__ = ["FORMAT_VERSION", "ModelSpec", "TrainingRange", "spec_path"]
+
+FORMAT_VERSION = 2
+LONGEST_TEXT = 200
+LARGEST_NUMBER = 1e6
+LARGEST_SIZE = 256  # of anything that counts channels, layers or degrees
+MOST_ENTRIES, DEEPEST = 256, 8  # of lists and mappings in a file
+EVALUATED = "$@%"  # MONAI's config parser runs or resolves texts that begin so; no setting needs one
+
+# what the network takes in: harmonic channels, fixed directions, or the samples with their table
+TAKES = {"equivariant": "harmonics", "plain": "harmonics", "plain-directions": "directions", "pq": "samples"}
+Architecture = Literal["equivariant", "plain", "plain-directions", "pq"]
+Policy = Literal["error", "zero"]
+Bval = Annotated[float, Field(strict=True, gt=0, le=50_000)]
+Millimetres = Annotated[float, Field(strict=True, ge=0.1, le=50)]
+Directions = Annotated[int, Field(strict=True, ge=1, le=10_000)]
+Low = Annotated[float, Field(strict=True, ge=0, le=LARGEST_NUMBER)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, arbitrary_types_allowed=False)
+
+
+class TrainingRange(_Strict):
+    """Lowest and highest value among the training scans; None where it is not known.
+
+    directions: of the model's shells together.  voxel_mm: along any axis.  snr: of one b0 volume.
+    """
+
+    directions: tuple[Low, Low] | None = None
+    voxel_mm: tuple[Low, Low] | None = None
+    snr: tuple[Low, Low] | None = None
+
+
+class ModelSpec(_Strict):
+    """What a network is, what it takes in, and what it was trained for.
+
+    task: what it was trained for; None for a pretrained network, which has no task yet.
+    architecture: "equivariant" (EquivariantUNet on harmonic channels), "plain" (PlainUNet on the same channels),
+        "plain-directions" (PlainUNet on S/S0 in `n_directions` resampled directions per shell, as published in 2022),
+        "pq" (PQSegmentationNet on the samples themselves).
+    size: "tiny", "small" or "base"; for "equivariant" also the irreps of every level.
+    network_options: further arguments of the network's class, e.g. {"filters": 24}; kernels as {"_target_": name, ...}.
+    shells (s/mm²), shell_tolerance, l_max, order_scale, missing, insufficient_directions: how shells become channels,
+        as of :class:`dmri_monai.qspace.shell_fit.ShellFit`.  b0_threshold: volumes up to this b-value (s/mm²) are b0.
+    n_directions: of "plain-directions".  spacing_mm: voxel size the network sees.
+    subsample_directions: fewest and most directions per shell that training left in a scan; None: all of them.
+    trained_on: ranges of the training scans.  scans: name of each training scan -> hash of its gradient table.
+    sha256: of the weights' file.  previous_sha256: of the weights that these replaced, which are as good.
+    """
+
+    format_version: Literal[2] = FORMAT_VERSION  # type: ignore[assignment]
+    task: str | None = None
+    architecture: Architecture = "equivariant"
+    size: str | tuple[str, ...] = "small"
+    network_options: dict[str, Any] = Field(default_factory=dict)
+    shells: Annotated[tuple[Bval, ...], Field(min_length=1, max_length=16)] = (1000.0,)
+    shell_tolerance: Annotated[float, Field(strict=True, gt=0, le=1)] = 0.2
+    l_max: Annotated[int, Field(strict=True, ge=0, le=12, multiple_of=2)] = 4
+    order_scale: tuple[Annotated[float, Field(strict=True, gt=0, le=LARGEST_NUMBER)], ...] | None = (
+        1.0,
+        15.0,
+        20.0,
+    )
+    missing: Policy = "error"
+    insufficient_directions: Policy = "error"
+    b0_threshold: Annotated[float, Field(strict=True, ge=0, le=1000)] = 50.0
+    n_directions: Annotated[int, Field(strict=True, ge=6, le=1000)] = 64
+    spacing_mm: tuple[Millimetres, Millimetres, Millimetres] = (2.5, 2.5, 2.5)
+    subsample_directions: tuple[Directions, Directions] | None = None
+    trained_on: TrainingRange = TrainingRange()
+    scans: Annotated[dict[str, str], Field(max_length=100_000)] = Field(default_factory=dict)
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    previous_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+
+    @field_validator("task")
+    @classmethod
+    def _known_task(cls, value: str | None) -> str | None:
+        if value is not None and value not in TASKS:
+            raise ValueError(f"expected one of {', '.join(TASKS)}, or none")
+        return value
+
+    @field_validator("subsample_directions", mode="before")
+    @classmethod
+    def _one_number(cls, value: Any) -> Any:
+        return (value, value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+    @field_validator("network_options", mode="before")
+    @classmethod
+    def _plain_options(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            raise ValueError("expected a mapping from arguments to values")
+        options = as_data(value)
+        check_components(options)
+        _check_sizes(options)
+        plain: dict[str, Any] = as_data(made(options))  # one spelling for equal components
+        return plain
+
+    @model_validator(mode="before")
+    @classmethod
+    def _harmless(cls, values: Any) -> Any:
+        if isinstance(values, Mapping):
+            for name, value in values.items():
+                if name != "scans":  # names of files, which are never parsed
+                    _check_plain(as_data(value), str(name))
+        return values
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ModelSpec:
+        named = isinstance(self.size, str)
+        if (named or self.architecture != "equivariant") and self.size not in ("tiny", "small", "base"):
+            raise ValueError(f"size is {self.size!r}, expected one of tiny, small, base")
+        if not named:
+            for level in self.size:
+                if (width := as_irreps(level).dim) > 8 * LARGEST_SIZE:
+                    raise ValueError(
+                        f"size: a level of {width} channels, expected at most {8 * LARGEST_SIZE}"
+                    )
+        if self.missing == "zero" and self.takes == "directions":
+            raise ValueError(
+                "missing='zero' needs harmonic channels; 'plain-directions' has no presence channel"
+            )
+        if (
+            self.order_scale is not None
+            and self.takes == "harmonics"
+            and len(self.order_scale) <= self.l_max // 2
+        ):
+            raise ValueError(
+                f"order_scale has {len(self.order_scale)} factors for the {self.l_max // 2 + 1} degrees up to "
+                f"l_max = {self.l_max}"
+            )
+        low, high = self.subsample_directions or (1, 1)
+        if low > high:
+            raise ValueError(
+                f"subsample_directions is {self.subsample_directions}, expected the fewest first"
+            )
+        self.fit()  # its own errors
+        return self
+
+    @property
+    def takes(self) -> str:
+        """What the network takes in: "harmonics", "directions" or "samples"."""
+        return TAKES[self.architecture]
+
+    @property
+    def irreps(self) -> str:
+        """Irreps of the scan's harmonic channels: input of two architectures, target of all pretext tasks."""
+        return harmonic_irreps(len(self.shells), self.l_max, self.missing == "zero")
+
+    @property
+    def irreps_out(self) -> str:
+        """Irreps of the network's output: of its task, or of the harmonic channels that a pretext asks for."""
+        return self.irreps if self.task is None else TASKS[self.task].irreps_out
+
+    @property
+    def in_channels(self) -> int | None:
+        """Number of input channels; None where every scan brings its own."""
+        if self.takes == "samples":
+            return None
+        harmonics: int = as_irreps(self.irreps).dim
+        return harmonics if self.takes == "harmonics" else self.n_directions * len(self.shells)
+
+    @property
+    def multiple(self) -> int:
+        """The network takes sizes that are multiples of this."""
+        return 8 if self.architecture.startswith("plain") else 1
+
+    @property
+    def keys(self) -> list[str]:
+        """Entries of an item, besides the image, that the network takes."""
+        return ["bvals", "bvecs_voxel"] if self.takes == "samples" else []
+
+    @property
+    def b_max(self) -> float:
+        """s/mm² at which |q| is 1 for a network on samples: with another one its weights mean something else."""
+        return float(self.network_options.get("b_max", max(self.shells)))
+
+    def fit(self) -> ShellFit:
+        """How shells become harmonics."""
+        return ShellFit(
+            tolerance=self.shell_tolerance,
+            missing=self.missing,
+            too_few=self.insufficient_directions,
+            order_scale=self.order_scale,
+            b0_threshold=self.b0_threshold,
+        )
+
+    def replace(self, **changes: Any) -> ModelSpec:
+        """The same model with other settings, checked like a new one."""
+        return ModelSpec(**{**self.model_dump(), **changes})
+
+    def save(self, path: str | Path) -> None:
+        """Write the description as JSON, whole or not at all."""
+        with replacing(Path(path)) as (temporary,):
+            temporary.write_text(self.text, encoding="utf-8")
+
+    @property
+    def text(self) -> str:
+        """The description as JSON."""
+        return json.dumps(self.model_dump(mode="json"), indent=4) + "\n"
+
+    @classmethod
+    def load(cls, path: str | Path) -> ModelSpec:
+        """The description in the file `path`; one that version 0.1 wrote is converted.
+
+        FileNotFoundError without the file; ValueError naming file, field, value and what was expected.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} does not exist; weights need their description beside them")
+        try:
+            content = converted(read_json(path))
+        except ValueError as error:
+            raise ValueError(f"{path} does not describe a model: {error}") from error
+        return cls.of(content, f" in {path}")
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any], place: str = "") -> ModelSpec:
+        """The model of `settings`; ValueError naming the field, its value, what was expected, and `place`."""
+        try:
+            return cls(**settings)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(map(str, first["loc"]))
+            value = f"{name} is {_short(first['input'])}: " if name else ""
+            message = str(first["msg"]).removeprefix("Value error, ")
+            raise ValueError(f"model: {value}{message}{place}") from error
+
+
+def spec_path(weights: str | Path) -> Path:
+    """Where the description of the weights is: `model.json` for `model.pt`."""
+    return Path(weights).with_suffix(".json")
+
+
+def _check_plain(value: Any, name: str, depth: int = 0) -> None:
+    """ValueError for what no setting needs: text that a config parser would run, huge or non-finite numbers."""
+    if isinstance(value, str):
+        if value[:1] in EVALUATED and value:
+            raise ValueError(f"{name} begins with {value[0]!r}, which would be evaluated: {_short(value)}")
+        if len(value) > LONGEST_TEXT:
+            raise ValueError(f"{name} has {len(value)} characters, at most {LONGEST_TEXT} are allowed")
+    elif isinstance(value, int | float) and not (math.isfinite(value) and abs(value) <= LARGEST_NUMBER):
+        raise ValueError(f"{name} is {value!r}, expected a finite number of at most {LARGEST_NUMBER:g}")
+    elif isinstance(value, Mapping | list | tuple):
+        if len(value) > MOST_ENTRIES or depth > DEEPEST:
+            raise ValueError(f"{name} has {len(value)} entries on level {depth}, more than any model has")
+        entries = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for key, entry in entries:
+            _check_plain(str(key), f"a key of {name}", depth)
+            _check_plain(entry, f"{name}.{key}" if isinstance(value, Mapping) else name, depth + 1)
+
+
+def _check_sizes(options: Any, name: str = "network_options") -> None:
+    """ValueError for a number of channels, layers or degrees that no network of ours has; they would fill the
+    memory.
+    """
+    if isinstance(options, Mapping):
+        for key, value in options.items():
+            if key != "b_max":  # the one physical quantity among them
+                _check_sizes(value, str(key))
+    elif isinstance(options, list):
+        for value in options:
+            _check_sizes(value, name)
+    elif isinstance(options, int) and abs(options) > LARGEST_SIZE:
+        raise ValueError(f"{name} is {options}, expected at most {LARGEST_SIZE}")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

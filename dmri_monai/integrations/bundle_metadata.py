@@ -1,0 +1,89 @@
+"""What a bundle's `metadata.json` says of a model: its channels and its output, in MONAI's terms."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from dmri_monai.inference.released import bundle_folder
+from dmri_monai.inference.spec import ModelSpec
+from dmri_monai.qspace.shell_fit import even_orders
+from dmri_monai.tasks.registry import find_task
+from dmri_monai.tasks.task import Task
+
+__all__ = ["bundle_metadata", "input_channels"]
+
+MULTIPLE = 16  # voxels per axis that every network takes
+
+
+def bundle_metadata(spec: ModelSpec) -> dict[str, Any]:
+    """The content of `metadata.json` for the model of `spec`; what holds for all models comes from the package's own.
+
+    ValueError for a network whose number of channels depends on the scan, which the format cannot say.
+    """
+    if spec.task is None or spec.in_channels is None:
+        raise ValueError(
+            f"metadata describe a trained network with fixed channels, not {spec.architecture!r}"
+        )
+    task = find_task(spec.task)
+    common: dict[str, Any] = json.loads(
+        (bundle_folder() / "configs" / "metadata.json").read_text(encoding="utf-8")
+    )
+    return {
+        **common,
+        "name": f"Diffusion MRI: {task.title[:1].lower()}{task.title[1:]}",
+        "task": task.title,
+        "description": f"{task.title} from raw diffusion MRI with any gradient table that has the model's shells "
+        f"(b = {', '.join(f'{b:g}' for b in spec.shells)} s/mm²)",
+        "label_classes": _classes(task),
+        "pred_classes": "as label_classes",
+        "network_data_format": {
+            "inputs": {"image": _image("spherical harmonics", input_channels(spec), modality="MR")},
+            "outputs": {"pred": _image(_format(task), _output_channels(task))},
+        },
+    }
+
+
+def input_channels(spec: ModelSpec) -> list[str]:
+    """What each input channel holds, in order."""
+    shells = [f"b={b:g}" for b in spec.shells]
+    if spec.takes == "directions":
+        return [f"S/S0 {shell} direction {i}" for shell in shells for i in range(spec.n_directions)]
+    names = ["b0 / median b0", *(f"S/S0 {shell} l=0" for shell in shells)]
+    if spec.missing == "zero":
+        names += [f"presence of {shell}" for shell in shells]
+    for degree in list(even_orders(spec.l_max))[1:]:
+        for shell in shells:
+            names += [f"S/S0 {shell} l={degree} m={m}" for m in range(-degree, degree + 1)]
+    return names
+
+
+def _image(kind: str, channels: list[str], **more: str) -> dict[str, Any]:
+    return {
+        "type": "image",
+        "format": kind,
+        **more,
+        "num_channels": len(channels),
+        "spatial_shape": [f"{MULTIPLE}*n"] * 3,
+        "dtype": "float32",
+        "value_range": [],
+        "is_patch_data": False,
+        "channel_def": {str(i): name for i, name in enumerate(channels)},
+    }
+
+
+def _output_channels(task: Task) -> list[str]:
+    if task.n_classes is None:
+        return [f"axis l=2 m={m}" for m in range(-2, 3)]
+    names = ["background", *task.class_names]
+    return names if task.output.irreps != "1x0e" else list(task.class_names)
+
+
+def _format(task: Task) -> str:
+    return "spherical harmonics" if task.n_classes is None else "segmentation"
+
+
+def _classes(task: Task) -> str:
+    if task.n_classes is None:
+        return "x y z of one unit axis per peak, RAS+ world frame, NaN for none"
+    return ", ".join(f"{i} {name}" for i, name in enumerate(("background", *task.class_names)))

@@ -1,0 +1,14 @@
+"""How many fibre populations cross in a voxel: none, one, two or three."""
+
+from dmri_monai.tasks.outputs import Classes
+from dmri_monai.tasks.task import Task
+
+__all__ = ["CROSSINGS"]
+
+CROSSINGS = Task(
+    name="crossings",
+    title="Number of fibre crossings",
+    label="npeaks",
+    output=Classes(4),
+    class_names=("1 fibre", "2 fibres", "3 fibres"),
+)

@@ -1,0 +1,14 @@
+"""The principal fibre direction."""
+
+from dmri_monai.tasks.outputs import Axis
+from dmri_monai.tasks.task import Task
+
+__all__ = ["ORIENTATION"]
+
+ORIENTATION = Task(
+    name="orientation",
+    title="Principal fibre direction",
+    label="peaks",
+    output=Axis(),
+    outside=float("nan"),
+)
