@@ -10,28 +10,17 @@ from torch import Tensor, nn
 from dmri_monai.equivariant.sphere_activation import Pointwise, from_functions, to_functions
 from dmri_monai.so3 import as_irreps
 
-__all__ = ["ShellEncoder", "shell_irreps"]
+__all__ = ["ShellEncoder"]
 
 SCALARS_PER_SHELL = 4  # l = 0, presence, b, log n
-
-
-def shell_irreps(slots: int, l_max: int) -> str:
-    """Irreps of a scan's shells in `slots` slots: b0; of every slot l = 0, presence, b, log n; l = 2; l = 4; ...
-
-    >>> shell_irreps(2, 4)
-    '9x0e+2x2e+2x4e'
-    """
-    if slots < 1 or l_max < 0 or l_max % 2:
-        raise ValueError(f"slots must be at least 1 and l_max even, got {slots} and {l_max}")
-    degrees = "".join(f"+{slots}x{degree}e" for degree in range(2, l_max + 1, 2))
-    return f"{1 + SCALARS_PER_SHELL * slots}x0e{degrees}"
 
 
 class ShellEncoder(nn.Module):
     """Shells as a set, b as a number: K functions on the sphere and a code of scalars, from any protocol.
 
-    forward: (B, C, ...) -> (B, irreps_out.dim, ...), any number of voxel axes, also none.  C = dim of
-    :func:`shell_irreps` for any number of slots, which is read from the input: the parameters do not depend on it.
+    forward: (B, C, ...) -> (B, irreps_out.dim, ...), any number of voxel axes, also none.  C: dimension of
+    :func:`dmri_monai.qspace.shell_set.shell_irreps` for any number of slots, which is read from the input: the
+    parameters do not depend on it.
     Channels: b0 / its median; the l = 0 coefficient (orthonormal harmonics of S/S0) of every slot; presence, 0 or 1;
     b in ms/µm² (b / 1000 s/mm²); log of the number of directions; then l = 2 of every slot, l = 4, ....
     irreps_out: `scalars` 0e of the pooled code, then `channels` functions, so many 0e, 2e, ..., l_max e each.

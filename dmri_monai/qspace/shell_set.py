@@ -14,7 +14,7 @@ from dmri_monai.gradients import B0_THRESHOLD, Shell, cluster_shells
 from dmri_monai.qspace.harmonics import b0_reference, channel_order, mean_b0
 from dmri_monai.qspace.shell_fit import n_coefficients, sh_basis, sh_orders
 
-__all__ = ["ShellSet", "merged_shells", "shell_channels", "shell_set"]
+__all__ = ["ShellSet", "merged_shells", "shell_channels", "shell_irreps", "shell_set"]
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +22,18 @@ SMOOTHING = 1e-3
 RADIAL_ORDER = 2  # harmonics whose change with b is fitted inside a shell of several b-values
 RADIAL_PENALTY = 0.05
 CHUNK = 1 << 17
+
+
+def shell_irreps(slots: int, l_max: int) -> str:
+    """Irreps of a scan's shells in `slots` slots: b0; of every slot l = 0, presence, b, log n; l = 2; l = 4; ...
+
+    >>> shell_irreps(2, 4)
+    '9x0e+2x2e+2x4e'
+    """
+    if slots < 1 or l_max < 0 or l_max % 2:
+        raise ValueError(f"slots must be at least 1 and l_max even, got {slots} and {l_max}")
+    degrees = "".join(f"+{slots}x{degree}e" for degree in range(2, l_max + 1, 2))
+    return f"{1 + 4 * slots}x0e{degrees}"
 
 
 @dataclass(frozen=True)
@@ -112,13 +124,13 @@ def shell_channels(
     *,
     brain: Tensor | None = None,
     reference: float | None = None,
-    clip: float = 2.0,
+    clip: float | None = 2.0,
     min_b0: float = 0.1,
     b0_threshold: float = B0_THRESHOLD,
 ) -> Tensor:
     """(C, X, Y, Z) float32 channels of raw signals `image` (N, X, Y, Z), as `ShellEncoder` takes them.
 
-    C is the dimension of :func:`dmri_monai.equivariant.shell_encoder.shell_irreps`: mean b0 / its median (in
+    C is the dimension of :func:`shell_irreps`: mean b0 / its median (in
     `brain` (1, X, Y, Z), else the foreground); l = 0 of S/S0 of every slot; presence; b / 1000 s/mm²; log of the number
     of measurements; l = 2 of every slot, l = 4, ....  S/S0 is clipped to [0, clip], and 0 where the mean b0 is at
     most `min_b0` of its median.  reference: in place of that median, where it is known.

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from dmri_monai.equivariant.shell_encoder import ShellEncoder, shell_irreps
+from dmri_monai.equivariant.shell_encoder import ShellEncoder
 from dmri_monai.equivariant.sphere_activation import (
     SphereActivation,
     from_functions,
@@ -16,6 +16,7 @@ from dmri_monai.equivariant.sphere_activation import (
     to_functions,
 )
 from dmri_monai.qspace.shell_fit import sh_basis
+from dmri_monai.qspace.shell_set import shell_irreps
 from dmri_monai.so3 import as_irreps, representation_matrix, spherical_harmonics
 from dmri_monai.testing import act_on_field, assert_equivariant, cube_rotations
 

@@ -9,12 +9,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from dmri_monai.equivariant.shell_encoder import shell_irreps
 from dmri_monai.gradients import cluster_shells
 from dmri_monai.qspace.direction_sets import spread_directions
 from dmri_monai.qspace.irreps_rotation import irreps_matrix
 from dmri_monai.qspace.shell_fit import sh_basis
-from dmri_monai.qspace.shell_set import merged_shells, shell_channels, shell_set
+from dmri_monai.qspace.shell_set import merged_shells, shell_channels, shell_irreps, shell_set
 from dmri_monai.so3 import as_irreps
 
 ANISOTROPY = (0.3, 0.3, 1.7)  # diffusivities of a tensor along x, y, z, µm²/ms
