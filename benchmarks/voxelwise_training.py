@@ -24,6 +24,7 @@ from dmri_monai.networks.voxelwise import VoxelwiseNet
 from dmri_monai.phantom.voxel_signals import Batch, draw_batch
 
 FRACTION_WEIGHT = 5.0  # brings both parts of the loss to about the same size
+SLOTS = (4, 8)  # in turn: scans with more shells than slots must be met both ways
 VALIDATION_SEED = 1 << 40
 
 
@@ -52,9 +53,9 @@ def train(options: argparse.Namespace) -> None:
     for step in range(first, options.steps):
         for group in optimizer.param_groups:
             group["lr"] = options.rate * _schedule(step / options.steps)
-        total += _step(
-            network, optimizer, draw_batch((options.seed << 24) + step, options.protocols, options.voxels)
-        )
+        seed = (options.seed << 24) + step
+        batch = draw_batch(seed, options.protocols, options.voxels, slots=SLOTS[step % len(SLOTS)])
+        total += _step(network, optimizer, batch)
         if (step + 1) % options.report == 0 or step + 1 == options.steps:
             seconds = time.perf_counter() - started
             done = (step + 1) * options.protocols * options.voxels

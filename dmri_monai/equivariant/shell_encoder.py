@@ -57,14 +57,14 @@ class ShellEncoder(nn.Module):
         return out[0].T if shells.ndim == 2 else out.unflatten(2, shells.shape[2:])
 
     def encode(self, shells: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, C, V) -> scalars (B, scalars, V) and functions (B, channels, n_coef, V)."""
+        """(B, C, V) -> scalars (B, scalars, V) and functions (B, n_coef, channels, V)."""
         slots = self._slots(shells.shape[1])
         b0, rest = shells[:, :1], shells[:, 1:]
         mean, presence, b, log_n = rest[:, : SCALARS_PER_SHELL * slots].split(slots, dim=1)
         others = rest[:, SCALARS_PER_SHELL * slots :]
         c = to_functions(torch.cat([mean, others], dim=1), slots, self.l_max)
+        c = torch.where(presence.unsqueeze(1) > 0, c, torch.zeros_like(c))  # (B, n_coef, S, V)
         presence = presence.unsqueeze(2)
-        c = torch.where(presence > 0, c, torch.zeros_like(c))
         code = self.shell(self._invariants(c, b0, b, log_n)) * presence  # (B, S, hidden, V)
         total = torch.cat([code.sum(1), b0.clamp(max=8.0)], dim=1)
         pooled = self.pool(total)  # (B, scalars, V)
@@ -74,25 +74,25 @@ class ShellEncoder(nn.Module):
         return pooled, self._weighted(gates, c, slots)
 
     def _weighted(self, gates: Tensor, c: Tensor, slots: int) -> Tensor:
-        """Sum over shells of gate times coefficients, degree by degree: (B, channels, n_coef, V)."""
+        """Sum over shells of gate times coefficients, degree by degree: (B, n_coef, channels, V)."""
         parts, start = [], 0
         for i, degree in enumerate(self.degrees):
-            block = c[:, :, start : start + 2 * degree + 1]
+            block = c[:, start : start + 2 * degree + 1]
             start += 2 * degree + 1
-            total = gates[:, 0, i].unsqueeze(2) * block[:, 0].unsqueeze(1)
+            total = gates[:, 0, i].unsqueeze(1) * block[:, :, :1]
             for s in range(1, slots):
-                total = torch.addcmul(total, gates[:, s, i].unsqueeze(2), block[:, s].unsqueeze(1))
+                total = torch.addcmul(total, gates[:, s, i].unsqueeze(1), block[:, :, s : s + 1])
             parts.append(total)
-        return torch.cat(parts, dim=2)
+        return torch.cat(parts, dim=1)
 
     def _invariants(self, c: Tensor, b0: Tensor, b: Tensor, log_n: Tensor) -> Tensor:
-        """(B, S, features, V): of coefficients (B, S, n_coef, V), and b0 (B, 1, V), b and log n (B, S, V)."""
-        mean = c[:, :, 0] / sqrt(4 * pi)
+        """(B, S, features, V): of coefficients (B, n_coef, S, V), and b0 (B, 1, V), b and log n (B, S, V)."""
+        mean = c[:, 0] / sqrt(4 * pi)
         decay = -mean.clamp(0.02, 1.2).log() / b.clamp(min=0.2)  # an apparent diffusivity
         features = [mean, decay, b, log_n / 4, b0.clamp(max=8.0).expand_as(b)]
         start = 1
         for degree in self.degrees[1:]:
-            power = c[:, :, start : start + 2 * degree + 1].square().sum(2)
+            power = c[:, start : start + 2 * degree + 1].square().sum(1)
             features.append((power + 1e-5).sqrt() * (1.0 + degree / 2))
             start += 2 * degree + 1
         features.append((features[5] / (mean.abs() + 0.05)) if self.l_max else mean)  # an anisotropy

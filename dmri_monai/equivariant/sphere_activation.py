@@ -65,24 +65,34 @@ def even_functions(irreps: str | Irreps, name: str) -> tuple[int, int]:
 
 
 def to_functions(x: Tensor, count: int, l_max: int) -> Tensor:
-    """(B, count n, ...) channels grouped by degree -> (B, count, n, ...), n = (l_max + 1)(l_max + 2) / 2."""
+    """(B, count n, ...) channels grouped by degree -> (B, n, count, ...), n = (l_max + 1)(l_max + 2) / 2.
+
+    With components before channels, going to the grid and back is one product of matrices.
+    """
     sizes = [count * (2 * degree + 1) for degree in range(0, l_max + 1, 2)]
     parts = [part.unflatten(1, [count, part.shape[1] // count]) for part in x.split(sizes, dim=1)]
-    return torch.cat(parts, dim=2)
+    return torch.cat([part.transpose(1, 2) for part in parts], dim=1)
 
 
 def from_functions(x: Tensor, l_max: int) -> Tensor:
     """The inverse of :func:`to_functions`."""
     sizes = [2 * degree + 1 for degree in range(0, l_max + 1, 2)]
-    return torch.cat([part.flatten(1, 2) for part in x.split(sizes, dim=2)], dim=1)
+    return torch.cat([part.transpose(1, 2).flatten(1, 2) for part in x.split(sizes, dim=1)], dim=1)
 
 
 class Pointwise(nn.Linear):
     """A linear map of the channels at each voxel: (..., in, V) -> (..., out, V)."""
 
     def forward(self, input: Tensor) -> Tensor:
-        out = torch.matmul(self.weight, input)
-        return out if self.bias is None else out + self.bias.unsqueeze(1)
+        flat = input.flatten(0, -3)
+        weight = self.weight.unsqueeze(0).expand(
+            flat.shape[0], -1, -1
+        )  # `matmul` would copy the input instead
+        if self.bias is None:
+            out = torch.bmm(weight, flat)
+        else:
+            out = torch.baddbmm(self.bias.view(1, -1, 1), weight, flat)
+        return out.view(input.shape[:-2] + out.shape[1:])
 
 
 class SphereActivation(nn.Module):
@@ -148,14 +158,13 @@ class SphereActivation(nn.Module):
         return from_functions(self.on_functions(to_functions(x, self.count, self.l_in), scalars), self.l_out)
 
     def on_functions(self, x: Tensor, scalars: Tensor | None = None) -> Tensor:
-        """(B, K, n_in, V) coefficients and (B, S, V) invariants -> (B, K_out, n_out, V): without reordering."""
-        values = torch.matmul(self.grid.synthesis.to(x.dtype), x)  # (B, K, P, V)
-        hidden = self.widen(values.flatten(2)).unflatten(2, values.shape[2:])
+        """(B, n_in, K, V) coefficients and (B, S, V) invariants -> (B, n_out, K_out, V): without reordering."""
+        values = _product(self.grid.synthesis, x)  # (B, P, K, V)
+        hidden = self.widen(values)
         if self.modulate is not None and scalars is not None:
-            scale, shift = self.modulate(scalars).unsqueeze(2).chunk(2, dim=1)
+            scale, shift = self.modulate(scalars).unsqueeze(1).chunk(2, dim=2)
             hidden = torch.addcmul(hidden + shift, hidden, scale)
-        changed = self.narrow(self.activation(hidden).flatten(2)).unflatten(2, values.shape[2:])
-        return torch.matmul(self.grid.analysis.to(changed.dtype), changed)
+        return _product(self.grid.analysis, self.narrow(self.activation(hidden)))
 
     def _check_scalars(self, x: Tensor, scalars: Tensor | None) -> None:
         found = 0 if scalars is None else scalars.shape[1]
@@ -165,6 +174,12 @@ class SphereActivation(nn.Module):
             raise ValueError(
                 f"SphereActivation: scalars {tuple(scalars.shape)} and input {tuple(x.shape)} are of other voxels"
             )
+
+
+def _product(matrix: Tensor, x: Tensor) -> Tensor:
+    """(M, n) times (B, n, K, V) -> (B, M, K, V)."""
+    matrix = matrix.to(x.dtype).unsqueeze(0).expand(x.shape[0], -1, -1)
+    return torch.bmm(matrix, x.flatten(2)).unflatten(2, x.shape[2:])
 
 
 def _voxels_last(x: Tensor) -> Tensor:
