@@ -85,7 +85,7 @@ def clock(device: str) -> float:
 
 def resident(entry: str) -> float:
     """MiB of this process: VmRSS now, VmHWM at its peak."""
-    for line in Path("/proc/self/status").read_text().splitlines():
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
         if line.startswith(entry):
             return int(line.split()[1]) / 2**10
     raise RuntimeError(f"no {entry} in /proc/self/status")
@@ -97,7 +97,7 @@ def start_of_peak(device: str) -> float:
         torch.cuda.reset_peak_memory_stats()
         return 0.0
     ctypes.CDLL(None).malloc_trim(0)  # memory kept from earlier layers would hide this one's
-    Path("/proc/self/clear_refs").write_text("5")
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     return resident("VmRSS")
 
 

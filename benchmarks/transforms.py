@@ -169,7 +169,9 @@ def measure_memory(name: str) -> None:
     mt.Compose(pipeline.transforms[:3])(small)  # everything imported and warm
     item = scan("cpu")
     pipeline.set_random_state(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak so far, of making the scan, is forgotten
+    Path("/proc/self/clear_refs").write_text(
+        "5", encoding="utf-8"
+    )  # the peak so far, of making the scan, is forgotten
     before = status_kib("VmRSS")
     pipeline(item)
     print((status_kib("VmHWM") - before) / 1024)
@@ -177,7 +179,11 @@ def measure_memory(name: str) -> None:
 
 def status_kib(name: str) -> int:
     """An entry of /proc/self/status: VmRSS, resident memory, or VmHWM, its peak."""
-    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(f"{name}:"))
+    return next(
+        int(line.split()[1])
+        for line in open("/proc/self/status", encoding="utf-8")
+        if line.startswith(f"{name}:")
+    )
 
 
 def main() -> None:

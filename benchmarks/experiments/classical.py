@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from dmri_monai.tasks.tasks import CROSSINGS, TISSUES, task
 from torch import Tensor
 
 import dmri_monai
@@ -25,9 +26,9 @@ from dmri_monai.gradients import GradientTable
 from dmri_monai.io import read_dwi, read_nifti
 from dmri_monai.io.bids import data_list
 from dmri_monai.metrics import AngularError, ClassificationScore
+from dmri_monai.qspace.b0 import brain_mask, mean_b0
 from dmri_monai.qspace.tensor import fit_tensor, tensor_metrics
 from dmri_monai.reference import PeakRule, fibre_labels
-from dmri_monai.tasks.tasks import CROSSINGS, TISSUES, task
 
 __all__ = ["NAME", "run", "threshold_tissue"]
 
@@ -115,10 +116,8 @@ def threshold_tissue(image: Tensor, table: GradientTable, choice: tuple[float, f
 
 def _maps(image: Tensor, table: GradientTable) -> tuple[Tensor, Tensor, Tensor]:
     """FA, MD (mm²/s) and brain mask, each (X, Y, Z)."""
-    from dipy.segment.mask import median_otsu
-
-    b0 = image[table.b0_mask].mean(dim=0).double().numpy()
-    inside = torch.from_numpy(np.asarray(median_otsu(b0, median_radius=1, numpass=2)[1], dtype=bool))
+    b0 = mean_b0(image, table.bvals, table.b0_threshold)
+    inside = brain_mask(b0.double(), median_radius=1)
     metrics = tensor_metrics(fit_tensor(image[None], table.bvals[None], table.bvecs[None]))
     return metrics.fa[0, 0], metrics.md[0, 0], inside
 

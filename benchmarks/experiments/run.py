@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from dmri_monai.tasks.tasks import task
 from monai.bundle import ConfigWorkflow
 
 import dmri_monai
@@ -19,7 +20,6 @@ from benchmarks.experiments.arms import Arm, Budget, Pretraining, digest
 from benchmarks.experiments.cohorts import Cohort
 from benchmarks.experiments.results import Results
 from dmri_monai.io.datasets import subjects
-from dmri_monai.tasks.tasks import task
 
 __all__ = ["Runner", "config_keys", "workflow"]
 
@@ -32,7 +32,7 @@ SEARCH_SEED = 1000  # of trials of learning rates; no arm has it
 
 def config_keys(config: str) -> set[str]:
     """Top-level keys of a bundle config."""
-    return set(json.loads((BUNDLE / "configs" / f"{config}.json").read_text()))
+    return set(json.loads((BUNDLE / "configs" / f"{config}.json").read_text(encoding="utf-8")))
 
 
 def workflow(config: str, **settings: Any) -> ConfigWorkflow:
@@ -124,7 +124,7 @@ class Runner:
         done = folder / "done.json"
         if not done.is_file():
             made = self._train("pretrain", step.cohort, own, step.budget, seed, folder)
-            done.write_text(json.dumps(made))
+            done.write_text(json.dumps(made), encoding="utf-8")
         return folder / "model.pt"
 
     def _train(
@@ -176,7 +176,7 @@ class Runner:
             evaluators={"network": "@evaluator"},  # without shuffled b-vectors and clustering
         )
         made.run()
-        with (folder / "metrics.csv").open() as file:
+        with (folder / "metrics.csv").open(encoding="utf-8") as file:
             rows = sorted(csv.DictReader(file), key=lambda row: row["subject"])
         names = [name for name in rows[0] if name != "subject"]
         return {name: [_number(row[name]) for row in rows] for name in names}

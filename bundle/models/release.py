@@ -32,7 +32,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="BIDS folder of the training scans")
     options = parser.parse_args()
     chosen = [(name, Path(path)) for name, _, path in (model.partition("=") for model in options.models)]
-    records = {name: json.loads(settings_path(checkpoint).read_text()) for name, checkpoint in chosen}
+    records = {
+        name: json.loads(settings_path(checkpoint).read_text(encoding="utf-8")) for name, checkpoint in chosen
+    }
     for name, checkpoint in chosen:
         if (size := checkpoint.stat().st_size) > LARGEST:
             raise SystemExit(f"{name}: {checkpoint} has {size} bytes, at most {LARGEST} are released")
@@ -45,7 +47,7 @@ def main() -> None:
         settings["sha256"] = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
         with replacing(FOLDER / f"{name}.pt", FOLDER / f"{name}.json") as (weights, record):
             shutil.copyfile(checkpoint, weights)
-            record.write_text(json.dumps(settings, indent=4) + "\n")
+            record.write_text(json.dumps(settings, indent=4) + "\n", encoding="utf-8")
 
 
 def trained_on(checks: Sequence[ScanCheck], settings: dict[str, Any]) -> dict[str, tuple[float, float]]:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from dmri_monai.gradients import GradientTable
-from dmri_monai.qspace.harmonics import sh_basis
-from dmri_monai.reference.direction_maps import mean_b0
+from dmri_monai.qspace.b0 import mean_b0
+from dmri_monai.so3 import sh_basis
 
 __all__ = ["Dropout", "dropped_slices", "estimate_snr"]
 
@@ -43,7 +43,7 @@ def estimate_snr(image: Tensor, table: GradientTable, mask: Tensor) -> float | N
     sigma = MAD_TO_SIGMA * (differences - differences.median()).abs().median() / 2**0.5
     if sigma <= 0:
         return None
-    return float(mean_b0(image, table)[mask].double().median() / sigma)
+    return float(mean_b0(image, table.bvals, table.b0_threshold)[mask].double().median() / sigma)
 
 
 def dropped_slices(image: Tensor, table: GradientTable, mask: Tensor, axis: int) -> list[Dropout]:

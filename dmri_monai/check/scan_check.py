@@ -13,7 +13,8 @@ from dmri_monai.check.coherence import Coherence, judge_coherence
 from dmri_monai.check.quality import Dropout, dropped_slices, estimate_snr
 from dmri_monai.gradients import GradientTable, grid_rotation
 from dmri_monai.io import read_dwi
-from dmri_monai.reference.direction_maps import brain_mask, direction_maps, mean_b0
+from dmri_monai.qspace.b0 import head_mask, mean_b0
+from dmri_monai.qspace.direction_maps import direction_maps
 
 __all__ = ["ScanCheck", "check_image", "check_scan"]
 
@@ -85,8 +86,8 @@ def check_image(
     slice_world: (3,) direction across the slices; the third array axis where it is not known.
     """
     affine = torch.as_tensor(affine).double()
-    b0 = mean_b0(image, table)
-    mask = brain_mask(b0)
+    b0 = mean_b0(image, table.bvals, table.b0_threshold, without_b0="lowest shell")
+    mask = head_mask(b0)
     snr = estimate_snr(image, table, mask)
     dropouts = dropped_slices(image, table, mask, _slice_axis(affine, slice_world))
     coherence = _coherence(image, table, affine, mask)

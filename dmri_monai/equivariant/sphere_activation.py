@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from math import pi, sqrt
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,7 +14,7 @@ from dmri_monai.so3 import (
     as_irreps,
     channels_of,
     check_channels,
-    spherical_harmonics,
+    sh_basis,
 )
 
 if TYPE_CHECKING:
@@ -129,7 +128,7 @@ class SphereActivation(nn.Module):
         count_out, self.l_out = even_functions(self.irreps_out, "SphereActivation")
         self.activation = activation_function(activation)
         points, weights = sphere_grid(degree)
-        basis = torch.cat(spherical_harmonics(points, max(self.l_in, self.l_out))[::2], dim=1) / sqrt(4 * pi)
+        basis = sh_basis(points, max(self.l_in, self.l_out))
         n_in, n_out = ((order + 1) * (order + 2) // 2 for order in (self.l_in, self.l_out))
         self.grid = Constants(
             synthesis=basis[:, :n_in].contiguous(), analysis=(basis[:, :n_out].T * weights).contiguous()

@@ -18,6 +18,7 @@ __getattr__, __dir__ = lazy_names(
         "autocast": "precision",
         "build_network": "architectures",
         "bundle_folder": "released",
+        "check_model": "bundle_config",
         "check_settings": "bundle_config",
         "cuda_amp": "precision",
         "current_config": "bundle_config",

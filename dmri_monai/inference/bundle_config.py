@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
+import sys
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -12,10 +13,10 @@ from typing import Any
 
 from monai.bundle import ConfigParser
 
-from dmri_monai.inference.spec import ModelSpec
+from dmri_monai.inference.spec import EVALUATED, ModelSpec
 from dmri_monai.inference.spec_history import RENAMED
 
-__all__ = ["check_keys", "check_settings", "current_config", "model_settings"]
+__all__ = ["check_keys", "check_model", "check_settings", "current_config", "model_settings"]
 
 CLOSE = 0.85  # 1 is equal; a missing letter in a word of ten gives 0.95
 # key of version 0.1 -> what it is now
@@ -25,8 +26,21 @@ OLD_KEYS = {
     "thin": "subsample",
 }
 DERIVED = ("format_version", "trained_on", "scans", "sha256", "previous_sha256")  # written, never set
-OWN_EXPRESSIONS = ("$@bundle_root + '/training'",)  # of the configs that the package writes
-PATHS = ("dataset_dir", "output_dir", "checkpoint", "pretrained", "cache_dir", "compare_with")
+OWN_MEANING = ("task", "subsample_directions")  # in these configs: which model, and an experiment
+PUBLISHED = "$@bundle_root + '/training'"  # the output_dir of a bundle for a label server
+HANDLER = "dmri_monai.training.Checkpoint"  # what train.json and pretrain.json call `checkpoint`
+PATHS = (
+    "bundle_root",
+    "dataset_dir",
+    "output_dir",
+    "checkpoint",
+    "pretrained",
+    "cache_dir",
+    "compare_with",
+)
+ADVICE = (
+    "write a number as ./100307, and give a link to a path with #, which `dmri-monai predict` takes as it is"
+)
 
 
 def current_config() -> dict[str, Any]:
@@ -52,6 +66,21 @@ def model_settings(task: str | None = None, pretext: bool = False) -> ModelSpec:
     return ModelSpec.of({**found, "task": None if pretext else task}, " in the configuration")
 
 
+def check_model(spec: ModelSpec) -> None:
+    """ValueError where the config of the calling expression says something else of a trained model than its own `spec`.
+
+    Inference and evaluation read all settings of a model from beside its weights; another one would have no effect.
+    """
+    config = current_config()
+    for name in (n for n in ModelSpec.model_fields if n in config and n not in (*DERIVED, *OWN_MEANING)):
+        given = ModelSpec.of({**spec.model_dump(), name: config[name]}, " in the configuration")
+        ours, theirs = getattr(given, name), getattr(spec, name)
+        if ours != theirs:
+            raise ValueError(f"the model was made with {name} = {theirs!r}, the configuration says {ours!r}")
+    if "objective" in config:
+        _check_objective({"task": spec.task, "objective": config["objective"]})
+
+
 def check_settings() -> None:
     """:func:`check_keys` of the config of the calling expression."""
     check_keys(current_config())
@@ -74,27 +103,52 @@ def check_keys(config: Mapping[str, Any]) -> None:
             raise ValueError(f"the setting {name!r} is called {OLD_KEYS[name]!r} now")
         if near := get_close_matches(name, used, n=1, cutoff=CLOSE):
             raise ValueError(f"the configuration has no use for {name!r}; did you mean {near[0]!r}?")
-    if (
-        "objective" in config
-        and isinstance(config.get("task"), str)
-        and config["task"] != config["objective"]["task"]
-    ):
+    _check_objective(config)
+
+
+def _check_objective(config: Mapping[str, Any]) -> None:
+    """ValueError for a `task` whose loss and metrics are not those of the config's objective."""
+    task, objective = config.get("task"), config.get("objective")
+    if isinstance(task, str) and isinstance(objective, Mapping) and task != objective["task"]:
         raise ValueError(
-            f"task
-            is {config['task']!r}, but the objective (loss, metrics) is that of {config['objective']['task']!r}: " f"add configs/tasks/{config['task']}.json to --config_file"
+            f"task is {task!r}, but the objective (loss, metrics) is that of {objective['task']!r}: "
+            f"add configs/tasks/{task}.json to --config_file, or choose that task"
         )
 
 
 def _check_paths(config: Mapping[str, Any]) -> None:
-    """ValueError for a path that MONAI does not take as it is written: it runs $, looks up @, and turns # into ::."""
+    """ValueError, by its true name, for a path that would not be taken as it was written.
+
+    MONAI's parser runs a text that begins with $, looks one with @ up, replaces one with % by a part of a config, and
+    turns # into ::.  Its command line, besides, cuts words off at # and makes numbers and lists of them.
+    """
     for name in PATHS:
-        value = config.get(name)
-        if not isinstance(value, str) or value in OWN_EXPRESSIONS:
+        value, typed = config.get(name), _typed(name)
+        if value is None or (typed is None and _is_own(value)):
             continue
-        if value[:1] in ("$", "@"):
-            raise ValueError(f"{name} begins with {value[0]!r}, which MONAI would evaluate: write ./{value}")
+        true = value if typed is None else typed
+        if isinstance(true, str) and true[:1] in EVALUATED and true:
+            raise ValueError(f"{name} begins with {true[0]!r}, which MONAI would evaluate: write ./{true}")
+        if typed is not None and typed not in (value, f"'{value}'", f'"{value}"'):
+            raise ValueError(f"{name} is {typed!r}, of which MONAI's command line makes {value!r}: {ADVICE}")
+        if not isinstance(value, str):
+            raise ValueError(f"{name} is {value!r}, expected a path: {ADVICE}")
         if "::" in value and not Path(value).exists():
             raise ValueError(
-                f"{name} is {value.replace('::', '#')!r}: MONAI's command line cannot take a path with #; "
-                "`dmri-monai predict` can, and so can a link without it"
+                f"{name} is {value.replace('::', '#')!r}, of which MONAI makes {value!r}: {ADVICE}"
             )
+
+
+def _is_own(value: Any) -> bool:
+    """Whether `value` stands in place of a path in the configs that come with the package."""
+    return value == PUBLISHED or (isinstance(value, Mapping) and value.get("_target_") == HANDLER)
+
+
+def _typed(name: str) -> str | None:
+    """What stands after the option `name` on the command line of this process; None without it."""
+    found = None
+    for word, following in zip(sys.argv[1:], [*sys.argv[2:], ""], strict=True):
+        option, equals, value = word.partition("=")
+        if option.startswith("-") and option.lstrip("-").replace("-", "_") == name:
+            found = value if equals else following
+    return found

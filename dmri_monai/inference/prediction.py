@@ -14,7 +14,7 @@ import torch
 from monai.data.meta_tensor import MetaTensor
 from torch import Tensor
 
-from dmri_monai.io.acquisition import read_json
+from dmri_monai.io.json_sidecar import read_json
 from dmri_monai.io.nifti import nifti_stem
 from dmri_monai.io.writing import replacing, save_nifti
 from dmri_monai.scan import Scan
@@ -76,15 +76,28 @@ class Prediction:
         `overwrite`.
         """
         stem = f"{name or result_stem(self.scan.path)}_{self._task.label}"
-        places = _places(Path(output_dir), stem)
+        return self.write_to(_places(Path(output_dir), stem), report=report, overwrite=overwrite)
+
+    def write_to(
+        self,
+        places: Mapping[str, Path],
+        *,
+        more: Mapping[str, Any] | None = None,
+        report: bool = False,
+        overwrite: bool = False,
+    ) -> Prediction:
+        """:meth:`write` under names of one's own, with `more` entries in the sidecar.
+
+        places: paths of "prediction", "sidecar", "uncertainty" and "report", whether they will be written or not.
+        """
         _check_ours(places, overwrite)
         wanted = ["prediction", "sidecar", *(["uncertainty"] if self.uncertainty is not None else [])]
         wanted += ["report"] if report else []
         files = {kind: places[kind] for kind in wanted}
-        done = replace(self, files=files)
         with _replacing(files) as aside:
             save_nifti(aside["prediction"], self.values, self.image.affine, name=files["prediction"])
-            aside["sidecar"].write_text(json.dumps(done.sidecar, indent=4) + "\n", encoding="utf-8")
+            text = json.dumps({**self.sidecar, **(more or {})}, indent=4, ensure_ascii=False)
+            aside["sidecar"].write_text(text + "\n", encoding="utf-8")
             if self.uncertainty is not None:
                 spread = self.uncertainty.as_subclass(Tensor)[0].float().cpu()
                 save_nifti(aside["uncertainty"], spread, self.image.affine, name=files["uncertainty"])
@@ -92,7 +105,7 @@ class Prediction:
                 self._write_report(aside["report"])
         for kind in set(places) - set(files):
             places[kind].unlink(missing_ok=True)
-        return done
+        return replace(self, files=files)
 
     @property
     def sidecar(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from dmri_monai.inference.components import as_data, check_components, made
 from dmri_monai.inference.spec_history import converted
-from dmri_monai.io.acquisition import read_json
+from dmri_monai.io.json_sidecar import read_json
 from dmri_monai.io.writing import replacing
 from dmri_monai.qspace.shell_fit import ShellFit, harmonic_irreps
 from dmri_monai.so3 import as_irreps

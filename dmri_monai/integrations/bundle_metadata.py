@@ -7,7 +7,7 @@ from typing import Any
 
 from dmri_monai.inference.released import bundle_folder
 from dmri_monai.inference.spec import ModelSpec
-from dmri_monai.qspace.shell_fit import even_orders
+from dmri_monai.so3 import even_orders
 from dmri_monai.tasks.registry import find_task
 from dmri_monai.tasks.task import Task
 
@@ -26,6 +26,8 @@ def bundle_metadata(spec: ModelSpec) -> dict[str, Any]:
             f"metadata describe a trained network with fixed channels, not {spec.architecture!r}"
         )
     task = find_task(spec.task)
+    shells = ", ".join(f"{b:g}" for b in spec.shells)
+    enough = "one or more" if spec.missing == "zero" else "all"
     common: dict[str, Any] = json.loads(
         (bundle_folder() / "configs" / "metadata.json").read_text(encoding="utf-8")
     )
@@ -33,8 +35,8 @@ def bundle_metadata(spec: ModelSpec) -> dict[str, Any]:
         **common,
         "name": f"Diffusion MRI: {task.title[:1].lower()}{task.title[1:]}",
         "task": task.title,
-        "description": f"{task.title} from raw diffusion MRI with any gradient table that has the model's shells "
-        f"(b = {', '.join(f'{b:g}' for b in spec.shells)} s/mm²)",
+        "description": f"{task.title} from raw diffusion MRI with any gradient table that has {enough} of the model's "
+        f"shells (b = {shells} s/mm²)",
         "label_classes": _classes(task),
         "pred_classes": "as label_classes",
         "network_data_format": {

@@ -79,7 +79,7 @@ def register_model(
     with _store(uri), tempfile.TemporaryDirectory() as temporary:
         folder, code = Path(temporary, "weights"), Path(temporary, "model.py")
         folder.mkdir()
-        code.write_text(CODE)
+        code.write_text(CODE, encoding="utf-8")
         shutil.copyfile(checkpoint, folder / "model.pt")
         shutil.copyfile(spec_path(checkpoint), folder / "model.json")
         try:
@@ -125,7 +125,7 @@ def register_best(output_dir: str | Path, name: str | None) -> None:
 
 def _training_of(checkpoint: Path) -> dict[str, Any]:
     record = checkpoint.parent / "mlflow_run.json"
-    return json.loads(record.read_text()) if record.is_file() else {}
+    return json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
 
 
 def _rows(model_input: Any) -> Iterable[Mapping[str, Any]]:

@@ -38,7 +38,11 @@ def default_store(output_dir: str | Path, resume: bool = False) -> str:
     """
     beside = Path(output_dir).resolve().parent / "mlruns.db"
     record = Path(output_dir, RUN_FILE)
-    before = json.loads(record.read_text())["tracking_uri"] if resume and record.is_file() else None
+    before = (
+        json.loads(record.read_text(encoding="utf-8"))["tracking_uri"]
+        if resume and record.is_file()
+        else None
+    )
     return os.environ.get("MLFLOW_TRACKING_URI") or before or f"sqlite:///{beside}"
 
 
@@ -54,8 +58,7 @@ def data_record(data: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, An
 
 
 def _scan_record(image: str | Path) -> dict[str, Any]:
-    sidecars = find_sidecars(Path(image))
-    files = [f for f in (sidecars.bval, sidecars.bvec, sidecars.mrtrix) if f is not None]
+    files = find_sidecars(Path(image)).tables
     hashes = {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
     return {"scan": Path(image).name, "table": hashes}
 
@@ -156,7 +159,7 @@ class MLflowRun:
         self._catch_sigterm()
         run_file = self.output_dir / RUN_FILE
         if self.resume and run_file.is_file():
-            self.run_id = json.loads(run_file.read_text())["run_id"]
+            self.run_id = json.loads(run_file.read_text(encoding="utf-8"))["run_id"]
             self._client.update_run(self.run_id, status="RUNNING")
             return
         name = f"{self.kind}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
@@ -167,7 +170,7 @@ class MLflowRun:
         self.run_id = self._client.create_run(experiment, run_name=name, tags=tags).info.run_id
         content = {"run_id": self.run_id, "run_name": name, "tracking_uri": self.tracking_uri}
         with replacing(run_file) as (temporary,):
-            temporary.write_text(json.dumps(content, indent=2))
+            temporary.write_text(json.dumps(content, indent=2), encoding="utf-8")
         self._log_config()
         self._log_data()
 

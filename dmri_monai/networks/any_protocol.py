@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dmri_monai.equivariant import EquivariantAvgPool3d, SteerableConv3d, as_irreps
+from dmri_monai.equivariant.finite_values import is_recording
 from dmri_monai.networks.equivariant_unet import EquivariantUNet
-from dmri_monai.networks.input_checks import as_plain, check_harmonics, is_recording, with_meta_of
+from dmri_monai.networks.input_checks import as_plain, check_harmonics, with_meta_of
 from dmri_monai.networks.voxelwise import CHUNK, SphereFeatures, VoxelHead
 from dmri_monai.so3 import channels_of
 
@@ -86,10 +87,9 @@ class AnyProtocolUNet(nn.Module):
             [ir.dim for mul, ir in irreps_out for _ in range(mul)],
         )
         wanted = as_irreps(f"{irreps_out}+{irreps_out.num_irreps}x0e")
-        stages = list(self.context.decoder)[::-1]
+        levels = [as_irreps(irreps) for irreps in self.context.irreps_levels[:-1]]
         heads = nn.ModuleList()
-        for stage in stages if self.deep_supervision else stages[:1]:
-            irreps = stage.body[0].irreps_in
+        for irreps in levels if self.deep_supervision else levels[:1]:
             known = {ir for _, ir in irreps}
             kernel = 1 if all(ir in known for _, ir in wanted) else 3
             l_max = max(4, *(ir.l for _, ir in wanted))
@@ -106,7 +106,8 @@ class AnyProtocolUNet(nn.Module):
         if not len(self.head):
             return with_meta_of(image, torch.cat([levels[0], told], dim=1))
         answer, outputs = fields[:, self.told :], []
-        for level, head in zip(levels, self.head["levels"], strict=False):  # type: ignore[arg-type]
+        heads: nn.ModuleList = self.head["levels"]  # type: ignore[assignment]
+        for level, head in zip(levels, heads, strict=False):
             outputs.append(with_meta_of(image, self._combined(answer, head(level))))
             if self.deep_supervision:
                 answer = self.pool(answer)

@@ -23,9 +23,9 @@ from dmri_monai.equivariant import (
     as_irreps,
     irreps_from_multiplicities,
 )
+from dmri_monai.equivariant.kernel.radial import Radial
 from dmri_monai.equivariant.norm import normalised_gate
-from dmri_monai.equivariant.pq.kernels import Kernel
-from dmri_monai.equivariant.radial import Radial
+from dmri_monai.equivariant.pq import Kernel
 from dmri_monai.gradients import B0_THRESHOLD
 from dmri_monai.networks.input_checks import as_plain, with_meta_of
 from dmri_monai.networks.samples import combine_b0, spread_subset
@@ -158,7 +158,7 @@ class _PQLayer(nn.Module):
         has_q_out: bool = True,
     ) -> None:
         super().__init__()
-        gate = Gate(irreps_out, options.activation)
+        gate = Gate(irreps_out, activation=options.activation)
         self.conv = PQConv3d(
             irreps_in,
             gate.irreps_in,

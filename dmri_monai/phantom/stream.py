@@ -41,13 +41,13 @@ def subject_item(subject: Subject) -> dict[str, Any]:
 class PhantomStream(IterableDataset[Any]):
     """Items of simulated subjects, `length` per epoch, made when asked for.
 
-    Item i of epoch e is a function of (`seed`, e, i) alone: any number of workers and processes yields the same
-    items, each once.  With one worker, or batches of one, also in the same order.  Batches of several need
-    :func:`dmri_monai.transforms.collate_dwi`, which keeps every item's affine.
+    Item i of epoch e is a function of (`seed`, e, i) alone: however many workers and processes there are, they
+    yield the same items, each once; with one worker, or batches of one, also in the same order. Batches of several
+    need :func:`dmri_monai.transforms.collate_dwi`, which keeps every item's affine.
 
     transform: applied to each item.  rank, world_size: of distributed training.  Other keywords:
     :func:`make_subject`; an `acquisition` that randomises gives every item another protocol.  Call
-    :meth:`set_epoch` before an epoch; workers that live on see it too.
+    :meth:`set_epoch` before an epoch; persistent workers see it too.
     """
 
     def __init__(

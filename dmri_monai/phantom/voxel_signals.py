@@ -12,8 +12,9 @@ from torch import Tensor
 
 from dmri_monai.gradients import GradientTable
 from dmri_monai.phantom.protocols import draw_protocol, played_out
-from dmri_monai.qspace.shell_fit import n_coefficients, sh_basis, sh_orders
+from dmri_monai.qspace.shell_fit import sh_orders
 from dmri_monai.qspace.shell_set import ShellSet, shell_channels, shell_set
+from dmri_monai.so3 import n_coefficients, sh_basis
 
 __all__ = ["FIBRES", "FRACTIONS", "Batch", "Voxels", "draw_batch", "draw_voxels", "simulate_voxels"]
 

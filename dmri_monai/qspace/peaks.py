@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dmri_monai.qspace.conventions import order_of
-from dmri_monai.qspace.shell_fit import sh_basis
+from dmri_monai.so3 import sh_basis
 
 __all__ = ["Peaks", "harmonic_peaks"]
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from dmri_monai.gradients import B0_THRESHOLD, cluster_shells
 from dmri_monai.qspace.irreps_rotation import rotate_voxelwise
-from dmri_monai.qspace.shell_fit import sh_basis, sh_fit_matrix, supported_order
+from dmri_monai.qspace.shell_fit import sh_fit_matrix, supported_order
+from dmri_monai.so3 import sh_basis
 
 __all__ = ["finite_strain", "principal_rotation", "push_forward", "reorient_signal"]
 

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from dmri_monai.gradients import B0_THRESHOLD, Shell, cluster_shells
-from dmri_monai.qspace.harmonics import b0_reference, channel_order, mean_b0
-from dmri_monai.qspace.shell_fit import n_coefficients, sh_basis, sh_orders
+from dmri_monai.qspace.b0 import b0_reference, mean_b0
+from dmri_monai.qspace.harmonics import channel_layout
+from dmri_monai.qspace.shell_fit import sh_orders
+from dmri_monai.so3 import n_coefficients, sh_basis
 
 __all__ = ["ShellSet", "merged_shells", "shell_channels", "shell_irreps", "shell_set"]
 
@@ -140,7 +142,7 @@ def shell_channels(
     unit = b0_reference(b0, brain) if reference is None else b0.new_tensor(reference)
     slots, n_coef, _ = shells.matrix.shape
     l_max = (math.isqrt(8 * n_coef + 1) - 3) // 2
-    matrix = shells.matrix.flatten(0, 1)[channel_order(slots, l_max)].to(image.device, torch.float32)
+    matrix = shells.matrix.flatten(0, 1)[channel_layout(slots, l_max)].to(image.device, torch.float32)
     inverse = torch.where(b0 > min_b0 * unit, 1.0 / b0, torch.zeros_like(b0)).flatten()
     flat = image.flatten(1)
     fitted = inverse.new_empty(len(matrix), flat.shape[1])

@@ -33,7 +33,7 @@ DAMAGED = (RuntimeError, ValueError, EOFError, pickle.UnpicklingError)
 
 
 class DiskCache:
-    """Items as the leading deterministic transforms leave them, a file each, read by memory map.
+    """Items as the leading deterministic transforms leave them, one file each, read by memory map.
 
     What follows, such as a random crop, then reads only the voxels it takes.  transform: its transforms up to the
     first random one are kept.  folder: made if need be; trainings may share it, also at the same time.

@@ -22,6 +22,7 @@ from dmri_monai.inference.weights import (
     save_model,
     save_whole,
 )
+from dmri_monai.io.present import present
 from dmri_monai.parallel import is_main
 
 __all__ = ["Checkpoint", "copy_with_weights", "load_pretrained"]
@@ -60,9 +61,9 @@ class Checkpoint:
         self.evaluator = evaluator
         self.resume = resume = flag("resume", resume)
         overwrite = flag("overwrite", overwrite)
-        if resume and not self.last.is_file():
+        if resume and present(self.last) is None:
             raise ValueError(f"resume: there is no checkpoint {self.last}")
-        if not resume and not overwrite and self.last.is_file():
+        if not resume and not overwrite and present(self.last):
             raise ValueError(
                 f"{self.last} exists: continue that training with `--resume true`, choose another `--output_dir`, "
                 "or discard it with `--overwrite true`"

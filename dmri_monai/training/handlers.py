@@ -82,11 +82,11 @@ def reuse_handler(handler: Any) -> Any:
 
 
 class ValidationPicture:
-    """Ignite handler of an evaluator: the middle axial slice of the last item as input, truth and prediction.
+    """Ignite handler of an evaluator: the middle axial slice of the last item: input, truth and prediction.
 
     Items of `engine.state.output`: `image`, `label`, `pred`, each (C, X, Y, Z); a label that is a mapping is shown by
     its `harmonics`.  shows: "classes" (one-hot or class numbers), "scores" (their first channel, 0 to 1),
-    "directions" (peaks; red, green and blue for the parts along x, y and z), or None for the first channel as it is.
+    "directions" (peaks; red, green and blue for the parts along x, y and z), or None for the first channel, unchanged.
     """
 
     def __init__(self, path: str | Path, shows: str | None = None) -> None:

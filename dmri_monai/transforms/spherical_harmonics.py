@@ -12,7 +12,8 @@ from monai.transforms import MapTransform
 from torch import Tensor
 
 from dmri_monai.gradients import B0_THRESHOLD
-from dmri_monai.qspace.harmonics import ShellFit, b0_reference, harmonic_irreps, mean_b0, signal_to_harmonics
+from dmri_monai.qspace.b0 import b0_reference, mean_b0
+from dmri_monai.qspace.harmonics import ShellFit, harmonic_irreps, signal_to_harmonics
 from dmri_monai.qspace.shell_set import shell_channels, shell_irreps, shell_set
 from dmri_monai.transforms.frames import fix_voxel_frame, voxel_rotation
 from dmri_monai.transforms.rows import item_mask, item_table, like, plain, select_rows

@@ -19,7 +19,7 @@ SAFE_FRACTION = 0.4
 
 @dataclass(frozen=True)
 class Warp:
-    """Output voxel x takes its value from `source` (X, Y, Z, 3), in voxels of the input.
+    """Where each output voxel takes its value: `source` (X, Y, Z, 3), in voxels of the input.
 
     jacobian (X, Y, Z, 3, 3): of the forward map, input to output, at the output voxel, in the voxel frame and
     mm: a fibre along v comes to lie along J v.
@@ -30,7 +30,7 @@ class Warp:
 
 
 def control_shape(spatial_size: Sequence[int], spacing_mm: Tensor, control_mm: float) -> tuple[int, ...]:
-    """Number of control points an axis: the grid's extent at `control_mm`, with the spline's margin."""
+    """Number of control points along each axis: grid extent over `control_mm`, and the spline's margin."""
     return tuple(
         math.floor((n - 1) * float(s) / control_mm) + 4 for n, s in zip(spatial_size, spacing_mm, strict=True)
     )

@@ -7,14 +7,9 @@ from monai.bundle import ConfigWorkflow
 from dmri_monai.phantom import write_dataset
 
 BUNDLE = Path(__file__).parents[2] / "bundle"
-TINY = {
-    "spacing_mm": [6.0, 6.0, 6.0],
-    "architecture": "plain",
-    "network_options": {"filters": 4},
-    "device": "cpu",
-    "bundle_root": str(BUNDLE),
-}
-TINY_TRAINING = {"crop_size": [16, 16, 16], "max_epochs": 2, "cache_rate": 1.0}
+TINY = {"spacing_mm": [6.0, 6.0, 6.0], "architecture": "plain", "network_options": {"filters": 4}}
+SHORT = {"crop_size": [16, 16, 16], "max_epochs": 2, "cache_rate": 1.0}
+TRAININGS = ("train", "pretrain")
 
 
 @pytest.fixture(scope="session")
@@ -32,19 +27,30 @@ def bundle() -> Path:
 
 @pytest.fixture(scope="session")
 def prepare() -> Callable[..., ConfigWorkflow]:
-    """Function that gives an initialised workflow of a bundle config, made small enough for a test."""
+    """Function that gives an initialised workflow of a bundle config; trainings are made small enough for a test.
 
-    def prepare(config: str, *overlays: str, **override: object) -> ConfigWorkflow:
-        training = config in ("train", "pretrain")
-        settings = {**TINY, **(TINY_TRAINING if training else {}), "mlflow": False, **override}
-        if config == "inference":
-            settings.pop("mlflow")
+    What inference and evaluation need to know of a model, they read from beside its weights.  objective: adds the file
+    of that task.
+    """
+
+    def prepare(
+        config: str, *overlays: str, objective: str | None = None, **override: object
+    ) -> ConfigWorkflow:
+        training = config in TRAININGS
+        own = {"device": "cpu", "bundle_root": str(BUNDLE)}
+        own |= {**TINY, **SHORT} if training else {}
+        own |= {} if config == "inference" else {"mlflow": False}
+        overlays = (
+            overlays
+            if objective is None
+            else (str(BUNDLE / "configs" / "tasks" / f"{objective}.json"), *overlays)
+        )
         workflow = ConfigWorkflow(
             config_file=[str(BUNDLE / "configs" / f"{config}.json"), *overlays],
             meta_file=str(BUNDLE / "configs" / "metadata.json"),
             logging_file=False,
             workflow_type="train" if training else "infer",
-            **settings,
+            **{**own, **override},
         )
         workflow.initialize()
         return workflow

@@ -78,7 +78,7 @@ def test_two_processes_pretrain_as_one_that_gathers_the_gradients_of_two_batches
 def test_two_processes_have_the_loss_curve_and_the_metrics_of_one(data, tmp_path):
     one = train(1, data, tmp_path / "one" / "run")
     two = train(2, data, tmp_path / "two" / "run")
-    for name in ("train_loss", "val_mean_dice"):
+    for name in ("train_loss", "val_dice"):
         torch.testing.assert_close(history(two, name), history(one, name), rtol=0, atol=1e-4)
     network = build_network(ModelSpec(size="tiny"), "4x0e")
     load_weights(network, two / "model.pt")  # no trace of DDP in the names

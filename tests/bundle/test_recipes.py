@@ -7,13 +7,16 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+from monai.bundle import ConfigParser
+
+from dmri_monai.inference.spec import ModelSpec
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 RECIPES = {
-    "mueller2021_lesion": ("lesion", "pq"),
-    "weninger2022_tissue": ("tissue", "plain-directions"),
-    "weninger2022_crossings": ("crossings", "plain-directions"),
-    "weninger2022_orientation": ("orientation", "plain-directions"),
+    "mueller2021_lesion": ("lesion", "pq", "LesionBCELoss"),
+    "weninger2022_tissue": ("tissue", "plain-directions", "OneHotL1Loss"),
+    "weninger2022_crossings": ("crossings", "plain-directions", "OneHotL1Loss"),
+    "weninger2022_orientation": ("orientation", "plain-directions", "AxialLoss"),
 }
 
 
@@ -25,13 +28,17 @@ def content(name):
 def test_recipe_sets_only_keys_of_its_config(bundle, name):
     base = "pretrain" if name == "hcp" else "train"
     known = json.loads((bundle / "configs" / f"{base}.json").read_text())
-    assert set(content(name)) <= {*known, "_desc_"}
+    parser = ConfigParser(known)
+    for key in content(name):
+        assert key in (*ModelSpec.model_fields, "_desc_") or key in parser, key
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipe_is_the_papers_experiment(name):
-    recipe, (task, architecture) = content(name), RECIPES[name]
-    assert (recipe["task"], recipe["architecture"]) == (task, architecture)
+    recipe, (task, architecture, loss) = content(name), RECIPES[name]
+    assert recipe["architecture"] == architecture
+    assert recipe["objective#loss"]["_target_"] == f"dmri_monai.losses.{loss}"
+    assert task == "tissue" or f"tasks/{task}.json" in recipe["_desc_"]
     expected = {"mueller2021_lesion": (1, 0.005, None)}.get(name, (3, 0.001, 7))
     assert (recipe["batch_size"], recipe["learning_rate"], recipe.get("n_folds")) == expected
 
@@ -43,7 +50,8 @@ def test_networks_of_the_recipes_are_those_of_the_papers(prepare, dataset_dir, t
         model = {key: recipe.get(key, "small") for key in ("architecture", "size")}
         options = recipe.get("network_options", {})
         overlay = str(CONFIGS / f"{name}.json")
-        workflow = prepare("train", overlay, **own, **model, network_options=options)
+        task = RECIPES[name][0]
+        workflow = prepare("train", overlay, objective=task, **own, **model, network_options=options)
         network = workflow.parser.get_parsed_content("network_def")
         if name == "mueller2021_lesion":
             assert [layer.conv.kernel_size for layer in network.pq_layers] == [5]
@@ -59,14 +67,16 @@ def test_recipe_trains_and_evaluates_on_the_phantom(prepare, dataset_dir, tmp_pa
     own = {key: recipe[key] for key in ("architecture", "size", "crop") if key in recipe}
     own |= {"network_options": recipe.get("network_options", {}), "max_epochs": 1}
     own |= {"n_folds": 5} if "fold" in recipe else {}
-    workflow = prepare(
-        "train", str(CONFIGS / f"{name}.json"), dataset_dir=dataset_dir, output_dir=str(tmp_path), **own
-    )
+    task, overlay = RECIPES[name][0], str(CONFIGS / f"{name}.json")
+    own |= {"dataset_dir": dataset_dir, "output_dir": str(tmp_path)}
+    workflow = prepare("train", overlay, objective=task, **own)
+    assert type(workflow.trainer.loss_function.loss).__name__ == RECIPES[name][2]
     workflow.run()
     (value,) = workflow.parser.get_parsed_content("validate#evaluator").state.metrics.values()
     assert np.isfinite(value)
-    own |= {"dataset_dir": dataset_dir, "checkpoint": str(tmp_path / "model.pt")}
-    prepare("evaluate", str(CONFIGS / f"{name}.json"), output_dir=str(tmp_path / "evaluation"), **own).run()
+    own = {key: own[key] for key in ("dataset_dir", "n_folds") if key in own}
+    own |= {"checkpoint": str(tmp_path / "model.pt"), "fold": recipe.get("fold")}
+    prepare("evaluate", objective=task, output_dir=str(tmp_path / "evaluation"), **own).run()
     assert (tmp_path / "evaluation" / "metrics_summary.csv").is_file()
 
 

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from dmri_monai.inference.model import ARCHITECTURES
-from dmri_monai.tasks.tasks import TASKS
+from dmri_monai.inference.spec import TAKES, ModelSpec
+from dmri_monai.tasks import TASKS
 
 PRETEXTS = ("artifacts", "autoencoder", "masked", "none")
 # the diagonal runs every time, the rest in the full suite
@@ -17,6 +17,13 @@ COMBINATIONS = [
     for p in PRETEXTS
 ]
 STEP = {"max_epochs": 1, "train_subjects": 1, "batch_size": 1, "crop_size": [16, 16, 16]}
+KEY_METRICS = {
+    "tissue": "dice",
+    "lesion": "average_precision",
+    "crossings": "macro_f1",
+    "orientation": "angular_error",
+}
+EQUIVARIANT = {"architecture": "equivariant", "size": "tiny", "network_options": {}}
 WRITES = {"tissue": "dseg", "lesion": "lesion", "crossings": "npeaks", "orientation": "peaks"}
 
 
@@ -40,48 +47,53 @@ def validated(workflow):
 
 
 @pytest.mark.parametrize(("task", "pretext"), COMBINATIONS)
-def test_task_trains_from_pretext_by_config_keys_alone(prepare, dataset_dir, bodies, tmp_path, task, pretext):
+def test_task_trains_from_pretext_by_configs_alone(prepare, dataset_dir, bodies, tmp_path, task, pretext):
     out = {"dataset_dir": dataset_dir, "output_dir": str(tmp_path)}
-    workflow = prepare("train", task=task, pretrained=bodies(pretext), **out, **STEP)
+    workflow = prepare("train", objective=task, pretrained=bodies(pretext), **out, **STEP)
     start = {k: v.clone() for k, v in workflow.parser.get_parsed_content("network").state_dict().items()}
     torch.testing.assert_close(
         start["down_2.0.0.weight"], torch.load(bodies(pretext))["down_2.0.0.weight"], rtol=0, atol=0
     )
     workflow.run()
-    (value,) = validated(workflow).values()
+    ((metric, value),) = validated(workflow).items()
+    assert metric == f"val_{KEY_METRICS[task]}"
     assert np.isfinite(value)
+    assert ModelSpec.load(tmp_path / "model.json").task == task
     moved = torch.load(tmp_path / "model.pt", weights_only=True)
     assert any((moved[k] != v).any() for k, v in start.items())
     assert (tmp_path / "validation.png").is_file()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", [a for a in ARCHITECTURES if a != "plain"])
+@pytest.mark.parametrize("architecture", [a for a in TAKES if a != "plain"])
 @pytest.mark.parametrize("task", TASKS)
 def test_every_architecture_trains_evaluates_and_infers(prepare, dataset_dir, tmp_path, task, architecture):
     model = {"architecture": architecture, "size": "tiny", "network_options": {}, "dataset_dir": dataset_dir}
     pretrained = str(tmp_path / "pretraining" / "model.pt")
     prepare("pretrain", output_dir=str(tmp_path / "pretraining"), pretext="masked", **model, **STEP).run()
-    prepare("train", output_dir=str(tmp_path / "t"), task=task, pretrained=pretrained, **model, **STEP).run()
-    own = {"task": task, "checkpoint": str(tmp_path / "t" / "model.pt"), **model}
-    prepare("evaluate", output_dir=str(tmp_path / "e"), **own).run()
+    prepare(
+        "train", output_dir=str(tmp_path / "t"), objective=task, pretrained=pretrained, **model, **STEP
+    ).run()
+    own = {"dataset_dir": dataset_dir, "checkpoint": str(tmp_path / "t" / "model.pt")}
+    prepare("evaluate", output_dir=str(tmp_path / "e"), objective=task, **own).run()
     prepare("inference", output_dir=str(tmp_path / "i"), **own).run()
-    assert (tmp_path / "e" / f"{TASKS[task].key}_summary.csv").is_file()
+    assert (tmp_path / "e" / f"{KEY_METRICS[task]}_summary.csv").is_file()
     assert len(list((tmp_path / "i").glob(f"*_{WRITES[task]}.nii.gz"))) == 5
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_deep_supervision_trains_the_heads_of_all_levels(prepare, dataset_dir, tmp_path, task):
-    model = {**EQUIVARIANT, "network_options": {"deep_supervision": True}, "task": task}
-    workflow = prepare("train", dataset_dir=dataset_dir, output_dir=str(tmp_path / "t"), **model, **STEP)
+    model = {**EQUIVARIANT, "network_options": {"deep_supervision": True}}
+    own = {"dataset_dir": dataset_dir, "output_dir": str(tmp_path / "t")}
+    workflow = prepare("train", objective=task, **own, **model, **STEP)
     start = {k: v.clone() for k, v in workflow.parser.get_parsed_content("network").state_dict().items()}
     workflow.run()
     moved = torch.load(tmp_path / "t" / "model.pt", weights_only=True)
     heads = [name for name in start if name.startswith("head.") and "weight" in name]
     assert len(heads) > 1
     assert all((moved[name] != start[name]).any() for name in heads)
-    own = {"checkpoint": str(tmp_path / "t" / "model.pt"), "evaluators": {"network": "@evaluator"}, **model}
-    prepare("evaluate", dataset_dir=dataset_dir, output_dir=str(tmp_path / "e"), **own).run()
+    own |= {"checkpoint": str(tmp_path / "t" / "model.pt"), "output_dir": str(tmp_path / "e")}
+    prepare("evaluate", objective=task, shuffled=None, kmeans=None, **own).run()
     assert (tmp_path / "e" / "metrics.csv").is_file()
 
 
@@ -90,17 +102,14 @@ def oriented(prepare, dataset_dir, tmp_path_factory):
     """Checkpoint of a tiny equivariant network for directions."""
     out = tmp_path_factory.mktemp("orientation")
     prepare(
-        "train", dataset_dir=dataset_dir, output_dir=str(out), task="orientation", **EQUIVARIANT, **STEP
+        "train", dataset_dir=dataset_dir, output_dir=str(out), objective="orientation", **EQUIVARIANT, **STEP
     ).run()
     return str(out / "model.pt")
 
 
-EQUIVARIANT = {"architecture": "equivariant", "size": "tiny", "network_options": {}}
-
-
-def infer_peaks(prepare, scan, checkpoint, out, **more):
-    settings = {"task": "orientation", "spacing_mm": [-1, -1, -1], **EQUIVARIANT, **more}
-    prepare("inference", dataset_dir=str(scan), checkpoint=checkpoint, output_dir=str(out), **settings).run()
+def infer_peaks(prepare, scan, checkpoint, out):
+    """Peaks of a scan with the model's own voxel size, which no interpolation changes."""
+    prepare("inference", dataset_dir=str(scan), checkpoint=checkpoint, output_dir=str(out)).run()
     (path,) = out.glob("*_peaks.nii.gz")
     return nibabel.load(path)
 
@@ -167,13 +176,13 @@ def test_ensemble_and_windows_are_written_and_reported(prepare, dataset_dir, tra
 
 
 def test_accumulated_gradients_are_those_of_the_larger_batch(prepare, dataset_dir, tmp_path):
-    common = {"dataset_dir": dataset_dir, "max_epochs": 1, "task": "crossings", "train_subjects": 2}
+    common = {"dataset_dir": dataset_dir, "max_epochs": 1, "train_subjects": 2}
     common["optimizer"] = {"_target_": "torch.optim.SGD", "params": "$@network.parameters()", "lr": 0.5}
     ends = []
     for name, batch, steps in (("batch", 2, 1), ("steps", 1, 2), ("single", 1, 1)):
         out = tmp_path / name
         settings = {**common, "batch_size": batch, "accumulation_steps": steps}
-        prepare("train", output_dir=str(out), **settings).run()
+        prepare("train", objective="crossings", output_dir=str(out), **settings).run()
         ends.append(torch.load(out / "model.pt", weights_only=True))
     torch.testing.assert_close(ends[1], ends[0], rtol=1e-4, atol=1e-5)
     assert (ends[2]["head.weight"] - ends[0]["head.weight"]).abs().max() > 1e-3
@@ -183,7 +192,8 @@ def test_one_training_may_use_bf16_frozen_epochs_rates_and_thin_tables_together(
     prepare, dataset_dir, tmp_path
 ):
     settings = {"amp": True, "frozen_epochs": 1, "learning_rates": {"head.": 0.01}, "missing": "zero"}
-    settings |= {"subsample_directions": [16, 24], "drop_shells": 0.5, "too_few": "zero", "selection": "loss"}
+    settings |= {"subsample_directions": [16, 24], "drop_shells": 0.5, "monitor": "loss"}
+    settings |= {"insufficient_directions": "zero"}
     workflow = prepare("train", dataset_dir=dataset_dir, output_dir=str(tmp_path), **settings, **STEP)
     network = workflow.parser.get_parsed_content("network")
     body = network.bridge[0][0].weight.detach().clone()
@@ -191,7 +201,6 @@ def test_one_training_may_use_bf16_frozen_epochs_rates_and_thin_tables_together(
     torch.testing.assert_close(network.bridge[0][0].weight.detach(), body, rtol=0, atol=0)
     assert np.isfinite(validated(workflow)["val_loss"])
     own = {"dataset_dir": dataset_dir, "checkpoint": str(tmp_path / "model.pt"), "subsample_directions": 12}
-    own |= {key: settings[key] for key in ("missing", "too_few")}
     prepare("evaluate", output_dir=str(tmp_path / "twelve"), **own).run()
     assert (tmp_path / "twelve" / "dice_summary.csv").is_file()
 
@@ -208,12 +217,13 @@ def test_too_few_directions_are_an_error_without_such_training(prepare, dataset_
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"task": "tisue"}, "task is 'tisue', expected one of tissue, lesion, crossings, orientation"),
-        ({"architecture": "unet"}, "architecture is 'unet', expected one of equivariant, plain"),
+        ({"task": None, "objective#task": "tisue"}, "task is 'tisue', expected one of tissue, lesion"),
+        ({"architecture": "unet"}, "architecture is 'unet': Input should be 'equivariant', 'plain'"),
+        ({"monitor": "metrics"}, "monitor is 'metrics', expected one of ('metric', 'loss')"),
         ({"masked": "yes"}, "masked is 'yes', expected true or false"),
         ({"fold": 9}, "fold is 9, expected 0 to"),
     ],
-    ids=["task", "architecture", "masked", "fold"],
+    ids=["objective", "architecture", "monitor", "masked", "fold"],
 )
 def test_wrong_word_in_a_config_is_named(prepare, dataset_dir, tmp_path, settings, message):
     settings = {"n_folds": 5, **settings}

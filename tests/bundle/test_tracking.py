@@ -22,7 +22,7 @@ def test_finished_training_is_a_finished_run(run):
 
 
 def test_metrics_are_logged_for_every_epoch(run):
-    for name in ("train_loss", "val_mean_dice"):
+    for name in ("train_loss", "val_dice"):
         history = run[1].get_metric_history(run[0].info.run_id, name)
         assert sorted(point.step for point in history) == [1, 2], name
 

@@ -1,19 +1,29 @@
+import csv
 import json
 import shutil
+from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
 import torch
+from monai.transforms import Compose
 
+from dmri_monai.inference.model import load_model
 from dmri_monai.inference.outputs import WriteResults
-from dmri_monai.tasks.tasks import TASKS
+from dmri_monai.inference.spec import ModelSpec
+from tests.small_models import save_model
 
 RUN_IDS = {"pretrain": "pretraining", "train": "training", "evaluate": "evaluating", "inference": "inferring"}
 
 
 def weights(path):
     return torch.load(path, weights_only=True)
+
+
+def csv_rows(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 @pytest.fixture(params=RUN_IDS)
@@ -40,16 +50,77 @@ def test_named_run_id_is_the_plain_run(bundle, config):
     assert content["initialize"]
 
 
-def test_networks_of_all_configs_agree(bundle):
-    configs = {n: json.loads((bundle / "configs" / f"{n}.json").read_text()) for n in RUN_IDS}
-    model = configs["train"]["model"]
-    keys = [value.removeprefix("@") for key, value in model.items() if key != "_target_"]
-    for key in ("model", *keys, "spacing_mm"):
-        for name in ("pretrain", "evaluate", "inference"):
-            assert configs[name][key] == configs["train"][key], (name, key)
-    for key in ("task", "task_def", "network_def"):
-        for name in ("evaluate", "inference"):
-            assert configs[name][key] == configs["train"][key], (name, key)
+# what a config may say of a model: which one it is, and an experiment with thinned tables
+OWN = {"inference": {"task"}, "evaluate": {"subsample_directions"}}
+
+
+@pytest.mark.parametrize("config", RUN_IDS)
+def test_configs_leave_the_settings_of_a_model_and_their_defaults_to_its_description(bundle, config):
+    content = json.loads((bundle / "configs" / f"{config}.json").read_text())
+    assert set(content) & set(ModelSpec.model_fields) == OWN.get(config, set())
+
+
+def test_all_configs_make_the_same_network_and_channels_of_a_model(prepare, dataset_dir, trained, tmp_path):
+    own = {"dataset_dir": dataset_dir, "output_dir": str(tmp_path)}
+    model = str(trained / "model.pt")
+    parsers = {
+        "train": prepare("train", pretrained=model, **own).parser,
+        "evaluate": prepare("evaluate", checkpoint=model, **own).parser,
+        "inference": prepare("inference", checkpoint=model, **own).parser,
+    }
+    ids = {"train": "validate#preprocessing", "inference": "preprocessing"}
+    item = {"image": f"{dataset_dir}/sub-01/dwi/sub-01_dwi.nii.gz"}
+    item["label"] = next(Path(dataset_dir).rglob("sub-01_dseg.nii.gz"))
+    images = [parsers[name].get_parsed_content(key)(dict(item))["image"] for name, key in ids.items()]
+    steps = [
+        *parsers["evaluate"].get_parsed_content("load"),
+        *parsers["evaluate"].get_parsed_content("encode"),
+    ]
+    images.append(Compose(steps)(dict(item))["image"])
+    for image in images[1:]:
+        torch.testing.assert_close(image.as_tensor(), images[0].as_tensor(), rtol=0, atol=0)
+    networks = [parser.get_parsed_content("network_def") for parser in parsers.values()]
+    assert len({str(network) for network in networks}) == 1
+    body = {n: v for n, v in weights(trained / "model.pt").items() if not n.startswith("head.")}
+    for network in networks:
+        state = network.state_dict()
+        torch.testing.assert_close({n: state[n] for n in body}, body, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("config", ["inference", "evaluate"])
+@pytest.mark.parametrize(("name", "value"), [("shells", [2000]), ("shell_tolerance", 0.3), ("size", "base")])
+def test_setting_that_contradicts_the_checkpoint_is_refused_with_both(
+    prepare, dataset_dir, trained, tmp_path, config, name, value
+):
+    own = {"checkpoint": str(trained / "model.pt"), "dataset_dir": dataset_dir, "output_dir": str(tmp_path)}
+    with pytest.raises(RuntimeError) as error:
+        prepare(config, **own, **{name: value})
+    theirs = getattr(ModelSpec.load(trained / "model.json"), name)
+    assert f"made with {name} = {theirs!r}, the configuration says" in str(error.value.__cause__)
+
+
+@pytest.mark.parametrize("config", ["inference", "evaluate"])
+def test_setting_that_agrees_with_the_checkpoint_is_taken(prepare, dataset_dir, trained, tmp_path, config):
+    own = {"checkpoint": str(trained / "model.pt"), "dataset_dir": dataset_dir, "output_dir": str(tmp_path)}
+    prepare(config, **own, shells=[1000], spacing_mm=[6, 6, 6])
+
+
+def test_objective_of_another_task_than_the_checkpoints_says_which_file_to_add(
+    prepare, dataset_dir, tmp_path
+):
+    own = {"checkpoint": str(save_model(tmp_path / "model.pt", "lesion")), "dataset_dir": dataset_dir}
+    with pytest.raises(RuntimeError) as error:
+        prepare("evaluate", **own, output_dir=str(tmp_path / "out"))
+    assert "add configs/tasks/lesion.json" in str(error.value.__cause__)
+
+
+def test_inference_without_a_checkpoint_uses_the_released_model_of_the_task(prepare, dataset_dir, tmp_path):
+    own = {"dataset_dir": dataset_dir, "output_dir": str(tmp_path)}
+    found = prepare("inference", **own).parser.get_parsed_content("model")
+    assert (found.task.name, found.weights.name) == ("tissue", "tissue.pt")
+    prepare("inference", **own, task="crossings").run()
+    sidecar = json.loads((tmp_path / "sub-01_npeaks.json").read_text())
+    assert sidecar["ModelSHA256"] == load_model("crossings", "cpu").spec.sha256
 
 
 def test_fine_tuning_starts_from_the_pretrained_body(prepare, dataset_dir, pretrained, tmp_path):
@@ -95,42 +166,65 @@ def test_pretext_of_artifacts_corrupts_the_input_and_not_the_target(prepare, dat
 def test_evaluation_compares_with_both_controls(prepare, dataset_dir, trained, tmp_path, capsys):
     own = {"checkpoint": str(trained / "model.pt"), "mlflow": True}
     prepare("evaluate", dataset_dir=dataset_dir, output_dir=str(tmp_path / "evaluation"), **own).run()
-    rows = (tmp_path / "evaluation" / "dice_summary.csv").read_text().splitlines()
-    assert rows[0] == "method,WM,GM,CSF,mean"
-    assert [row.split(",")[0].strip('"') for row in rows[1:]] == ["network", "network", "k-means on b0"]
-    assert "k-means on b0, FA, MD" in capsys.readouterr().out
+    rows = csv_rows(tmp_path / "evaluation" / "dice_summary.csv")
+    assert list(rows[0]) == ["method", "WM", "GM", "CSF", "mean"]
+    methods = ["network", "network, shuffled b-vectors", "k-means on b0, FA, MD"]
+    assert [row["method"] for row in rows] == methods
+    printed = capsys.readouterr().out
+    assert all(method in printed for method in methods)
+    assert rows[0]["mean"] != rows[1]["mean"]  # the control: shuffling changes what the network sees
+    detailed = csv_rows(tmp_path / "evaluation" / "metrics.csv")
+    assert {"dice_WM", "hd95_WM"} <= set(detailed[0])
+
+
+METHODS = ("evaluator", "compared", "shuffled", "kmeans")
 
 
 def test_evaluation_gives_all_methods_the_same_brain_mask(prepare, dataset_dir, trained, tmp_path):
-    own = {"checkpoint": str(trained / "model.pt"), "masked": True}
-    workflow = prepare("evaluate", dataset_dir=dataset_dir, output_dir=str(tmp_path), **own)
-    for method in ("", "shuffled#", "kmeans#"):
+    model = str(trained / "model.pt")
+    own = {"checkpoint": model, "compare_with": model, "masked": True}
+    parser = prepare("evaluate", dataset_dir=dataset_dir, output_dir=str(tmp_path), **own).parser
+    mask = nibabel.load(next(Path(dataset_dir).rglob("sub-04_desc-brain_mask.nii.gz")))
+    inside = torch.as_tensor(np.asarray(mask.dataobj)) > 0
+    for method in METHODS:
+        (batch,) = parser.get_parsed_content(method).data_loader
         names = [
-            type(t).__name__ for t in workflow.parser.get_parsed_content(f"{method}preprocessing").transforms
+            type(t).__name__
+            for t in parser.get_parsed_content(method).data_loader.dataset.transform.transforms
         ]
         assert "IgnoreOutsided" in names, method
+        label = batch["label"][0, 0].as_tensor()
+        assert (label[~inside] == 0).all(), method
+        assert (label[inside] > 0).any(), method
 
 
-def test_evaluation_compares_with_other_weights_on_the_same_subjects(
-    prepare, dataset_dir, trained, pretrained, tmp_path
-):
-    own = {"checkpoint": str(trained / "model.pt")}
-    same = prepare(
-        "evaluate",
-        dataset_dir=dataset_dir,
-        output_dir=str(tmp_path),
-        compare_with=str(trained / "last.pt"),
-        **own,
-    )
-    evaluators = same.parser.get_parsed_content("evaluators")
-    assert list(evaluators)[:2] == ["network", str(trained / "last.pt")]
-    theirs = evaluators[str(trained / "last.pt")].network.state_dict()
+def test_evaluation_compares_with_other_weights_on_the_same_subjects(prepare, dataset_dir, trained, tmp_path):
+    own = {"checkpoint": str(trained / "model.pt"), "compare_with": str(trained / "last.pt")}
+    same = prepare("evaluate", dataset_dir=dataset_dir, output_dir=str(tmp_path), **own)
+    compared = same.parser.get_parsed_content("compared")
     expected = weights(trained / "last.pt")["network"]
-    torch.testing.assert_close(dict(theirs), dict(expected), rtol=0, atol=0)
-    best = same.parser.get_parsed_content("network").state_dict()
+    torch.testing.assert_close(dict(compared.network.state_dict()), dict(expected), rtol=0, atol=0)
+    best = same.parser.get_parsed_content("evaluator").network.state_dict()
     torch.testing.assert_close(dict(best), weights(trained / "model.pt"), rtol=0, atol=0)
     same.run()
-    assert (tmp_path / "dice_summary.csv").read_text().splitlines()[2].startswith(str(trained / "last.pt"))
+    rows = csv_rows(tmp_path / "dice_summary.csv")
+    assert [row["method"] for row in rows][:2] == ["network", "compared network"]
+
+
+def test_evaluation_leaves_out_what_does_not_apply(prepare, dataset_dir, tmp_path):
+    """No second checkpoint: no comparison; k-means finds tissue alone."""
+    checkpoint = str(save_model(tmp_path / "model.pt", "crossings", architecture="plain"))
+    own = {"checkpoint": checkpoint, "dataset_dir": dataset_dir, "output_dir": str(tmp_path / "out")}
+    workflow = prepare("evaluate", objective="crossings", **own)
+    assert [workflow.parser.get_parsed_content(name) is None for name in METHODS] == [
+        False,
+        True,
+        False,
+        True,
+    ]
+    workflow.run()
+    methods = [row["method"] for row in csv_rows(tmp_path / "out" / "macro_f1_summary.csv")]
+    assert methods == ["network", "network, shuffled b-vectors"]
 
 
 def test_report_shows_the_tables_it_is_given(prepare, dataset_dir, trained, tmp_path):
@@ -170,10 +264,10 @@ def test_scans_of_one_name_get_their_subject_in_front(prepare, dataset_dir, trai
     assert found == {"100307_data_dseg.nii.gz", "100408_data_dseg.nii.gz"}
 
 
-def test_scans_that_would_overwrite_each_other_are_refused(tmp_path):
+def test_scans_that_would_overwrite_each_other_are_refused(checkpoint, tmp_path):
     data = [{"image": str(tmp_path / folder / "scan.nii.gz")} for folder in "ab"]
     with pytest.raises(ValueError, match=r"2 scans would write the same scan_\*"):
-        WriteResults(TASKS["tissue"], tmp_path, data)
+        WriteResults(load_model(checkpoint, "cpu"), tmp_path, data)
 
 
 def test_amp_on_the_cpu_trains_in_bf16(prepare, dataset_dir, tmp_path):

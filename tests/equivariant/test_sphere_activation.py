@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from torch.testing import assert_close
@@ -15,9 +13,8 @@ from dmri_monai.equivariant.sphere_activation import (
     sphere_grid,
     to_functions,
 )
-from dmri_monai.qspace.shell_fit import sh_basis
 from dmri_monai.qspace.shell_set import shell_irreps
-from dmri_monai.so3 import as_irreps, representation_matrix, spherical_harmonics
+from dmri_monai.so3 import as_irreps, representation_matrix, sh_basis
 from dmri_monai.testing import act_on_field, assert_equivariant, cube_rotations
 
 GROUP = cube_rotations(reflections=True)
@@ -73,12 +70,6 @@ def test_the_cube_group_permutes_the_grid(g):
     assert_close(closeness.amax(dim=1), torch.ones(55, dtype=torch.float64))
     assert sorted(nearest.tolist()) == list(range(55))
     assert_close(weights[nearest], weights)
-
-
-def test_the_basis_is_that_of_the_harmonic_fit():
-    points, _ = sphere_grid()
-    ours = torch.cat(spherical_harmonics(points, 8)[::2], dim=1) / math.sqrt(4 * math.pi)
-    assert_close(ours, sh_basis(points, 8))
 
 
 @pytest.mark.parametrize("activation", ["silu", "relu", torch.sin], ids=["silu", "relu", "sine"])

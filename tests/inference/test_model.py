@@ -1,117 +1,268 @@
+"""`load_model` and `predict`: from a scan, or an array and its table, to a map on the scan's grid."""
+
+import json
+import sys
+
+import nibabel
+import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigParser
-from monai.data import MetaTensor
-from monai.transforms import Compose
-from torch.nn.functional import normalize
+from typer.testing import CliRunner
 
-from dmri_monai.equivariant import Concat, Cosine, Gaussian, PQDiff, PQTensorProduct, PSpace, RadialMLP, Sum
-from dmri_monai.inference.encoding import encode, subsample_measurements
-from dmri_monai.inference.model import ARCHITECTURES, Model, build_network, prepare_batch
-from dmri_monai.networks import PQOptions
-from dmri_monai.transforms import collate_dwi
-
-OUT = {"4x0e": 4, "1x0e": 1, "1x2e": 5}
-
-
-def scan(n=20, b=(1000.0,), size=(8, 8, 8)):
-    """Item of a raw scan with `n` directions a shell."""
-    generator = torch.Generator().manual_seed(0)
-    bvals = torch.tensor([0.0, 0.0, *(v for v in b for _ in range(n))])
-    bvecs = normalize(torch.randn(len(bvals), 3, generator=generator), dim=1) * (bvals > 0).unsqueeze(1)
-    image = MetaTensor(100 + 50 * torch.rand(len(bvals), *size, generator=generator), affine=torch.eye(4))
-    return {"image": image, "bvals": bvals, "bvecs": bvecs}
+import dmri_monai
+from dmri_monai.check import check_image
+from dmri_monai.cli import app
+from dmri_monai.inference.model import load_model, out_of_range, predict
+from dmri_monai.inference.released import bundle_folder, released_models
+from dmri_monai.inference.spec import TAKES, ModelSpec
+from dmri_monai.io import read_dwi
+from dmri_monai.scan import Scan
+from tests.small_models import save_model
 
 
-@pytest.mark.parametrize("irreps", OUT)
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_every_architecture_takes_what_its_encoding_gives(architecture, irreps):
-    model = Model(architecture=architecture, size="tiny", n_directions=12)
-    batch = collate_dwi([Compose(encode(model))(scan(size=(16, 8, 8)))])
-    image, _, *table = (*prepare_batch(model)(batch, torch.device("cpu")), (), {})[:4]
-    assert model.in_channels in (None, image.shape[1])
-    network = build_network(model, irreps).eval()
-    with torch.no_grad():
-        assert network(image, *table[0], **table[1]).shape == (1, OUT[irreps], 16, 8, 8)
+def values(path):
+    return np.asarray(nibabel.load(path).dataobj)
 
 
-def test_size_and_options_reach_the_network():
-    assert build_network(Model("plain", "base"), "4x0e").head.in_channels == 32
-    assert build_network(Model("plain", "base", {"filters": 5}), "4x0e").head.in_channels == 5
-    assert (
-        build_network(Model("equivariant", ["4x0e+1x2e", "8x0e+2x2e"]), "4x0e").irreps_features == "4x0e+1x2e"
+def test_map_lies_on_the_grid_of_the_scan(scan, checkpoint, tmp_path):
+    found = predict(scan, checkpoint=checkpoint, output_dir=tmp_path / "out", device="cpu")
+    written, source = nibabel.load(found.files["prediction"]), nibabel.load(scan)
+    assert written.shape == source.shape[:3]
+    np.testing.assert_allclose(written.affine, source.affine, atol=1e-5)
+    assert sorted(found.files) == ["prediction", "sidecar"]
+
+
+@pytest.mark.parametrize("ensemble", [None, "flips"], ids=["released", "own-flips"])
+def test_object_function_and_command_give_the_same_bits(scan, checkpoint, tmp_path, ensemble):
+    own = checkpoint if ensemble else None
+    found = load_model(own or "tissue", "cpu").predict(Scan.read(scan), ensemble=ensemble)
+    again = dmri_monai.predict(scan, checkpoint=own, device="cpu", ensemble=ensemble)
+    torch.testing.assert_close(again.image, found.image, rtol=0, atol=0)
+    options = ["--device", "cpu", *(["--ensemble", "flips", "--checkpoint", str(own)] if own else [])]
+    done = CliRunner().invoke(app, ["predict", str(scan), "-o", str(tmp_path / "cli"), *options])
+    assert done.exit_code == 0, done.output
+    written = found.write(tmp_path / "object").files
+    for kind, path in written.items():
+        assert (tmp_path / "cli" / path.name).read_bytes() == path.read_bytes(), kind
+    np.testing.assert_array_equal(values(written["prediction"]), found.values.numpy())
+    assert len(np.unique(values(written["prediction"]))) > 1
+
+
+def test_another_model_gives_other_bits(scan, checkpoint):
+    """The control: the comparison above can fail."""
+    one, other = (predict(scan, device="cpu", **{"checkpoint": c}).image for c in (None, checkpoint))
+    assert (one != other).float().mean() > 0.01
+
+
+@pytest.mark.parametrize("architecture", TAKES)
+def test_a_model_predicts_the_same_scan_again_and_leaves_it_alone(scan, tmp_path, architecture):
+    model = load_model(save_model(tmp_path / "model.pt", architecture=architecture, n_directions=12), "cpu")
+    scanned = Scan.read(scan)
+    before, table = scanned.signal.clone(), scanned.table.bvecs.clone()
+    first, second = model.predict(scanned), model.predict(scanned)
+    torch.testing.assert_close(second.image, first.image, rtol=0, atol=0)
+    torch.testing.assert_close(scanned.signal, before, rtol=0, atol=0)
+    torch.testing.assert_close(scanned.table.bvecs, table, rtol=0, atol=0)
+
+
+@pytest.fixture(scope="module")
+def opened():
+    """Paths of the files that this process opens, in order, for as long as the tests of this file run."""
+    paths: list[str] = []
+    sys.addaudithook(lambda event, arguments: paths.append(str(arguments[0])) if event == "open" else None)
+    return paths
+
+
+def test_image_of_the_scan_is_read_once(scan, checkpoint, tmp_path, opened, monkeypatch):
+    def count(action):
+        opened.clear()
+        action()
+        return opened.count(str(scan))
+
+    once = count(lambda: Scan.read(scan))
+    assert once > 0
+    loads, load = [], nibabel.load
+    monkeypatch.setattr(
+        nibabel, "load", lambda path, *args, **more: loads.append(path) or load(path, *args, **more)
     )
+    own = {"checkpoint": checkpoint, "device": "cpu"}
+    assert count(lambda: predict(scan, **own)) == once
+    assert count(lambda: predict(scan, **own, output_dir=tmp_path, report=True, ensemble="flips")) == once
+    assert [str(path) for path in loads] == [str(scan)] * 2  # one per prediction, and no other image
+    options = ["--checkpoint", str(checkpoint), "--device", "cpu", "-o", str(tmp_path / "cli")]
+    assert count(lambda: CliRunner().invoke(app, ["predict", str(scan), *options])) == once
+    assert len(loads) == 3
+
+
+def test_prediction_needs_neither_config_nor_temporary_file(scan, checkpoint, monkeypatch, tmp_path):
+    """What evaluates text or writes the scan again would fail here."""
+
+    def refused(*args, **kwargs):
+        raise AssertionError("used")
+
+    monkeypatch.setattr("monai.bundle.ConfigParser.__init__", refused)
+    monkeypatch.setattr("tempfile.mkdtemp", refused)
+    monkeypatch.setattr("dmri_monai.io.writing.save_nifti", refused)
+    assert predict(scan, checkpoint=checkpoint, device="cpu").files == {}
+
+
+def test_array_with_its_table_gives_what_the_file_gives(scan, checkpoint):
+    scanned = Scan.read(scan)
+    from_file = predict(scan, checkpoint=checkpoint, device="cpu").image
+    table, plain = scanned.table, scanned.signal.numpy()
+    options = {"affine": scanned.affine, "checkpoint": checkpoint, "device": "cpu"}
+    from_array = dmri_monai.predict(plain, table.bvals, table.bvecs, **options).image
+    torch.testing.assert_close(from_array, from_file, rtol=0, atol=0)
+
+
+def test_array_with_another_table_gives_something_else(scan, checkpoint):
+    """The control: the comparison above can fail."""
+    image, table = read_dwi(scan)
+    turned = table.bvecs[:, [1, 2, 0]]
+    plain = image.as_tensor().numpy()
+    options = {"affine": image.affine, "checkpoint": checkpoint, "device": "cpu"}
+    other = predict(plain, table.bvals, turned, **options).image
+    assert (predict(scan, checkpoint=checkpoint, device="cpu").image != other).float().mean() > 1e-3
+
+
+def test_scan_of_an_array_is_written_under_a_name_of_its_own(scan, checkpoint, tmp_path):
+    image, table = read_dwi(scan)
+    found = predict(Scan(image, table), checkpoint=checkpoint, output_dir=tmp_path, device="cpu")
+    assert found.files["prediction"].name == "scan_dseg.nii.gz"
+    assert json.loads(found.files["sidecar"].read_text(encoding="utf-8"))["Scan"] == "array"
+
+
+def test_nothing_stays_without_an_output_folder(scan, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert predict(scan, checkpoint=checkpoint, device="cpu").files == {}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_sidecar_names_model_and_table_by_their_hashes(scan, checkpoint, tmp_path):
+    found = predict(scan, checkpoint=checkpoint, output_dir=tmp_path, device="cpu")
+    sidecar = json.loads(found.files["sidecar"].read_text())
+    assert sidecar["TableSHA256"] == read_dwi(scan)[1].sha256
+    assert sidecar["ModelSHA256"] == ModelSpec.load(checkpoint.with_suffix(".json")).sha256
+    assert sidecar["Task"] == "tissue"
+
+
+def test_scan_outside_of_the_training_range_is_a_warning_everywhere(scan, tmp_path):
+    narrow = {"directions": [100, 200], "voxel_mm": [1, 2], "snr": [0, 1000]}
+    checkpoint = save_model(tmp_path / "model.pt", "tissue", trained_on=narrow)
+    own = {"output_dir": tmp_path / "out", "device": "cpu", "report": True}
+    found = predict(scan, checkpoint=checkpoint, **own)
+    assert any("directions: the model was trained on 100 to 200" in w for w in found.warnings)
+    assert any("6 x 6 x 6 mm voxel size" in w for w in found.warnings)
+    assert json.loads(found.files["sidecar"].read_text())["Warnings"] == list(found.warnings)
+    assert "the model was trained on 100 to 200" in found.files["report"].read_text()
+
+
+@pytest.fixture(scope="module")
+def check(scan):
+    image, table = read_dwi(scan)
+    return check_image(image.as_tensor(), table, image.affine)
+
+
+def test_scan_inside_of_the_training_range_is_no_warning(check):
+    wide = {"directions": [6, 200], "voxel_mm": [1, 6], "snr": [0, 1000]}
+    assert out_of_range(check, ModelSpec(trained_on=wide)) == []
+
+
+def test_model_that_says_nothing_of_its_training_data_gives_no_warning(check):
+    assert out_of_range(check, ModelSpec()) == []
+
+
+def test_one_shell_is_enough_where_others_may_be_missing(check):
+    several = ModelSpec(shells=[1000, 3000])
+    assert out_of_range(check, several.replace(missing="zero")) == []
+    assert out_of_range(check, several) == ["no shell near the model's b = 3000 s/mm²"]
+    none = out_of_range(check, ModelSpec(shells=[3000, 5000], missing="zero"))
+    assert [w[-10:] for w in none] == ["3000 s/mm²", "5000 s/mm²"]
+
+
+def test_missing_shell_is_an_error_that_says_both_sides(scan, tmp_path):
+    checkpoint = save_model(tmp_path / "model.pt", "tissue", shells=[3000])
+    with pytest.raises(ValueError, match=r"no volume within 20% of shell b = 3000; b-values: .*992"):
+        predict(scan, checkpoint=checkpoint, device="cpu")
+
+
+def test_directions_are_peaks_in_the_world_frame(scan, tmp_path):
+    checkpoint = save_model(tmp_path / "model.pt", "orientation")
+    found = predict(scan, task="orientation", checkpoint=checkpoint, device="cpu")
+    assert found.image.shape[0] == 3
+    assert found.class_names == ()
+
+
+def test_released_models_are_found_by_name_and_by_path():
+    assert set(released_models()) == {"tissue", "orientation", "crossings", "pretrained"}
+    for name, path in released_models().items():
+        assert load_model(name, "cpu").weights == load_model(path, "cpu").weights == path
+        assert load_model(str(path), "cpu").spec.task == (None if name == "pretrained" else name)
+
+
+def test_file_called_like_a_released_model_is_found_by_its_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    own = save_model(tmp_path / "tissue", "lesion")
+    assert load_model("tissue", "cpu").spec.task == "tissue"
+    assert load_model("./tissue", "cpu").spec.task == load_model(own, "cpu").spec.task == "lesion"
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("arguments", "message"),
     [
-        (
-            {"architecture": "unet"},
-            "architecture is 'unet', expected one of equivariant, plain, plain-directions, pq",
-        ),
-        ({"size": "huge"}, "size is 'huge', expected one of tiny, small, base"),
-        ({"architecture": "plain-directions", "missing": "zero"}, "missing='zero' needs harmonic channels"),
-        ({"missing": "skip"}, "missing must be 'error' or 'zero', got 'skip'"),
+        ({"task": "tumour"}, "task is 'tumour', expected one of tissue"),
+        ({"task": "lesion"}, r"lesion does not exist, and is none of the released models \(.*tissue"),
+        ({"checkpoint": "nowhere.pt"}, "nowhere.pt does not exist"),
     ],
-    ids=["architecture", "size", "directions", "missing"],
+    ids=["unknown task", "no weights", "no checkpoint"],
 )
-def test_settings_that_do_not_exist_are_named(settings, message):
-    with pytest.raises(ValueError, match=message):
-        Model(**settings)
+def test_mistakes_are_named(scan, arguments, message):
+    with pytest.raises((ValueError, OSError), match=message):
+        predict(scan, **{"checkpoint": None, **arguments})
 
 
-def test_settings_are_plain_json_values():
-    settings = Model("plain", order_scale=(1.0, 2.0, 3.0)).settings(task="lesion")
-    assert settings["task"] == "lesion"
-    assert settings["order_scale"] == [1.0, 2.0, 3.0]
+def test_weights_without_their_description_are_named(scan, checkpoint, tmp_path):
+    (tmp_path / "model.pt").write_bytes(checkpoint.read_bytes())
+    with pytest.raises(
+        FileNotFoundError, match=r"model\.json does not exist; weights need their description"
+    ):
+        predict(scan, checkpoint=tmp_path / "model.pt")
 
 
-OBJECTS = {
-    "kernel": PQTensorProduct(rule="TP-vec", p_radial=Cosine(mlp=RadialMLP((5, 5)))),
-    "sum": Sum(PQDiff(l_max=2), PSpace(l_max=2)),
-    "concat": Concat((PQDiff(), "2x0e"), (PSpace(p_radial=Gaussian(n=3)), "1x0e+1x1o")),
-    "options": PQOptions(parity=False, q_out=(5, None)),
-}
+def test_weights_that_are_not_those_described_are_refused_with_both_digests(scan, checkpoint, tmp_path):
+    other = save_model(tmp_path / "model.pt", "tissue", size="small")
+    described = ModelSpec.load(other.with_suffix(".json")).sha256
+    other.write_bytes(checkpoint.read_bytes())
+    with pytest.raises(ValueError, match=rf"model\.pt is not the file .* expected {described}"):
+        predict(scan, checkpoint=other)
 
 
-@pytest.mark.parametrize("value", OBJECTS.values(), ids=OBJECTS.keys())
-def test_settings_hold_the_config_of_an_object_among_the_options(value):
-    settings = Model("pq", "tiny", {"value": value}).settings()
-    again = ConfigParser(settings["options"]).get_parsed_content("value")
-    assert type(again) is type(value)
-    assert Model("pq", "tiny", {"value": again}).settings() == settings
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{}", "it has no architecture, shells"),
+        ("[]", "does not describe a model"),
+        ("half {", "does not describe a model"),
+    ],
+    ids=["no settings", "a list", "no JSON"],
+)
+def test_file_that_holds_no_settings_is_named(scan, tmp_path, content, message):
+    (tmp_path / "model.pt").write_bytes(b"")
+    (tmp_path / "model.json").write_text(content)
+    with pytest.raises(ValueError, match=rf"model\.json.*{message}"):
+        predict(scan, checkpoint=tmp_path / "model.pt")
 
 
-def test_settings_tell_radial_functions_apart():
-    kernels = [PQTensorProduct(p_radial=radial) for radial in (Cosine(), Gaussian())]
-    one, other = (Model("pq", "tiny", {"kernel": kernel}).settings() for kernel in kernels)
-    assert one != other
+def test_pretrained_model_has_no_task_yet_and_is_refused_before_the_scan_is_read(tmp_path):
+    with pytest.raises(ValueError, match=r"pretrained\.json.*task"):
+        predict(tmp_path / "nowhere.nii.gz", checkpoint=bundle_folder() / "models" / "pretrained.pt")
 
 
-def test_settings_of_a_network_on_samples_hold_the_scale_of_q():
-    assert Model("pq", shells=[1000.0, 3000.0]).settings()["b_max"] == 3000
-    assert Model("pq", options={"b_max": 2500}).settings()["b_max"] == 2500
-    assert build_network(Model("pq", "tiny", {"b_max": 2500}), "1x0e").b_max == 2500
-    assert "b_max" not in Model("plain").settings()
+def test_two_tables_for_one_scan_are_refused(scan, checkpoint):
+    with pytest.raises(ValueError, match="brings its own"):
+        predict(scan, bvals=[0.0], checkpoint=checkpoint)
 
 
-def test_thinning_keeps_as_many_directions_as_asked_for():
-    item = Compose(subsample_measurements(Model("plain"), [12, 12]))(scan(n=40, b=(1000.0, 2000.0)))
-    assert [int((item["bvals"] == b).sum()) for b in (1000, 2000)] == [12, 12]
-    assert len(item["image"]) == len(item["bvecs"]) == len(item["bvals"])
-
-
-def test_dropped_shells_become_zero_channels():
-    model = Model("plain", shells=[1000.0, 2000.0], missing="zero")
-    item = Compose([*subsample_measurements(model, drop_shells=1.0), *encode(model)])(
-        scan(b=(1000.0, 2000.0))
-    )
-    assert len(item["image"]) == model.in_channels == 33
-    presence = item["image"][3:5].as_tensor()
-    assert sorted(presence.amax(dim=(1, 2, 3)).tolist()) == [0, 1]
-
-
-def test_dropping_shells_needs_a_model_that_can_do_without():
-    with pytest.raises(ValueError, match="drop_shells = 0.3 needs missing='zero', got missing='error'"):
-        subsample_measurements(Model("plain"), drop_shells=0.3)
+def test_array_without_a_table_is_refused(checkpoint):
+    with pytest.raises(ValueError, match="bvals"):
+        predict(np.zeros((7, 4, 4, 4), np.float32), affine=np.eye(4), checkpoint=checkpoint)

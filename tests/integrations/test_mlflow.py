@@ -7,9 +7,9 @@ import urllib.request
 import mlflow
 import numpy as np
 import pytest
+from dmri_monai.inference.predictor import predict
 from mlflow import MlflowClient
 
-from dmri_monai.inference.predictor import predict
 from dmri_monai.integrations.mlflow import register_best, register_model
 from dmri_monai.io import read_dwi
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+from dmri_monai.inference.predictor import predict
 
 from dmri_monai.inference.model import Model
-from dmri_monai.inference.predictor import predict
 from dmri_monai.integrations.monailabel import publish, write_label_bundle, write_studies
 from dmri_monai.io import read_dwi
 from dmri_monai.phantom import write_dataset

@@ -271,13 +271,15 @@ def test_derivatives_hold_every_map_on_the_grid_of_the_scan(folder):
     for name in MAPS:
         image = nibabel.load(truth / f"sub-01/dwi/sub-01_{name}.nii.gz")
         np.testing.assert_array_equal(image.affine, scan.affine)
-        assert json.loads((truth / f"sub-01/dwi/sub-01_{name}.json").read_text())["Description"]
-    rows = (truth / "bundles.tsv").read_text().splitlines()
+        assert json.loads((truth / f"sub-01/dwi/sub-01_{name}.json").read_text(encoding="utf-8"))[
+            "Description"
+        ]
+    rows = (truth / "bundles.tsv").read_text(encoding="utf-8").splitlines()
     assert len(rows) == 1 + image.shape[3] == 1 + len(tracts())
 
 
 def test_sidecar_reports_crossings_and_lesions(folder):
-    phantom = json.loads((folder / "sub-01/dwi/sub-01_dwi.json").read_text())["Phantom"]
+    phantom = json.loads((folder / "sub-01/dwi/sub-01_dwi.json").read_text(encoding="utf-8"))["Phantom"]
     assert phantom["AnatomyName"] == "mni152"
     assert 0.5 < phantom["CrossingShare"] < 1
     assert set(phantom["Lesions"]["count"]) == {"periventricular", "juxtacortical", "deep"}

@@ -15,9 +15,9 @@ from torch.testing import assert_close
 
 from dmri_monai.gradients import grid_rotation
 from dmri_monai.io import write_harmonics
-from dmri_monai.qspace.irreps_rotation import irreps_matrix
 from dmri_monai.qspace.peaks import harmonic_peaks
-from dmri_monai.qspace.shell_fit import sh_basis, sh_orders
+from dmri_monai.qspace.shell_fit import sh_orders
+from dmri_monai.so3 import representation_matrix, sh_basis
 
 IRREPS = "1x0e+1x2e+1x4e+1x6e+1x8e"
 
@@ -65,7 +65,7 @@ def test_peaks_turn_with_the_function():
         torch.randn(3, 3, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     )
     field = lobes(directions, weights)
-    before, after = harmonic_peaks(field), harmonic_peaks(irreps_matrix(IRREPS, turn) @ field)
+    before, after = harmonic_peaks(field), harmonic_peaks(representation_matrix(IRREPS, turn) @ field)
     assert degrees(before.directions[:, 0] @ turn.T, after.directions[:, 0]).max() < 0.01
     assert degrees(before.directions[:, 0], after.directions[:, 0]).median() > 5  # the control
 

@@ -11,10 +11,8 @@ from torch.testing import assert_close
 
 from dmri_monai.gradients import cluster_shells
 from dmri_monai.qspace.direction_sets import spread_directions
-from dmri_monai.qspace.irreps_rotation import irreps_matrix
-from dmri_monai.qspace.shell_fit import sh_basis
 from dmri_monai.qspace.shell_set import merged_shells, shell_channels, shell_irreps, shell_set
-from dmri_monai.so3 import as_irreps
+from dmri_monai.so3 import as_irreps, representation_matrix, sh_basis
 
 ANISOTROPY = (0.3, 0.3, 1.7)  # diffusivities of a tensor along x, y, z, µm²/ms
 
@@ -93,7 +91,10 @@ def test_channels_turn_with_the_directions():
     irreps = shell_irreps(3, 6)
     assert len(before) == as_irreps(irreps).dim
     assert_close(
-        after, torch.einsum("ij,jxyz->ixyz", irreps_matrix(irreps, turn).float(), before), atol=1e-4, rtol=0
+        after,
+        torch.einsum("ij,jxyz->ixyz", representation_matrix(irreps, turn).float(), before),
+        atol=1e-4,
+        rtol=0,
     )
     assert (after - before).abs().max() > 0.1
 

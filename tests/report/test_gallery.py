@@ -11,7 +11,8 @@ from dmri_monai.report.gallery import gallery
 def test_gallery_has_a_row_per_artifact_with_a_visible_difference(tmp_path):
     preset = tmp_path / "two.json"
     preset.write_text(
-        json.dumps({"artifacts": {"drift": {"fraction": 0.3}, "venetian_blind": {"strength": 0.2}}})
+        json.dumps({"artifacts": {"drift": {"fraction": 0.3}, "venetian_blind": {"strength": 0.2}}}),
+        encoding="utf-8",
     )
     path = gallery(tmp_path / "out.png", preset=str(preset))
     picture = np.asarray(Image.open(path).convert("RGB")).astype(int)

@@ -40,7 +40,7 @@ def subject():
 def scan(subject, tmp_path) -> Path:
     path = tmp_path / "sub-01_dwi.nii.gz"
     write_dwi(path, subject.image, subject.table)
-    path.with_name("sub-01_dwi.json").write_text('{"PhaseEncodingDirection": "j-"}')
+    path.with_name("sub-01_dwi.json").write_text('{"PhaseEncodingDirection": "j-"}', encoding="utf-8")
     return path
 
 
@@ -131,7 +131,7 @@ def test_volumes_that_are_not_used_are_not_read(tmp_path):
 
 
 def resident_bytes(kind: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(kind))
 
 
@@ -238,7 +238,7 @@ def test_a_full_disk_ends_in_a_clear_error_and_leaves_nothing(scan, tmp_path, mo
 
 
 def test_a_folder_that_cannot_be_written_is_named_at_once(tmp_path):
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(OSError, match=f"cannot write to the cache folder {tmp_path / 'file'}: "):
         DiskCache(tmp_path / "file", preprocessing())
 

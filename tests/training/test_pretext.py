@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from monai.data import MetaTensor
+from monai.data import MetaTensor, decollate_batch
 from torch.nn.functional import normalize
 
 from dmri_monai.inference.spec import TAKES, ModelSpec
@@ -51,6 +51,15 @@ def test_phase_encoding_of_the_scan_decides_where_artifacts_go():
     along_y, target = prepare(batch((0.0, 1.0, 0.0)))
     along_x, _ = prepare(batch((1.0, 0.0, 0.0)))
     assert (along_x - along_y).norm() > 1e-2 * target.norm()
+
+
+def test_a_scan_is_corrupted_as_alone_whatever_its_neighbour_knows():
+    prepare = PretrainBatch("artifacts", MODEL, corruption="strong")
+    knowing, other = decollate_batch(batch((1.0, 0.0, 0.0)))[0], decollate_batch(batch(seeds=(1, 3)))[1]
+    mixed, _ = prepare(collate_dwi([knowing, other]))
+    torch.testing.assert_close(mixed[0], prepare(batch((1.0, 0.0, 0.0)))[0][0], rtol=0, atol=0)
+    torch.testing.assert_close(mixed[1], prepare(batch(seeds=(1, 3)))[0][1], rtol=0, atol=0)
+    assert (mixed[0] - prepare(batch())[0][0]).norm() > 1e-2 * mixed[0].norm()  # the control: it matters
 
 
 def test_order_scale_scales_input_and_target():

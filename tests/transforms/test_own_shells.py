@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from dmri_monai.gradients import grid_rotation
 from dmri_monai.qspace.direction_sets import spread_directions
-from dmri_monai.qspace.irreps_rotation import irreps_matrix
+from dmri_monai.so3 import representation_matrix
 from dmri_monai.transforms import RandDropShelld, RandSubsampleDirectionsd, SphericalHarmonicsd
 from tests.conftest import STANDARD_AFFINES
 
@@ -47,7 +47,7 @@ def test_channels_are_those_of_the_voxel_frame(name):
     affine = STANDARD_AFFINES[name]
     world = auto()(item({1000.0: 45}, torch.eye(4).double()))["image"]
     voxel = auto()(item({1000.0: 45}, affine))["image"]
-    into = irreps_matrix(voxel.meta["irreps"], grid_rotation(affine).T).float()
+    into = representation_matrix(voxel.meta["irreps"], grid_rotation(affine).T).float()
     expected = torch.einsum("ij,jxyz->ixyz", into, world.as_tensor())
     assert_close(voxel.as_tensor(), expected, atol=2e-4, rtol=0)
     assert ((voxel.as_tensor() - world.as_tensor()).abs().max() > 0.05) == (name[:3] not in ("RAS", "LAS"))
