@@ -135,7 +135,7 @@ class ModelSpec(Strict):
         if (
             self.order_scale is not None
             and self.takes == "harmonics"
-            and len(self.order_scale) <= self.l_max // 2
+            and len(self.order_scale) != self.l_max // 2 + 1
         ):
             raise ValueError(
                 f"order_scale has {len(self.order_scale)} factors for the {self.l_max // 2 + 1} degrees up to "
