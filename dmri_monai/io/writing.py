@@ -18,7 +18,7 @@ from torch import Tensor
 from dmri_monai.gradients import grid_rotation
 from dmri_monai.io.nifti import nifti_stem
 
-__all__ = ["replacing", "save_nifti", "write_nifti"]
+__all__ = ["full_disk_names", "replacing", "save_nifti", "write_nifti"]
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SCANNER = 1  # NIfTI code: scanner-based anatomical coordinates
@@ -35,16 +35,24 @@ def replacing(*targets: Path) -> Iterator[tuple[Path, ...]]:
     token = uuid.uuid4().hex[:12]
     temporary = tuple(target.with_name(f".{token}.{target.name}") for target in targets)
     try:
-        yield temporary
-        for source, target in zip(temporary, targets, strict=True):
-            source.replace(target)
-    except OSError as error:
-        if error.errno in FULL and error.filename is None:
-            raise OSError(error.errno, error.strerror, str(targets[-1])) from error
-        raise
+        with full_disk_names(targets[-1]):
+            yield temporary
+            for source, target in zip(temporary, targets, strict=True):
+                source.replace(target)
     finally:
         for path in temporary:
             path.unlink(missing_ok=True)
+
+
+@contextmanager
+def full_disk_names(target: Path) -> Iterator[None]:
+    """Around what writes `target`: let the error of a full disk name it, which the operating system does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL and error.filename is None:
+            raise OSError(error.errno, error.strerror, str(target)) from error
+        raise
 
 
 def write_nifti(path: str | Path, array: Any, affine: Any, *, dtype: Any = None) -> None:

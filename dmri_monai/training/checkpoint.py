@@ -10,7 +10,7 @@ from typing import Any
 from ignite.engine import Engine, Events
 from torch import nn
 
-from dmri_monai.flags import flag
+from dmri_monai.flags import NO_PATH, flag
 from dmri_monai.inference.spec import ModelSpec
 from dmri_monai.inference.weights import (
     SHAPE_SETTINGS,
@@ -29,7 +29,6 @@ __all__ = ["Checkpoint", "copy_with_weights", "load_pretrained"]
 
 logger = logging.getLogger(__name__)
 HEAD_OPTIONS = ("deep_supervision",)  # options of a network that change nothing but its head
-NO_PATH = ("", "null", "none")  # how a command line says None
 
 
 class Checkpoint:
