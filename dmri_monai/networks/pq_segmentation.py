@@ -43,8 +43,8 @@ NORMS = {"instance": EquivariantInstanceNorm, "batch": EquivariantBatchNorm}
 class PQOptions:
     """What all layers of a `PQSegmentationNet` share.
 
-    parity, antipodal, scaling, checkpoint, strategy: of `PQConv3d`; the published network is parity=False, antipodal=False,
-        scaling="sqrt".
+    parity, antipodal, scaling, checkpoint, strategy: of `PQConv3d`; the published network is parity=False,
+        antipodal=False, scaling="sqrt".
     norm: "instance", "batch" or None, before the gate.  activation: of the scalars, "silu" or "relu".
     p_radial: radial basis of the layers without q-space.
     q_out: number of samples each pq layer gives, spread over the scan's own, None for all: the gradual reduction.
