@@ -196,9 +196,9 @@ class DifferenceKernel(Operator):
             return False
         if options.strategy in ("dense", "spectral"):
             return options.strategy == "spectral"
-        sides = (1 if q is None else q.shape[-2] for q in (q_out, q_in))
+        n_out, n_in = (1 if q is None else q.shape[-2] for q in (q_out, q_in))
         shrink = options.shrink(x.shape[3:], self.context.kernel_size)
-        sizes = Sizes(*sides, x.shape[3:].numel(), shrink, x.device.type == "cpu")
+        sizes = Sizes(n_out, n_in, x.shape[3:].numel(), shrink, x.device.type == "cpu")
         blocks = blocks_for(x.shape[3:], options.reach(self.context.kernel_size), options.padding)
         dense, spectral = self.costs(sizes, blocks.overlap)
         return sizes.on_cpu and spectral < dense
