@@ -14,7 +14,8 @@ from monai.transforms import Compose, Invertd
 from torch import nn
 
 import dmri_monai
-from dmri_monai.check import ScanCheck, check_image
+from dmri_monai.check import ScanCheck
+from dmri_monai.check import check as check_scan
 from dmri_monai.inference.architectures import SAMPLE_KEYS, build_network, to_device
 from dmri_monai.inference.encoding import encode, resample_scan
 from dmri_monai.inference.ensemble import Group, ensemble_of, split_uncertainty
@@ -117,9 +118,8 @@ class TrainedModel:
 
     def examine(self, scan: Scan) -> tuple[str, ...]:
         """What about `scan` makes a prediction doubtful, one sentence each."""
-        along = scan.acquisition.slice_world
-        check = check_image(scan.signal, scan.table, scan.affine, slice_world=along)
-        return (*check.findings, *out_of_range(check, self.spec))
+        check = check_scan(scan)
+        return (*(finding.message for finding in check.findings), *out_of_range(check, self.spec))
 
     def provenance(self, scan: Scan) -> dict[str, Any]:
         """From what a prediction of `scan` is made: hashes and versions."""

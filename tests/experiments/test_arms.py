@@ -12,7 +12,8 @@ from benchmarks.experiments.arms import Arm
 from benchmarks.experiments.results import Results
 from benchmarks.experiments.run import config_keys, workflow
 from benchmarks.experiments.sizes import SIZES
-from dmri_monai.inference.model import Model, build_network
+from dmri_monai.inference.architectures import build_network
+from dmri_monai.inference.spec import ModelSpec
 from tests.experiments.examples import Recorder
 
 EXPERIMENTS = {m.NAME: m for m in (lesions, pretraining, generalisation, classical)}
@@ -66,13 +67,8 @@ def test_plain_and_equivariant_have_about_the_same_number_of_parameters(size):
     counts = []
     for method in ("plain", "equivariant"):
         own = SIZES[size].networks[method]
-        model = Model(
-            own["architecture"],
-            own.get("size", "small"),
-            own.get("network_options", {}),
-            order_scale=[1.0, 15.0, 20.0],
-        )
-        counts.append(sum(p.numel() for p in build_network(model, "1x0e").parameters()))
+        network = build_network(ModelSpec.of({**own, "task": "lesion"}))
+        counts.append(sum(p.numel() for p in network.parameters()))
     assert max(counts) / min(counts) < 1.1
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 
 import torch
-from dmri_monai.tasks.tasks import task
 
 from benchmarks.experiments import classical
 from dmri_monai.io import read_dwi, read_nifti
 from dmri_monai.io.bids import data_list
+from dmri_monai.tasks import find_task
 from tests.experiments.examples import COHORT
 
 
@@ -23,7 +23,7 @@ def test_thresholds_find_fluid_white_and_grey_matter():
 def test_tensor_axis_is_found_on_the_scan_as_stored(tmp_path):
     one = {"subjects": 1, "size": 24, "spacing_mm": 5.0, "shells": ((1000.0, 32),)}
     cohort = dataclasses.replace(COHORT, **one, snr=(200.0, 200.0), turned=True)
-    item = data_list(cohort.write(tmp_path), labels={"label": task("orientation").label})[0]
+    item = data_list(cohort.write(tmp_path), labels={"label": find_task("orientation").label})[0]
     image, table = read_dwi(item["image"])
     label = read_nifti(item["label"]).as_tensor()
     mirrored = dataclasses.replace(table, bvecs=table.bvecs * torch.tensor([-1.0, 1.0, 1.0]))
