@@ -15,6 +15,7 @@ from torch import nn
 
 import dmri_monai
 from dmri_monai.check import ScanCheck, check_image
+from dmri_monai.failures import telling_memory
 from dmri_monai.inference.architectures import SAMPLE_KEYS, build_network, to_device
 from dmri_monai.inference.encoding import encode, resample_scan
 from dmri_monai.inference.ensemble import Group, ensemble_of, split_uncertainty
@@ -30,6 +31,7 @@ from dmri_monai.transforms import collate_dwi
 
 __all__ = ["TrainedModel", "load_model", "out_of_range", "predict"]
 
+MEMORY_ADVICE = "try `--window 64 64 64` (window=), `--device cpu`, or a scan with larger voxels"
 MARGIN = 0.1  # a scan may lie this far outside of the training range before it is worth a warning
 
 
@@ -89,8 +91,20 @@ class TrainedModel:
 
         ensemble: "rotations" or "flips": average over turned copies of the scan, which also gives an uncertainty.
         window, memory_gib: of :class:`VolumeInferer`.  The scan is checked and compared with the training scans; what
-        looks wrong is in `warnings`.  ValueError or TypeError for a scan the model cannot use.
+        looks wrong is in `warnings`.  ValueError or TypeError for a scan the model cannot use, such as one without
+        signal; MemoryError naming it and what to try where the memory does not suffice.
         """
+        scan.require_signal()
+        with telling_memory(f"{scan.name} on {self.device}", MEMORY_ADVICE):
+            return self._predict(scan, ensemble, window, memory_gib)
+
+    def _predict(
+        self,
+        scan: Scan,
+        ensemble: Group | None,
+        window: tuple[int, int, int] | None,
+        memory_gib: float | None,
+    ) -> Prediction:
         task, preprocessing = self.task, self.preprocessing()
         warnings = self.examine(scan)
         whole = VolumeInferer(self.spec.multiple, window=window, memory_gib=memory_gib)
@@ -139,7 +153,7 @@ class TrainedModel:
             return dict(transforms(dict(item)))
         except RuntimeError as error:
             cause = first_cause(error)
-            if isinstance(cause, ValueError | TypeError | OSError):
+            if isinstance(cause, ValueError | TypeError | OSError | MemoryError):
                 raise cause from None
             raise
 
