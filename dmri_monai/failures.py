@@ -1,21 +1,18 @@
-"""How a failure ends an ignite engine, and how a lack of memory is told."""
+"""How a failure ends an ignite engine."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import torch
 from ignite.engine import Engine, Events
 
-__all__ = ["ran_out_of_memory", "on_failure", "scans_of", "telling_memory"]
+from dmri_monai.out_of_memory import telling_memory
+
+__all__ = ["on_failure", "scans_of"]
 
 Handler = Callable[[Engine, BaseException], None]
-TOLD = "out of memory: "
-# how torch says it beside its own class: its allocator, cuBLAS, the kernel that ended a worker
-SIGNS = ("can't allocate memory", "out of memory", "ALLOC_FAILED", "is killed by signal: Killed")
 TRAINING_ADVICE = "try a smaller --crop_size or --batch_size, `--amp true`, or larger voxels (--spacing_mm)"
 
 _handlers: WeakKeyDictionary[Engine, list[Handler]] = WeakKeyDictionary()
@@ -47,25 +44,3 @@ def scans_of(batch: Any) -> str:
     names = getattr(image, "meta", {}).get("filename_or_obj", [])
     known = [names] if isinstance(names, str) else list(names)
     return ", ".join(dict.fromkeys(map(str, known))) or "a batch without file names"
-
-
-@contextmanager
-def telling_memory(what: str, advice: str) -> Iterator[None]:
-    """A lack of memory inside, on the CPU or a GPU, becomes a MemoryError of one line: `what` it was, and `advice`."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if str(error).startswith(TOLD) or not ran_out_of_memory(error):
-            raise
-        raise MemoryError(f"{TOLD}{what}; {advice}") from None
-
-
-def ran_out_of_memory(error: BaseException | None) -> bool:
-    """Whether `error`, or what it was raised from, is a lack of memory."""
-    while error is not None:
-        if isinstance(error, MemoryError | torch.OutOfMemoryError):
-            return True
-        if isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS):
-            return True
-        error = error.__cause__
-    return False

@@ -7,7 +7,8 @@ import torch
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 
-from dmri_monai.failures import on_failure, telling_memory
+from dmri_monai.failures import on_failure
+from dmri_monai.out_of_memory import telling_memory
 
 LACKS = {
     "python": MemoryError(),

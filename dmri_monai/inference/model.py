@@ -14,8 +14,8 @@ from monai.transforms import Compose, Invertd
 from torch import nn
 
 import dmri_monai
-from dmri_monai.check import ScanCheck, check_image
-from dmri_monai.failures import telling_memory
+from dmri_monai.check import ScanCheck
+from dmri_monai.check import check as check_scan
 from dmri_monai.inference.architectures import SAMPLE_KEYS, build_network, to_device
 from dmri_monai.inference.encoding import encode, resample_scan
 from dmri_monai.inference.ensemble import Group, ensemble_of, split_uncertainty
@@ -24,6 +24,7 @@ from dmri_monai.inference.prediction import Prediction
 from dmri_monai.inference.released import find_weights
 from dmri_monai.inference.spec import ModelSpec, spec_path
 from dmri_monai.inference.weights import digest_of, load_weights
+from dmri_monai.out_of_memory import telling_memory
 from dmri_monai.scan import Scan
 from dmri_monai.tasks.registry import find_task
 from dmri_monai.tasks.task import Task
@@ -131,9 +132,8 @@ class TrainedModel:
 
     def examine(self, scan: Scan) -> tuple[str, ...]:
         """What about `scan` makes a prediction doubtful, one sentence each."""
-        along = scan.acquisition.slice_world
-        check = check_image(scan.signal, scan.table, scan.affine, slice_world=along)
-        return (*check.findings, *out_of_range(check, self.spec))
+        check = check_scan(scan)
+        return (*(finding.message for finding in check.findings), *out_of_range(check, self.spec))
 
     def provenance(self, scan: Scan) -> dict[str, Any]:
         """From what a prediction of `scan` is made: hashes and versions."""

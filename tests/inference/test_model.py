@@ -10,7 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 import dmri_monai
-from dmri_monai.check import check_image
+from dmri_monai.check import check_scan
 from dmri_monai.cli import app
 from dmri_monai.inference.model import load_model, out_of_range, predict
 from dmri_monai.inference.released import bundle_folder, released_models
@@ -159,8 +159,7 @@ def test_scan_outside_of_the_training_range_is_a_warning_everywhere(scan, tmp_pa
 
 @pytest.fixture(scope="module")
 def check(scan):
-    image, table = read_dwi(scan)
-    return check_image(image.as_tensor(), table, image.affine)
+    return check_scan(scan)
 
 
 def test_scan_inside_of_the_training_range_is_no_warning(check):
