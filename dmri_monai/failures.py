@@ -16,6 +16,7 @@ Handler = Callable[[Engine, BaseException], None]
 TRAINING_ADVICE = "try a smaller --crop_size or --batch_size, `--amp true`, or larger voxels (--spacing_mm)"
 
 _handlers: WeakKeyDictionary[Engine, list[Handler]] = WeakKeyDictionary()
+_raised: WeakKeyDictionary[Engine, BaseException] = WeakKeyDictionary()
 
 
 def on_failure(engine: Engine, handler: Handler) -> None:
@@ -31,11 +32,20 @@ def on_failure(engine: Engine, handler: Handler) -> None:
 
 
 def _fail(engine: Engine, error: BaseException) -> None:
-    for handler in _handlers[engine]:
-        handler(engine, error)
+    if _raised.get(engine) is not error:  # ignite tells of an error of an iteration twice
+        for handler in _handlers[engine]:
+            handler(engine, error)
+        _raised[engine] = error = _told(engine, error)
+    raise error
+
+
+def _told(engine: Engine, error: BaseException) -> BaseException:
     place = f"epoch {engine.state.epoch}, iteration {engine.state.iteration}"
-    with telling_memory(f"{place}: {scans_of(engine.state.batch)}", TRAINING_ADVICE):
-        raise error
+    try:
+        with telling_memory(f"{place}: {scans_of(engine.state.batch)}", TRAINING_ADVICE):
+            raise error
+    except BaseException as told:
+        return told
 
 
 def scans_of(batch: Any) -> str:

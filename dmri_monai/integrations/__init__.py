@@ -9,6 +9,7 @@ __getattr__, __dir__ = lazy_names(
         "MLflowRun": "tracking",
         "OnImage": "monailabel",
         "default_store": "tracking",
+        "load_exported": "torchscript",
         "publish": "monailabel",
         "register_best": "mlflow",
     },

@@ -89,7 +89,7 @@ def _shown(record: Mapping[str, Any], key: str) -> str:
 def _leaves(value: Any, name: str = "") -> list[tuple[str, Any]]:
     """Name and value of every leaf; lists of plain values are leaves."""
     nested = [v for v in value if isinstance(v, Mapping | list)] if isinstance(value, list) else []
-    if isinstance(value, Mapping) or nested:
+    if (isinstance(value, Mapping) and value) or nested:
         entries = value.items() if isinstance(value, Mapping) else enumerate(value)
         return [leaf for key, part in entries for leaf in _leaves(part, f"{name}#{key}" if name else str(key))]
     return [(name, _plain(value))]

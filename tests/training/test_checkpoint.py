@@ -189,6 +189,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path):
 def test_second_training_in_a_folder_is_refused_while_the_first_runs(tmp_path):
     first, _ = make(tmp_path)
     second, _ = make(tmp_path)
+    third, _ = make(tmp_path)
 
     @first.on(Events.EPOCH_COMPLETED)
     def intrude():
@@ -198,7 +199,7 @@ def test_second_training_in_a_folder_is_refused_while_the_first_runs(tmp_path):
     first.run(DATA, max_epochs=1)
     assert first.state.epoch == 1
     with pytest.raises(ValueError, match="last.pt exists: continue that training"):
-        second.run(DATA, max_epochs=1)
+        third.run(DATA, max_epochs=1)
     assert not list(tmp_path.glob(".*"))
 
 

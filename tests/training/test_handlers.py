@@ -56,7 +56,7 @@ def trainer_of(factor, accumulation_steps=1, amp=False):
         device="cpu",
         max_epochs=3,
         train_data_loader=batches,
-        network=autocast(network, amp, "cpu"),
+        network=autocast(network, amp, torch.device("cpu")),
         optimizer=torch.optim.SGD(network.parameters(), lr=0.1),
         loss_function=lambda pred, label: (pred.float().mean() - 1).square() * next(factors),
         accumulation_steps=accumulation_steps,
