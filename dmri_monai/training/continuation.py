@@ -107,7 +107,7 @@ def _plain(value: Any) -> Any:
 def _scans(part: str, dataset: Any) -> dict[str, str]:
     items: Sequence[Any] = getattr(dataset, "data", [])
     load = _loader(getattr(dataset, "transform", None))
-    found = {}
+    found: dict[str, str] = {}
     for index, item in enumerate(items if isinstance(items, Sequence) else []):
         if isinstance(item, Mapping):
             paths = load.files({"image": item["image"]})[1:] if load and _is_file(item.get("image")) else []

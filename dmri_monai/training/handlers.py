@@ -1,4 +1,6 @@
-"""Small ignite handlers: progress, early stopping whose state can be saved, the end of a training gone wrong, a picture."""
+"""Small ignite handlers: progress, early stopping whose state can be saved, the end of a training gone wrong, a
+picture.
+"""
 
 from __future__ import annotations
 
