@@ -77,7 +77,7 @@ def prepare(scratch: Path, workers: int = 0, **more: Any) -> ConfigWorkflow:
 def train(scratch: Path, workers: int) -> None:
     """In a process of its own: prints its peak resident memory in KiB; `getrusage` would begin with its parent's."""
     prepare(scratch, workers, cache_dir=str(scratch / "cache")).run()
-    print(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
+    print(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))[1])
 
 
 def sampled_bytes(process: psutil.Popen) -> int:

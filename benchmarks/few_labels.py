@@ -1,6 +1,6 @@
 """Fine-tuning on two labelled heads from the released pretrained weights, and from scratch with as many steps.
 
-Prints one JSON line a seed (mean tissue Dice of the held-out heads, both arms) and one with the mean gain. The seed
+Prints one JSON line per seed (mean tissue Dice of the held-out heads, both arms) and one with the mean gain. The seed
 draws the split, the initial weights and the crops. Heads and gradient tables are others than those of the pretraining;
 both are listed by the hashes of their tables. Config: `release.json` and `few_labels.json`, as in
 `make demo WEIGHTS=released`.
@@ -53,7 +53,7 @@ def main() -> None:
 
 def _tables(data: Path) -> dict[str, Any]:
     """Hashes of both sets; SystemExit where they share one."""
-    pretraining = json.loads(PRETRAINED.with_suffix(".json").read_text())["scans"]
+    pretraining = json.loads(PRETRAINED.with_suffix(".json").read_text(encoding="utf-8"))["scans"]
     ours = {Path(item["image"]).name: read_dwi(item["image"])[1].sha256 for item in bids.data_list(data)}
     if shared := set(ours.values()) & set(pretraining.values()):
         raise SystemExit(f"{len(shared)} gradient tables of {data} were used in pretraining")

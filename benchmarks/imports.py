@@ -3,6 +3,9 @@
 package_s: `import dmri_monai`, which must load neither torch nor monai.
 equivariant_s: `import dmri_monai.equivariant`, on top of torch.
 layer_s: the same and the first layer made, which loads e3nn.
+monai_s: `import monai` on top of torch: any part of MONAI loads all of it, and MLflow, ignite, matplotlib and
+scikit-learn where they are installed.  monai_alone_s: the same without these four and pandas.
+report_s: `import dmri_monai.report.page` on top of MONAI.
 
 Run: python benchmarks/imports.py [--repeats 5]
 """
@@ -14,11 +17,15 @@ import json
 import subprocess
 import sys
 
+WITHOUT = "sys.modules.update(dict.fromkeys(('mlflow', 'ignite', 'matplotlib', 'sklearn', 'pandas')))"
 # what comes before the clock starts, and what is timed
 CASES = {
     "package_s": ("", "import dmri_monai"),
     "equivariant_s": ("import torch", "import dmri_monai.equivariant"),
     "layer_s": ("import torch", "import dmri_monai.equivariant as e; e.SteerableConv3d('1x0e', '1x0e', 3)"),
+    "monai_s": ("import torch", "import monai"),
+    "monai_alone_s": (f"import sys, torch; {WITHOUT}", "import monai"),
+    "report_s": ("import monai", "import dmri_monai.report.page"),
 }
 TARGETS = {"package_s": 0.3, "equivariant_s": 1.5}
 PROBE = """

@@ -25,7 +25,7 @@ import torch
 
 from dmri_monai.gradients import GradientTable
 from dmri_monai.io import read_dwi
-from dmri_monai.io.tables import format_bvals, format_bvecs
+from dmri_monai.io.fsl import format_bvals, format_bvecs
 
 SHAPE = (96, 96, 60)
 N_VOLUMES = 65
@@ -55,8 +55,8 @@ def write_scan(folder: Path) -> Path:
     path = folder / "dwi.nii.gz"
     nibabel.save(nibabel.Nifti1Image(data, AFFINE), path)
     table = GradientTable(torch.from_numpy(bvals), torch.from_numpy(bvecs))
-    (folder / "dwi.bval").write_text(format_bvals(table.bvals))
-    (folder / "dwi.bvec").write_text(format_bvecs(table.to_fsl(torch.from_numpy(AFFINE))))
+    (folder / "dwi.bval").write_text(format_bvals(table.bvals), encoding="utf-8")
+    (folder / "dwi.bvec").write_text(format_bvecs(table.to_fsl(torch.from_numpy(AFFINE))), encoding="utf-8")
     return path
 
 
@@ -84,8 +84,8 @@ def print_peak_growth(name: str, path: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:  # a first, tiny load: what is set up once is not the scan's
         small = Path(folder) / "dwi.nii.gz"
         nibabel.save(nibabel.Nifti1Image(np.ones((4, 4, 4, 1), np.int16), AFFINE), small)
-        small.with_name("dwi.bval").write_text("0\n")
-        small.with_name("dwi.bvec").write_text("0\n0\n0\n")
+        small.with_name("dwi.bval").write_text("0\n", encoding="utf-8")
+        small.with_name("dwi.bvec").write_text("0\n0\n0\n", encoding="utf-8")
         LOADERS[name](small)
     before = memory_kib("VmRSS")
     kept = LOADERS[name](path)
@@ -95,7 +95,7 @@ def print_peak_growth(name: str, path: Path) -> None:
 
 def memory_kib(name: str) -> int:
     """VmRSS (now) or VmHWM (peak) of this process; `ru_maxrss` would begin at the peak of the parent process."""
-    status = Path("/proc/self/status").read_text().splitlines()
+    status = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return int(next(line for line in status if line.startswith(f"{name}:")).split()[1])
 
 

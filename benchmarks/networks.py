@@ -137,7 +137,7 @@ def print_training_peak(name: str, size: str) -> None:
 
 def memory_kib(name: str) -> int:
     """VmRSS (now) or VmHWM (peak) of this process."""
-    status = Path("/proc/self/status").read_text().splitlines()
+    status = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return int(next(line for line in status if line.startswith(f"{name}:")).split()[1])
 
 

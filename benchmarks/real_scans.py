@@ -1,6 +1,6 @@
 """The released models on real scans: shares of tissue, and principal directions against DIPY's CSD, as JSON lines.
 
-The scans are the samples that come with DIPY (`small_64D`, `small_101D`: blocks of 10 and 6 voxels an axis) and any
+The scans are the samples that come with DIPY (`small_64D`, `small_101D`: blocks of 10 and 6 voxels per axis) and any
 others named on the command line. No truth is known. angle_deg: median angle between the released orientation model and
 constrained spherical deconvolution, in voxels where it finds one fibre and FA is above 0.4; chance is 60 degrees.
 tensor_*: the same, in the same voxels, of a weighted tensor fit.  wm_where_anisotropic: share of these voxels
@@ -28,13 +28,13 @@ from dmri_monai import predict
 from dmri_monai.gradients import GradientTable
 from dmri_monai.io import read_dwi
 from dmri_monai.metrics.angles import axial_angle_deg
+from dmri_monai.qspace.direction_maps import tensor_volumes
 from dmri_monai.qspace.tensor import fit_tensor, tensor_metrics
-from dmri_monai.reference import Labels, fibre_labels
+from dmri_monai.reference import FibreLabels, fibre_labels
 
 SAMPLES = ("small_64D", "small_101D")
 ANISOTROPIC = 0.4  # FA
 AIR = 8  # voxels on every side
-GAUSSIAN_B_MAX = 1500.0  # s/mm², of the tensor fit where there are enough such volumes
 TISSUES = ("background", "WM", "GM", "CSF")
 
 
@@ -68,13 +68,14 @@ def _predict(image: MetaTensor, table: GradientTable, task: str, checkpoint: Pat
 
 def _principal_directions(image: MetaTensor, table: GradientTable) -> Tensor:
     """(3, X, Y, Z) in the world frame, of a weighted tensor fit."""
-    low = table.bvals < GAUSSIAN_B_MAX
-    rows = low if int((low & ~table.b0_mask).sum()) >= 6 else torch.ones_like(low)
+    rows = tensor_volumes(table)
+    if rows is None:
+        raise ValueError("the table does not determine a tensor")
     signal, part = image.as_tensor()[None, rows], table.select(rows)
     return tensor_metrics(fit_tensor(signal, part.bvals[None], part.bvecs[None])).v1[0]
 
 
-def _compared(found: Tensor, tensor: Tensor, tissue: Tensor, csd: Labels) -> dict[str, Any]:
+def _compared(found: Tensor, tensor: Tensor, tissue: Tensor, csd: FibreLabels) -> dict[str, Any]:
     single = (csd.npeaks == 1) & (csd.fa > ANISOTROPIC)
     angles, fitted = (axial_angle_deg(v[:, single].T, csd.peaks_world[:3, single].T) for v in (found, tensor))
     known = angles.isfinite()
@@ -91,7 +92,7 @@ def _compared(found: Tensor, tensor: Tensor, tissue: Tensor, csd: Labels) -> dic
     }
 
 
-def _draw(path: Path, found: Tensor, csd: Labels, affine: Tensor) -> None:
+def _draw(path: Path, found: Tensor, csd: FibreLabels, affine: Tensor) -> None:
     """Middle slice seen along the third axis of the grid: sticks of both, projected on its first two axes."""
     import matplotlib
 

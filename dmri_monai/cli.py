@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,10 +15,21 @@ from typing import Annotated, Any, Literal
 import typer
 
 import dmri_monai
+from dmri_monai.signals import end_on_sigterm
 
 __all__ = ["app"]
 
 Scheme = Literal["random", "clinical-32", "single-64", "hcp-3shell"]  # those of dmri_monai.phantom
+Bvecs = Literal["auto", "fsl", "dipy", "mrtrix", "eddy"]  # those of dmri_monai.io
+BvecsOption = Annotated[
+    Bvecs,
+    typer.Option(
+        help="Convention of the b-vectors: fsl (.bvec), dipy (.bvec without FSL's sign of x), mrtrix (.b), "
+        "eddy (<scan>.eddy_rotated_bvecs); auto compares what is there."
+    ),
+]
+B0Option = Annotated[float, typer.Option(min=0, help="Volumes with b up to this (s/mm²) are b0.")]
+UNNEEDED = ("mlflow", "ignite", "matplotlib", "sklearn", "pandas", "skimage", "tensorboard")
 FOUND, FAILED = 1, 2  # exit codes: a check found something; the command could not do its work
 
 app = typer.Typer(
@@ -28,14 +41,18 @@ app = typer.Typer(
 
 
 def _one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
-    """Turn a user's error into one line on stderr and exit code 2; anything else keeps its traceback."""
+    """Turn a user's error into one line on stderr and exit code 2; anything else keeps its traceback.
+
+    SIGTERM ends a command as Ctrl-C does, tidied up.
+    """
 
     @functools.wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> None:
+        end_on_sigterm()
         try:
             command(*args, **kwargs)
-        except (ValueError, OSError) as error:
-            typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+        except (ValueError, OSError, MemoryError) as error:
+            typer.echo(f"error: {' '.join(str(error).split()) or type(error).__name__}", err=True)
             raise typer.Exit(FAILED) from error
 
     return wrapped
@@ -127,39 +144,64 @@ def phantom(
 @_one_line_errors
 def check(
     scan: Annotated[Path, typer.Argument(help="DWI file (.nii, .nii.gz) with its sidecars.")],
-    bvecs: Annotated[
-        Literal["auto", "eddy"], typer.Option(help="eddy: use <scan>.eddy_rotated_bvecs.")
-    ] = "auto",
+    bvecs: BvecsOption = "auto",
+    b0_threshold: B0Option = 50.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     sphere: Annotated[Path | None, typer.Option(help="Write the gradient table as a PNG picture.")] = None,
     report: Annotated[Path | None, typer.Option(help="Write an HTML report of the scan.")] = None,
 ) -> None:
-    """Check a scan: gradient table, flipped b-vectors, SNR, dropped slices.
+    """Check a scan: image, b-values against the signal, dropped slices, b-vectors.
 
-    Exit code 0: nothing found; 1: something looks wrong; 2: the scan cannot be read.
+    Exit code 0: nothing looks wrong; 1: something does; 2: the scan cannot be read.
     """
-    from dmri_monai.check import check_image
-    from dmri_monai.io import read_dwi
+    from dmri_monai.check import check_scan
 
-    image, table = read_dwi(scan, bvecs=bvecs)
-    slice_world = image.meta.get("slice_world")
-    result = check_image(image.as_tensor(), table, image.affine, slice_world=slice_world)
-    typer.echo(json.dumps(result.to_dict(), indent=2) if as_json else "\n".join(result.lines()))
+    result = check_scan(scan, bvecs=bvecs, b0_threshold=b0_threshold)
+    typer.echo(
+        json.dumps(result.to_dict(), indent=2, allow_nan=False) if as_json else "\n".join(result.lines())
+    )
     if sphere or report:
         from dmri_monai.report import Case, write_report, write_sphere
+        from dmri_monai.scan import Scan
 
+        read = Scan.read(scan, bvecs=bvecs, b0_threshold=b0_threshold)
         if sphere:
-            write_sphere(sphere, table)
+            write_sphere(sphere, read.table)
         if report:
-            findings = [{"finding": f} for f in result.findings] or [{"finding": "nothing looks wrong"}]
+            findings = [{"finding": "nothing looks wrong", "code": ""}] if result.ok else []
+            findings += [{"finding": f.message, "code": f.code} for f in result.findings]
             write_report(
                 report,
-                [Case(scan.name, image, table)],
+                [Case(scan.name, read.image, read.table)],
                 title=f"Check of {scan.name}",
                 tables={"Check": findings},
             )
     if not result.ok:
         raise typer.Exit(FOUND)
+
+
+@app.command()
+@_one_line_errors
+def fix(
+    scan: Annotated[Path, typer.Argument(help="DWI file (.nii, .nii.gz) with its sidecars.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write the mended scan to.")],
+    bvecs: BvecsOption = "auto",
+    b0_threshold: B0Option = 50.0,
+) -> None:
+    """Mend what a check is sure of: wrong axes of the b-vectors, trace, ADC and empty volumes.
+
+    Writes <name>_dwi.nii.gz, .bval, .bvec and .json, which says what was done; nothing is overwritten.
+    Exit code 0: mended, or nothing to mend (then nothing is written); 2: not sure enough, nothing is written.
+    """
+    from dmri_monai.check import fix_scan
+
+    mended = fix_scan(scan, out, bvecs=bvecs, b0_threshold=b0_threshold)
+    for change in mended.changes:
+        typer.echo(change, err=True)
+    if not mended.files:
+        typer.echo("nothing to mend: nothing was written", err=True)
+    for path in mended.files:
+        typer.echo(path)
 
 
 @app.command()
@@ -239,7 +281,7 @@ def artifacts(
 
         typer.echo(describe_presets())
     if gallery is not None:
-        from dmri_monai.report.gallery import gallery as write_gallery
+        from dmri_monai.phantom.gallery import gallery as write_gallery
 
         typer.echo(write_gallery(gallery))
 
@@ -253,6 +295,8 @@ def labels(
     method: Annotated[
         Literal["csd", "msmt"], typer.Option(help="msmt: all shells, with grey matter and fluid.")
     ] = "csd",
+    bvecs: BvecsOption = "auto",
+    b0_threshold: B0Option = 50.0,
 ) -> None:
     """Compute training labels from scans: number and directions of fibre peaks, FA."""
     if mask and len(scans) > 1:
@@ -262,16 +306,24 @@ def labels(
     from dmri_monai.reference import write_labels
 
     for scan in tqdm(scans, desc="labels", unit="scan", disable=len(scans) == 1):
-        for path in write_labels(scan, out, mask_path=mask, method=method).values():
+        written = write_labels(
+            scan, out, mask_path=mask, method=method, bvecs=bvecs, b0_threshold=b0_threshold
+        )
+        for path in written.values():
             typer.echo(path)
 
 
 @app.command()
 @_one_line_errors
 def predict(
-    scan: Annotated[Path, typer.Argument(help="DWI file (.nii, .nii.gz) with its sidecars.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.")],
-    task: Annotated[str, typer.Option(help="Which released model.")] = "tissue",
+    scan: Annotated[
+        Path,
+        typer.Argument(help="DWI file (.nii, .nii.gz) with its sidecars, or a folder of scans (BIDS, HCP)."),
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder to write to; of a study: BIDS derivatives.")
+    ],
+    task: Annotated[str, typer.Option(help="Which released model, or all of them.")] = "tissue",
     checkpoint: Annotated[
         Path | None, typer.Option(help="A model of your own, with its model.json beside it.")
     ] = None,
@@ -282,31 +334,124 @@ def predict(
         Literal["rotations", "flips"] | None,
         typer.Option(help="Average over turned copies of the scan, with an uncertainty."),
     ] = None,
-    report: Annotated[bool, typer.Option("--report", help="Also write an HTML page with pictures.")] = False,
+    window: Annotated[
+        tuple[int, int, int] | None,
+        typer.Option(help="Voxels along x y z of sliding windows, where the memory is short."),
+    ] = None,
+    report: Annotated[
+        bool | None,
+        typer.Option(help="HTML page with pictures; if not given, for the subjects of a study alone."),
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace files that no prediction wrote.")
     ] = False,
+    bvecs: BvecsOption = "auto",
+    b0_threshold: B0Option = 50.0,
+    filters: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--filter", help="Of a study: only scans with this BIDS entity, such as dir=AP; repeatable."
+        ),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Of a study: pass over scans whose prediction is there.")
+    ] = False,
+    workers: Annotated[int, typer.Option(min=1, help="Of a study: processes on this machine.")] = 1,
 ) -> None:
-    """Run a trained model on one scan: map on the scan's grid, JSON sidecar, and if wanted a report.
+    """Run a trained model on one scan, or on every scan of a study.
 
-    The scan is checked first; what looks wrong is printed, and stands in sidecar and report.
+    One scan: a map on its grid with a JSON sidecar.  A study: BIDS derivatives, a page per subject and index.html; a
+    scan that fails is reported and the others are done (exit code 1); under torchrun or in a SLURM array each process
+    takes its share.  Scans are checked first; what looks wrong is printed, and stands in sidecar and report.
     """
-    from dmri_monai.prediction import predict as run
+    reader: dict[str, Any] = {"bvecs": bvecs, "b0_threshold": b0_threshold}
+    models = _models(task, checkpoint)
+    if scan.is_dir():
+        _predict_study(
+            scan,
+            out,
+            entities=filters or [],
+            models=models,
+            device=device,
+            ensemble=ensemble,
+            window=window,
+            workers=workers,
+            resume=resume,
+            overwrite=overwrite,
+            reports=report is not False,
+            reader=reader,
+        )
+        return
+    with _without_what_nothing_needs():
+        from dmri_monai.prediction import load_model
+    from dmri_monai.scan import Scan
 
-    found = run(
-        scan,
-        task=task,
-        checkpoint=checkpoint,
-        output_dir=out,
-        device=device,
-        ensemble=ensemble,
-        report=report,
-        overwrite=overwrite,
+    loaded = [load_model(name, device) for name in models]
+    _ = [model.task for model in loaded]  # a pretrained network is refused before the scan is read
+    read = Scan.read(scan, **reader)
+    for model in loaded:
+        found = model.predict(read, ensemble=ensemble, window=window)
+        found = found.write(out, report=bool(report), overwrite=overwrite)
+        for warning in found.warnings if model is loaded[0] else ():
+            typer.echo(f"warning: {warning}", err=True)
+        for path in found.files.values():
+            typer.echo(path)
+
+
+def _models(task: str, checkpoint: Path | None) -> list[str | Path]:
+    """Names of released models, or the path of one's own; ValueError for a task that has none."""
+    if checkpoint is not None:
+        return [checkpoint]
+    from dmri_monai.inference.released import released_tasks
+
+    known = released_tasks()
+    if task != "all" and task not in known:
+        raise ValueError(
+            f"no released model for task {task!r}, only for {', '.join(known)}; give a --checkpoint"
+        )
+    return list(known) if task == "all" else [task]
+
+
+def _predict_study(
+    source: Path, out: Path, *, entities: list[str], reader: dict[str, Any], **options: Any
+) -> None:
+    """`predict` of a folder."""
+    from dmri_monai.inference.study import StudyOptions, predict_study
+    from dmri_monai.io import scans
+
+    wanted = dict(_entity(text) for text in entities)
+    items = scans(source, filters=wanted or None, b0_threshold=reader["b0_threshold"])
+    outcomes = predict_study(items, source, out, StudyOptions(reader=reader, **options))
+    counts = {
+        status: sum(o.status == status for o in outcomes) for status in ("predicted", "resumed", "failed")
+    }
+    typer.echo(
+        f"{', '.join(f'{n} {status}' for status, n in counts.items() if n) or 'no scans'}: {out / 'index.html'}"
     )
-    for warning in found.warnings:
-        typer.echo(f"warning: {warning}", err=True)
-    for path in found.files.values():
-        typer.echo(path)
+    if counts["failed"]:
+        raise typer.Exit(FOUND)
+
+
+def _entity(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise ValueError(f"--filter is {text!r}, expected an entity and its value, such as dir=AP")
+    return name, value
+
+
+@contextmanager
+def _without_what_nothing_needs() -> Iterator[None]:
+    """MONAI is imported without the packages that it loads and prediction does not use: they take half of its time.
+
+    Only for a process of the command line, where nothing else wants them; afterwards they can be imported as ever.
+    """
+    blocked = [name for name in UNNEEDED if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(blocked))  # type: ignore[arg-type]  # None: as if it were not installed
+    try:
+        yield
+    finally:
+        for name in blocked:
+            sys.modules.pop(name, None)
 
 
 @app.command()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,16 +21,20 @@ from torch import Tensor
 __all__ = [
     "GradientTable",
     "Shell",
+    "b0_threshold_of",
     "check_bvals",
     "cluster_shells",
     "grid_rotation",
+    "no_b0_message",
     "q_vectors",
     "unit_vectors",
+    "world_from_fsl",
 ]
 
 B0_THRESHOLD = 50.0
 NORM_TOLERANCE = 0.05
 NORM_ROUNDING = 1e-3  # closer to 1 than this is the rounding of a text file
+HIGHEST_B0 = 200.0  # s/mm²: no scanner's b0 lies above
 JITTER_ABSOLUTE = 50.0
 JITTER_RELATIVE = 0.05
 MAX_BVAL = 1e6  # s/mm²; ten times what the strongest scanners reach
@@ -176,11 +181,11 @@ class GradientTable:
         bvecs = _plain(bvecs_fsl)
         if bvecs.ndim != 2 or bvecs.shape[1] != 3:
             raise ValueError(f"b-vectors: shape {tuple(bvecs.shape)}, expected (N, 3)")
-        return cls(bvals, bvecs @ _world_from_fsl(affine).T.to(bvecs.device), b0_threshold)
+        return cls(bvals, bvecs @ world_from_fsl(affine).T.to(bvecs.device), b0_threshold)
 
     def to_fsl(self, affine: Tensor) -> Tensor:
         """(N, 3) b-vectors as a `.bvec` file of an image with `affine` (4, 4) holds them."""
-        return self.bvecs @ _world_from_fsl(affine).to(self.bvecs.device) + 0.0
+        return self.bvecs @ world_from_fsl(affine).to(self.bvecs.device) + 0.0
 
     def in_voxel_frame(self, affine: Tensor) -> Tensor:
         """(N, 3) b-vectors in the voxel frame of `affine` (4, 4). v_voxel = Q^T v_world, Q = polar(A)."""
@@ -201,6 +206,12 @@ class GradientTable:
     def b0_mask(self) -> Tensor:
         """(N,) bool: volumes with bval <= b0_threshold."""
         return self.bvals <= self.b0_threshold
+
+    @property
+    def b0_range(self) -> tuple[float, float] | None:
+        """Lowest and highest b-value (s/mm²) that counts as b0; None where no volume does."""
+        b0 = self.bvals[self.b0_mask]
+        return (float(b0.min()), float(b0.max())) if len(b0) else None
 
     def shells(self) -> tuple[Shell, ...]:
         """Shells above the b0 threshold, ascending; see :func:`cluster_shells`."""
@@ -225,6 +236,12 @@ class GradientTable:
         return GradientTable(self.bvals[mask], self.bvecs[mask], self.b0_threshold)
 
 
+def b0_threshold_of(image: Tensor) -> float:
+    """The b-value (s/mm²) up to which a volume of `image` counts as b0: what its reader was told, else the default."""
+    meta: Mapping[str, Any] = getattr(image, "meta", {})
+    return float(meta.get("b0_threshold", B0_THRESHOLD))
+
+
 def check_bvals(bvals: Tensor, *, source: str = "") -> None:
     """Raise ValueError naming the first of `bvals` (N,) that is no b-value in s/mm², and `source` (a file)."""
     place = f" in {source}" if source else ""
@@ -243,17 +260,19 @@ def unit_vectors(
 
     Lengths up to 5 % off are normalised, with one warning if any is off by more than rounding (0.1 %). Raises
     ValueError naming the first entry that is not finite or further off. Three NaN are how some tools write
-    "no direction": they pass where the b-value says b0. `source` (a file) is named in warning and error.
+    "no direction", as three zeros: they pass where the b-value says b0. `source` (a file) is named in both.
     """
     place = f" in {source}" if source else ""
     weighted = bvals > b0_threshold
-    undirected = bvecs.isnan().all(dim=1) & ~weighted
-    for i in torch.nonzero(~bvecs.isfinite().all(dim=1) & ~undirected).flatten().tolist():
+    no_direction = bvecs.isnan().all(dim=1)
+    for i in torch.nonzero(~bvecs.isfinite().all(dim=1) & ~no_direction).flatten().tolist():
         raise ValueError(f"b-vector {i} is {bvecs[i].tolist()}, expected finite numbers{place}")
-    norms = bvecs.norm(dim=1)
+    norms = torch.where(no_direction, 0.0, bvecs.norm(dim=1))
     error = torch.where(weighted, (norms - 1).abs(), 0.0)
     for i in torch.nonzero(error > NORM_TOLERANCE).flatten().tolist():
-        raise ValueError(_norm_message(i, bvals, norms) + place)
+        if norms[i] > NORM_TOLERANCE:
+            raise ValueError(_norm_message(i, bvals, norms) + place)
+        raise ValueError(_undirected_message(i, bvals, norms, b0_threshold, place))
     if (off := int((error > NORM_ROUNDING).sum())) > 0:
         worst = int(error.argmax())
         warnings.warn(
@@ -275,6 +294,40 @@ def _norm_message(i: int, bvals: Tensor, norms: Tensor) -> str:
     return message
 
 
+def _undirected_message(i: int, bvals: Tensor, norms: Tensor, b0_threshold: float, place: str) -> str:
+    """A weighted volume without direction is the scanner's average over directions, or a b0 above the threshold."""
+    bval = float(bvals[i])
+    shell = next(s for s in cluster_shells(bvals, b0_threshold) if i in s.indices)
+    lowest = bool((bvals[bvals > b0_threshold] >= bvals[shell.indices].min()).all())
+    undirected = not bool((norms[shell.indices] > NORM_TOLERANCE).any())
+    no_b0 = not bool((bvals <= b0_threshold).any())
+    highest = float(bvals[shell.indices].max())
+    if lowest and undirected and (no_b0 or highest <= HIGHEST_B0) and len(shell.indices) < len(bvals):
+        if no_b0:
+            return no_b0_message(bvals, b0_threshold, wanted=highest, place=place)
+        return (
+            f"zero vector at b = {bval:g} (volume {i}), above b0_threshold {b0_threshold:g}{place}: "
+            f"if the volumes up to it are b0, give b0_threshold={highest:g}"
+        )
+    if not bool((norms[bvals > b0_threshold] > NORM_TOLERANCE).any()):
+        return f"zero vectors at all b above {b0_threshold:g}{place}: a scan of trace-weighted volumes, or no table"
+    return (
+        f"zero vector at b = {bval:g} (volume {i}){place}: probably the scanner's trace or ADC volume, "
+        "the mean over directions; `dmri-monai fix` leaves it out"
+    )
+
+
+def no_b0_message(bvals: Tensor, b0_threshold: float, *, wanted: float | None = None, place: str = "") -> str:
+    """What to tell a user whose scan has no b-value (N,) up to `b0_threshold`.
+
+    wanted: the threshold to suggest; by default the lowest b where that may be a scanner's b0.
+    """
+    low = float(bvals.min()) if len(bvals) else math.nan
+    wanted = low if wanted is None and low <= HIGHEST_B0 else wanted
+    advice = "" if wanted is None else f"; give b0_threshold={wanted:g}"
+    return f"no b0 volume{place}: lowest b is {low:g}, above b0_threshold {b0_threshold:g}{advice}"
+
+
 def _plain(values: Tensor) -> Tensor:
     """Float64 tensor without history or subclass (a MetaTensor would carry its metadata along)."""
     return torch.as_tensor(values).detach().as_subclass(Tensor).double()
@@ -287,8 +340,8 @@ def _linear_part(affine: Tensor) -> Tensor:
     return matrix[:3, :3]
 
 
-def _world_from_fsl(affine: Tensor) -> Tensor:
-    """(3, 3) M with v_world = M v_fsl: the grid rotation after the FSL sign of x."""
+def world_from_fsl(affine: Tensor) -> Tensor:
+    """(3, 3) M with v_world = M v_fsl, for an image with `affine` (4, 4): FSL's sign of x, then the grid rotation."""
     rotation = grid_rotation(affine)
     x_sign = -1.0 if torch.linalg.det(rotation) > 0 else 1.0
     return rotation * rotation.new_tensor([x_sign, 1.0, 1.0])

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dmri_monai.gradients import B0_THRESHOLD, GradientTable
 from dmri_monai.io.dwi import read_dwi, write_dwi
+from dmri_monai.io.no_signal import require_signal
 from dmri_monai.io.sidecars import BvecsChoice
 
 __all__ = ["Acquisition", "Scan"]
@@ -94,6 +95,8 @@ class Scan:
         signal = torch.as_tensor(image).detach().as_subclass(Tensor).float()
         table = GradientTable(torch.as_tensor(bvals).double(), torch.as_tensor(bvecs).double(), b0_threshold)
         meta = Acquisition.of(image).to_meta() if isinstance(image, MetaTensor) else {}
+        if b0_threshold != B0_THRESHOLD:
+            meta["b0_threshold"] = float(b0_threshold)  # as `read_dwi` writes it
         return cls(MetaTensor(signal, affine=matrix, meta=meta), table)
 
     def __len__(self) -> int:
@@ -148,6 +151,10 @@ class Scan:
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write NIfTI with `.bval` and `.bvec` (FSL frame), as :func:`dmri_monai.io.write_dwi`."""
         write_dwi(Path(path), self.image, self.table)
+
+    def require_signal(self) -> None:
+        """ValueError naming the file where the image is all 0, constant or negated: nothing to predict or to learn."""
+        require_signal(self.image, self.table.bvals, self.path)
 
     @property
     def _place(self) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
-from math import sqrt
+from math import pi, sqrt
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -26,8 +26,11 @@ __all__ = [
     "channels_of",
     "check_channels",
     "clebsch_gordan",
+    "even_orders",
     "irreps_from_multiplicities",
+    "n_coefficients",
     "representation_matrix",
+    "sh_basis",
     "spherical_harmonics",
     "wigner_d",
 ]
@@ -131,37 +134,71 @@ def harmonic_couplings(l_max: int) -> list[Tensor]:
 def spherical_harmonics(v: Tensor, l_max: int, couplings: Iterable[Tensor] | None = None) -> list[Tensor]:
     """[Y_0, ..., Y_lmax] of the directions of `v` (..., 3), each (..., 2l+1), component norm: |Y_l|² = 2l+1.
 
-    Zero vectors have no direction: Y_0 = 1 and Y_l = 0 for l > 0. Equal to e3nn's, built by Y_{l+1} = C(Y_l, v).
+    Zero vectors have no direction: Y_0 = 1 and Y_l = 0 for l > 0.  Equal to e3nn's, built by Y_{l+1} = C(Y_l, v).
+    couplings: those of `harmonic_couplings` in the precision and on the device of `v`, where a caller keeps them.
     """
     length = v.norm(dim=-1, keepdim=True)
     unit = torch.where(length > 0, v / length.clamp(min=torch.finfo(v.dtype).tiny), torch.zeros_like(v))
     harmonics = [torch.ones_like(length)]
     for coupling in harmonic_couplings(l_max) if couplings is None else couplings:
-        harmonics.append(torch.einsum("kij,...i,...j->...k", coupling.to(unit), harmonics[-1], unit))
+        products = (harmonics[-1].unsqueeze(-1) * unit.unsqueeze(-2)).flatten(-2)
+        harmonics.append(products @ coupling.to(unit).flatten(1).T)
     return harmonics
 
 
-def wigner_d(degree: int, matrix: Tensor) -> Tensor:
-    """(2l+1, 2l+1) float64 matrix with Y_l(R v) = D_l(R) Y_l(v) for an orthogonal `matrix` R (3, 3), det ±1.
+def even_orders(l_max: int) -> range:
+    """Orders 0, 2, ..., l_max.  Raises ValueError for an odd or negative l_max."""
+    if l_max < 0 or l_max % 2:
+        raise ValueError(f"l_max must be even and at least 0, got {l_max}")
+    return range(0, l_max + 1, 2)
 
-    A reflection acts by the natural parity (-1)^l, since D is built from l factors of R.
+
+def n_coefficients(l_max: int) -> int:
+    """Number of even harmonics up to l_max: (l_max + 1)(l_max + 2) / 2."""
+    return sum(2 * order + 1 for order in even_orders(l_max))
+
+
+def sh_basis(directions: Tensor, l_max: int) -> Tensor:
+    """(..., N, n_coef) even orthonormal harmonics at `directions` (..., N, 3) of any length, l = 0, 2, ..., l_max.
+
+    The basis of every harmonic image of this package: `spherical_harmonics` over sqrt(4 pi).
+    """
+    even_orders(l_max)
+    return torch.cat(spherical_harmonics(directions, l_max)[::2], dim=-1) / sqrt(4 * pi)
+
+
+def wigner_d(degree: int, matrix: Tensor) -> Tensor:
+    """(..., 2l+1, 2l+1) float64 matrices with Y_l(R v) = D_l(R) Y_l(v) for orthogonal `matrix` R (..., 3, 3), det ±1.
+
+    A reflection acts by the natural parity (-1)^l, since D is built from l factors of R: exact to rounding, where
+    matrices made of Euler angles err by some 1e-6.
     """
     rotation = matrix.double()
-    d = torch.ones(1, 1, dtype=torch.float64)
+    d = torch.ones_like(rotation[..., :1, :1])
     for lower in range(degree):
-        coupling = clebsch_gordan(lower + 1, lower, 1)
-        d = (2 * lower + 3) * torch.einsum("kij,ia,jb,lab->kl", coupling, d, rotation.cpu(), coupling)
+        coupling = clebsch_gordan(lower + 1, lower, 1).to(rotation.device)
+        turned = torch.einsum("lab,...ia,...jb->...lij", coupling, d, rotation)
+        d = (2 * lower + 3) * torch.einsum("kij,...lij->...kl", coupling, turned)
     return d
 
 
 def representation_matrix(irreps: str | Irreps, matrix: Tensor) -> Tensor:
-    """(dim, dim) float64 block-diagonal action of an orthogonal `matrix` (3, 3) on channels of `irreps`."""
-    sign = 1.0 if torch.linalg.det(matrix.double()) > 0 else -1.0
-    blocks = []
-    for multiplicity, ir in as_irreps(irreps):
-        twist = 1.0 if sign > 0 else ir.p * (-1.0) ** ir.l
-        blocks += [twist * wigner_d(ir.l, matrix)] * multiplicity
-    return torch.block_diag(*blocks)
+    """(..., dim, dim) float64 block-diagonal action of orthogonal `matrix` (..., 3, 3) on channels of `irreps`.
+
+    It is how a field turns at a voxel, f'(v) = f(R^T v): `1o` is a vector, and the letter tells what a mirror does.
+    """
+    fields = as_irreps(irreps)
+    mirrored = torch.linalg.det(matrix.double()).lt(0)[..., None, None]
+    blocks = {ir.l: wigner_d(ir.l, matrix) for _, ir in fields}
+    full = torch.zeros(*matrix.shape[:-2], fields.dim, fields.dim, dtype=torch.float64, device=matrix.device)
+    start = 0
+    for multiplicity, ir in fields:
+        twisted = -blocks[ir.l] if ir.p != (-1) ** ir.l else blocks[ir.l]
+        block = torch.where(mirrored, twisted, blocks[ir.l])
+        for _ in range(multiplicity):
+            full[..., start : start + ir.dim, start : start + ir.dim] = block
+            start += ir.dim
+    return full
 
 
 class Constants(nn.Module):

@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+import torch
+from monai.data import MetaTensor
 from typer.testing import CliRunner
 
 import dmri_monai
-from dmri_monai.cli import Scheme, app
-from dmri_monai.gradients import GradientTable
+from dmri_monai.cli import Bvecs, Scheme, app
+from dmri_monai.gradients import B0_THRESHOLD, GradientTable
 from dmri_monai.io import read_dwi, write_dwi, write_nifti
+from dmri_monai.io.sidecars import BvecsChoice
 from dmri_monai.phantom.schemes import Preset
 from tests.check.fibres import ring_scan
 from tests.conftest import STANDARD_AFFINES
@@ -36,8 +39,6 @@ def scan(tmp_path_factory):
 
 
 def with_affine(image, table):
-    from monai.data import MetaTensor
-
     return MetaTensor(image, affine=AFFINE), table
 
 
@@ -82,8 +83,74 @@ def test_check_says_which_axis_is_flipped_and_ends_with_one(scan, tmp_path):
     result = run("check", tmp_path / "f.nii.gz", "--json")
     assert result.exit_code == 1
     content = json.loads(result.stdout)
-    assert content["findings"][0].startswith("your b-vectors look flipped in y")
+    found = [f for f in content["findings"] if f["severity"] != "note"]
+    assert [f["code"] for f in found] == ["bvecs-flipped-y"]
+    assert found[0]["message"].startswith("your b-vectors look flipped in y")
     assert content["coherence"]["verdict"] == "wrong"
+
+
+def test_check_takes_the_convention_of_the_vectors(scan, tmp_path):
+    """A right-handed scan whose `.bvec` follows DIPY's convention is flipped under FSL's."""
+    image, table = read_dwi(scan)
+    affine = STANDARD_AFFINES["oblique-right-iso2"]
+    turned = MetaTensor(image.as_tensor().flip(1), affine=mirrored(image.affine, image.shape[1]))
+    path = tmp_path / "f.nii.gz"
+    write_dwi(path, turned, table)
+    assert (torch.linalg.det(turned.affine[:3, :3]) > 0) == (torch.linalg.det(affine[:3, :3]) > 0)
+    assert run("check", path).exit_code == 0
+    along = table.in_voxel_frame(turned.affine)
+    (tmp_path / "f.bvec").write_text("\n".join(" ".join(map(str, row)) for row in along.T.tolist()))
+    assert run("check", path).exit_code == 1
+    assert run("check", path, "--bvecs", "dipy").exit_code == 0
+
+
+def mirrored(affine, n):
+    """Affine of the image stored the other way round along its first axis."""
+    flip = torch.diag(torch.tensor([-1.0, 1, 1, 1], dtype=torch.float64))
+    flip[0, 3] = n - 1
+    return affine.double() @ flip
+
+
+def test_check_takes_the_b0_threshold_and_names_it(scan, tmp_path):
+    image, table = read_dwi(scan)
+    path = tmp_path / "f.nii.gz"
+    write_dwi(path, image, table)
+    bvals = [100 if b == 0 else int(b) for b in table.bvals.tolist()]
+    (tmp_path / "f.bval").write_text(" ".join(map(str, bvals)))
+    result = run("check", path)
+    assert result.exit_code == 2
+    assert "lowest b is 100, above b0_threshold 50; give b0_threshold=100" in result.stderr
+    assert run("check", path, "--b0-threshold", "100").exit_code == 0
+
+
+@pytest.mark.parametrize("command", ["check", "fix", "labels"])
+def test_conventions_of_the_command_line_are_those_of_the_reader(command):
+    assert get_args(Bvecs) == get_args(BvecsChoice)
+    assert B0_THRESHOLD == 50
+    assert all(option in run(command, "--help").output for option in ("--bvecs", "--b0-threshold"))
+
+
+def test_fix_mends_what_check_found_and_says_so(scan, tmp_path):
+    image, table = read_dwi(scan)
+    flipped = table.to_fsl(AFFINE) * table.bvecs.new_tensor([1.0, -1.0, 1.0])
+    write_dwi(tmp_path / "f.nii.gz", image, GradientTable.from_fsl(table.bvals, flipped, AFFINE))
+    result = run("fix", tmp_path / "f.nii.gz", "-o", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "b-vectors mended: they looked flipped in y" in result.stderr
+    assert run("check", tmp_path / "out" / "f_dwi.nii.gz").exit_code == 0
+    again = run("fix", tmp_path / "out" / "f_dwi.nii.gz", "-o", tmp_path / "twice")
+    assert again.exit_code == 0
+    assert "nothing to mend" in again.stderr
+    assert not (tmp_path / "twice").exists()
+
+
+def test_fix_of_volumes_in_another_order_is_refused(scan, tmp_path):
+    image, table = read_dwi(scan)
+    write_dwi(tmp_path / "r.nii.gz", image.flip(0), table)
+    result = run("fix", tmp_path / "r.nii.gz", "-o", tmp_path / "out")
+    assert result.exit_code == 2
+    assert "not sure how to mend this: volumes in another order" in result.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_check_writes_the_sphere_and_a_report(scan, tmp_path):

@@ -59,7 +59,7 @@ def small(script: str) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_code_of_the_page_runs(page, desk):
-    blocks = BLOCK.findall(page.read_text())
+    blocks = BLOCK.findall(page.read_text(encoding="utf-8"))
     assert blocks
     python = "\n".join(code for language, code in blocks if language == "python")
     shell = "\n".join(small(code) for language, code in blocks if language == "bash")
@@ -71,5 +71,5 @@ def test_code_of_the_page_runs(page, desk):
 
 
 def test_every_page_of_the_site_is_in_its_navigation():
-    listed = set(re.findall(r": ([\w/-]+\.md)", (ROOT / "mkdocs.yml").read_text()))
+    listed = set(re.findall(r": ([\w/-]+\.md)", (ROOT / "mkdocs.yml").read_text(encoding="utf-8")))
     assert listed == {str(p.relative_to(ROOT / "docs")) for p in (ROOT / "docs").rglob("*.md")}

@@ -13,18 +13,20 @@ import pytest
 PACKAGE = "dmri_monai"
 ROOT = Path(__file__).resolve().parents[1] / PACKAGE
 RANKS = (
-    ("gradients", "so3", "lazy", "flags", "parallel"),
+    ("gradients", "so3", "lazy", "flags", "parallel", "failures", "out_of_memory", "signals"),
     ("qspace", "equivariant"),
     ("artifacts", "io", "networks"),
     ("scan", "transforms", "losses", "metrics", "testing"),
-    ("phantom", "reference", "tasks", "register"),
-    ("check", "report"),
+    ("phantom", "reference", "tasks", "register", "check", "report"),
     ("inference",),
     ("prediction", "training", "integrations"),
     ("cli", "__init__"),
 )
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}
-WITHOUT_MONAI = ("gradients", "physics", "equivariant", "qspace")
+LIGHT_ROOMS = ("qspace", "transforms", "losses", "metrics", "reference", "check", "report", "phantom")
+# attached to ignite engines, whose handlers they are
+EVALUATOR_MODULES = ("metric_handler", "subject_table")
+WITHOUT_MONAI = ("gradients", "so3", "equivariant", "qspace", "artifacts")
 
 
 def imports(source: str) -> Iterator[str]:
@@ -56,7 +58,10 @@ def test_every_module_has_a_rank():
 
 
 def test_imports_point_downwards():
-    found = {str(path.relative_to(ROOT)): upward(room(path), path.read_text()) for path in modules()}
+    found = {
+        str(path.relative_to(ROOT)): upward(room(path), path.read_text(encoding="utf-8"))
+        for path in modules()
+    }
     assert not {path: names for path, names in found.items() if names}
 
 
@@ -88,7 +93,9 @@ def test_a_downward_import_and_one_of_the_same_package_are_allowed():
 def test_physics_and_layers_do_not_know_monai(name):
     paths = [path for path in modules() if room(path) == name]
     found = [
-        path.name for path in paths if any(n.split(".")[0] == "monai" for n in imports(path.read_text()))
+        path.name
+        for path in paths
+        if any(n.split(".")[0] == "monai" for n in imports(path.read_text(encoding="utf-8")))
     ]
     assert paths
     assert not found
@@ -98,9 +105,29 @@ def test_no_module_is_called_utils():
     assert not [path for path in modules() if path.stem in ("utils", "helpers", "misc", "common")]
 
 
+def run(code: str) -> str:
+    """What `code` prints in a fresh interpreter."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, cwd=ROOT.parent
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
 def test_importing_the_package_loads_neither_torch_nor_monai():
     code = f"import sys, {PACKAGE}; print([m for m in ('torch', 'monai') if m in sys.modules])"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT.parent, check=True
-    )
-    assert done.stdout.strip() == "[]"
+    assert run(code) == "[]"
+
+
+def test_importing_physics_and_layers_does_not_load_monai():
+    names = ", ".join(f"{PACKAGE}.{name}" for name in (*WITHOUT_MONAI, "artifacts.engine"))
+    assert run(f"import sys, {names}; print('monai' in sys.modules)") == "False"
+
+
+def test_rooms_are_imported_without_what_only_some_of_their_functions_need():
+    """MONAI loads these libraries by itself, where they are installed; without them the rooms must do."""
+    block = "import sys; sys.modules.update(dict.fromkeys(('mlflow', 'ignite', 'matplotlib', 'sklearn', 'jinja2')))"
+    paths = [p for p in modules() if room(p) in LIGHT_ROOMS and p.stem not in EVALUATOR_MODULES]
+    names = [".".join(p.relative_to(ROOT.parent).with_suffix("").parts) for p in paths]
+    lines = [f"import {name.removesuffix('.__init__')}" for name in names]
+    assert run("\n".join([block, *lines, "print('done')"])) == "done"

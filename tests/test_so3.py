@@ -4,7 +4,7 @@ from e3nn import o3
 from torch.testing import assert_close
 
 from dmri_monai.equivariant import as_irreps, irreps_from_multiplicities, representation_matrix
-from dmri_monai.so3 import Constants, channels_of, check_channels, spherical_harmonics, wigner_d
+from dmri_monai.so3 import Constants, channels_of, check_channels, sh_basis, spherical_harmonics, wigner_d
 
 
 def orthogonal(seed: int, reflect: bool) -> torch.Tensor:
@@ -43,6 +43,35 @@ def test_representation_matrix_is_that_of_e3nn(float64_default, reflect):
 def test_wigner_matrices_multiply_like_rotations():
     a, b = orthogonal(2, False), orthogonal(3, False)
     assert_close(wigner_d(4, a) @ wigner_d(4, b), wigner_d(4, a @ b))
+
+
+@pytest.mark.parametrize("reflect", [False, True], ids=["rotation", "rotoreflection"])
+def test_wigner_matrices_turn_harmonics_to_rounding(reflect):
+    v = torch.randn(30, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    R = orthogonal(4, reflect)
+    for degree, (y, turned) in enumerate(
+        zip(spherical_harmonics(v, 8), spherical_harmonics(v @ R.T, 8), strict=True)
+    ):
+        assert_close(y @ wigner_d(degree, R).T, turned, atol=1e-13, rtol=0)
+    assert (y @ wigner_d(8, -R).T - turned).abs().max() < 1e-12  # even degrees do not see the inversion
+    odd = spherical_harmonics(v, 3)[3]
+    assert (odd @ wigner_d(3, -R).T - odd @ wigner_d(3, R).T).abs().max() > 0.1  # the control: odd ones do
+
+
+def test_many_rotations_give_the_matrices_of_each():
+    R = torch.stack([orthogonal(seed, seed % 2 == 0) for seed in range(6)]).view(2, 3, 3, 3)
+    irreps = "1x0e+1x0o+2x1o+1x1e+1x4e"
+    one_by_one = torch.stack([representation_matrix(irreps, r) for r in R.flatten(0, 1)])
+    assert_close(representation_matrix(irreps, R), one_by_one.view(2, 3, 20, 20))
+
+
+def test_even_harmonics_are_orthonormal_and_refuse_an_odd_degree():
+    v = torch.randn(3, 2000, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    basis = sh_basis(v, 4)
+    gram = 4 * torch.pi * basis.mT @ basis / v.shape[1]
+    assert_close(gram, torch.eye(15, dtype=torch.float64).expand(3, -1, -1), atol=0.15, rtol=0)
+    with pytest.raises(ValueError, match="even and at least 0, got 3"):
+        sh_basis(v, 3)
 
 
 def test_multiplicities_give_natural_parity():

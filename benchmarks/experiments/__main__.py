@@ -7,7 +7,7 @@ import os
 import warnings
 from pathlib import Path
 
-os.environ.setdefault("TQDM_DISABLE", "1")  # a line an arm is progress enough
+os.environ.setdefault("TQDM_DISABLE", "1")  # one line per arm is progress enough
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 ROOT = Path(__file__).parents[2]

@@ -19,18 +19,20 @@ from torch import Tensor
 import dmri_monai
 from benchmarks.experiments.arms import Arm, Budget, digest
 from benchmarks.experiments.cohorts import Cohort
-from benchmarks.experiments.run import Runner
+from benchmarks.experiments.run import Runner, objective
 from benchmarks.experiments.sizes import WHOLE, Size
 from dmri_monai.gradients import GradientTable
 from dmri_monai.io import read_dwi, read_nifti
 from dmri_monai.io.bids import data_list
 from dmri_monai.metrics import AngularError, ClassificationScore
+from dmri_monai.qspace.b0 import brain_mask, mean_b0
 from dmri_monai.qspace.tensor import fit_tensor, tensor_metrics
 from dmri_monai.reference import PeakRule, fibre_labels
-from dmri_monai.tasks.tasks import CROSSINGS, TISSUES, task
+from dmri_monai.tasks import find_task
 
 __all__ = ["NAME", "run", "threshold_tissue"]
 
+NUMBERS = ("no fibre", "1 fibre", "2 fibres", "3 fibres")
 NAME = "classical"
 METHODS = ("plain", WHOLE, "equivariant")
 TASKS = ("tissue", "crossings", "orientation")
@@ -64,7 +66,7 @@ def _classical(runner: Runner, name: str, train: Cohort, test: Cohort) -> None:
     if runner.results.get(key) is not None:
         return
     start = time.perf_counter()
-    lower = task(name).lower_is_better
+    lower = objective(name)["lower_is_better"]
     few = replace(train, subjects=max(1, train.subjects // 5))  # as many as validate a network
     trials = [(_mean(_scores(runner, few, name, method, choice)), choice) for choice in grid]
     best = min(trials, key=lambda trial: trial[0] if lower else -trial[0])[1]
@@ -96,11 +98,11 @@ def _key_score(row: Scores) -> float:
 def _scores(runner: Runner, cohort: Cohort, name: str, method: Method, choice: Any) -> Iterator[Scores]:
     """Scores of every subject of `cohort` under the parameters `choice`."""
     folder = cohort.write(runner.work / "data")
-    for item in data_list(folder, labels={"label": task(name).label}):
+    for item in data_list(folder, labels={"label": find_task(name).label}):
         image, table = read_dwi(item["image"])
         label = read_nifti(item["label"]).as_tensor()
         inside = read_nifti(item["mask"]).as_tensor() > 0
-        label = torch.where(inside, label, task(name).outside)
+        label = torch.where(inside, label, find_task(name).outside)
         yield SCORES[name](method(image.as_tensor(), table, choice), label)
 
 
@@ -115,10 +117,8 @@ def threshold_tissue(image: Tensor, table: GradientTable, choice: tuple[float, f
 
 def _maps(image: Tensor, table: GradientTable) -> tuple[Tensor, Tensor, Tensor]:
     """FA, MD (mm²/s) and brain mask, each (X, Y, Z)."""
-    from dipy.segment.mask import median_otsu
-
-    b0 = image[table.b0_mask].mean(dim=0).double().numpy()
-    inside = torch.from_numpy(np.asarray(median_otsu(b0, median_radius=1, numpass=2)[1], dtype=bool))
+    b0 = mean_b0(image, table.bvals, table.b0_threshold)
+    inside = brain_mask(b0.double(), median_radius=1)
     metrics = tensor_metrics(fit_tensor(image[None], table.bvals[None], table.bvecs[None]))
     return metrics.fa[0, 0], metrics.md[0, 0], inside
 
@@ -137,7 +137,7 @@ def _peaks(image: Tensor, table: GradientTable, choice: str) -> Tensor:
 
 def _tissue_scores(pred: Tensor, label: Tensor) -> Scores:
     dice = {}
-    for number, name in enumerate(TISSUES, 1):
+    for number, name in enumerate(find_task("tissue").class_names, 1):
         found, true = pred == number, label == number
         both = 2.0 * float((found & true).sum())
         dice[f"dice_{name}"] = both / max(float(found.sum() + true.sum()), 1.0)
@@ -145,10 +145,10 @@ def _tissue_scores(pred: Tensor, label: Tensor) -> Scores:
 
 
 def _crossing_scores(pred: Tensor, label: Tensor) -> Scores:
-    metric = ClassificationScore(4, names=CROSSINGS)
+    metric = ClassificationScore(4, names=NUMBERS)
     metric(pred[None], label[None])
     values = metric.get_buffer()[0].tolist()  # type: ignore[index]
-    return {f"macro_f1_{name}": value for name, value in zip(CROSSINGS, values, strict=True)}
+    return {f"macro_f1_{name}": value for name, value in zip(NUMBERS, values, strict=True)}
 
 
 def _orientation_scores(pred: Tensor, label: Tensor) -> Scores:

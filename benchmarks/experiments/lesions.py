@@ -69,7 +69,7 @@ def method_settings(size: Size, method: str, **more: Any) -> dict[str, Any]:
     """Keys of train.json of a method: a balanced loss inside the brain, as published; half of the crops on lesions."""
     loss = {"_target_": "dmri_monai.losses.LesionBCELoss", "pos_weight": None}
     network = "plain" if method == ROTATED else method
-    crops = json.loads((CONFIGS / "lesion_crops.json").read_text())["augment"]
+    crops = json.loads((CONFIGS / "lesion_crops.json").read_text(encoding="utf-8"))["augment"]
     augment = [ROTATION, *crops] if method == ROTATED else crops  # uniform over all rotations
     return size.settings(network, "lesion", loss=loss, augment=augment, **more)
 

@@ -17,7 +17,7 @@ from benchmarks.experiments.sizes import SIZES, Size
 from benchmarks.experiments.tables import choose, markdown
 from dmri_monai.io.writing import replacing
 
-__all__ = ["page", "write"]
+__all__ = ["page", "read_lines", "write"]
 
 TITLES = {
     "lesions": "Lesion segmentation",
@@ -83,13 +83,18 @@ everything, hardly trained, in minutes: it shows that every comparison runs, and
 
 def write(out: Path) -> None:
     """`out`/<size>/<experiment>.png and the page beside `out`."""
-    lines = {size: {name: Results(out / size / f"{name}.jsonl").lines() for name in TITLES} for size in SIZES}
+    lines = read_lines(out)
     for size, experiments in lines.items():
         for name, found in experiments.items():
             if found:
                 draw(name, found, out / size / f"{name}.png")
     with replacing(out.with_suffix(".md")) as (temporary,):
         temporary.write_text(page(lines, out), encoding="utf-8")
+
+
+def read_lines(out: Path) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """Size -> experiment -> the lines in `out`/<size>/<experiment>.jsonl."""
+    return {size: {name: Results(out / size / f"{name}.jsonl").lines() for name in TITLES} for size in SIZES}
 
 
 def page(lines: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]], out: Path) -> str:
@@ -156,7 +161,7 @@ def _experiment(size: Size, name: str, title: str, lines: Sequence[Mapping[str, 
     crops = sorted({line["settings"]["crop_size"][0] for line in tested if "settings" in line})
     if steps and crops:
         several, cubes = (", ".join(map(str, numbers)) for numbers in (steps, crops))
-        parts.append(f"Steps of a training: {several}, on crops of {cubes} voxels an axis.\n")
+        parts.append(f"Steps of a training: {several}, on crops of {cubes} voxels per axis.\n")
     rates = {
         line["labels"]["method"]: line["learning_rate"]
         for line in tested

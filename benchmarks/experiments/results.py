@@ -1,4 +1,4 @@
-"""Results as JSON lines, one an arm: appended whole or not at all, so that an interrupted run goes on."""
+"""Results as JSON lines, one per arm: appended whole or not at all, so that an interrupted run goes on."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ class Results:
         if not self.path.is_file():
             return []
         return [
-            self._parse(number, text) for number, text in enumerate(self.path.read_text().splitlines(), 1)
+            self._parse(number, text)
+            for number, text in enumerate(self.path.read_text(encoding="utf-8").splitlines(), 1)
         ]
 
     def get(self, key: str) -> dict[str, Any] | None:
@@ -39,9 +40,9 @@ class Results:
         with _locked(self.path.parent):
             if self.get(line["key"]) is not None:
                 raise ValueError(f"{self.path} already has a line {line['key']}")
-            before = self.path.read_text() if self.path.is_file() else ""
+            before = self.path.read_text(encoding="utf-8") if self.path.is_file() else ""
             with replacing(self.path) as (temporary,):
-                temporary.write_text(f"{before}{json.dumps(line)}\n")
+                temporary.write_text(f"{before}{json.dumps(line)}\n", encoding="utf-8")
 
     def _parse(self, number: int, text: str) -> dict[str, Any]:
         try:

@@ -18,37 +18,50 @@ import dmri_monai
 from benchmarks.experiments.arms import Arm, Budget, Pretraining, digest
 from benchmarks.experiments.cohorts import Cohort
 from benchmarks.experiments.results import Results
+from dmri_monai.inference.spec import ModelSpec
 from dmri_monai.io.datasets import subjects
-from dmri_monai.tasks.tasks import task
 
-__all__ = ["Runner", "config_keys", "workflow"]
+__all__ = ["Runner", "config_keys", "objective", "workflow"]
 
 BUNDLE = Path(__file__).parents[2] / "bundle"
-VALIDATIONS = 3  # a training
+# names that settings have in the stored lines -> where they stand in the configs of today
+NEW_NAMES = {"too_few": "insufficient_directions", "loss": "objective::loss"}
+VALIDATIONS = 3  # per training
 WORKERS = 8  # beside a GPU, which else waits for the fit of harmonics
 NEVER = 10**6  # epochs: no early stopping, so that budgets are kept
 SEARCH_SEED = 1000  # of trials of learning rates; no arm has it
 
 
 def config_keys(config: str) -> set[str]:
-    """Top-level keys of a bundle config."""
-    return set(json.loads((BUNDLE / "configs" / f"{config}.json").read_text()))
+    """Keys that :func:`workflow` takes: those of a bundle config, its task and, where it trains, those of a model."""
+    own = {"task", *json.loads((BUNDLE / "configs" / f"{config}.json").read_text(encoding="utf-8"))}
+    return own if config == "evaluate" else own | set(ModelSpec.model_fields) | set(NEW_NAMES)
+
+
+def objective(task: str) -> dict[str, Any]:
+    """The objective of `task` as its config has it: loss, metrics, columns."""
+    path = BUNDLE / "configs" / "tasks" / f"{task}.json"
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["objective"]
+    return content
 
 
 def workflow(config: str, **settings: Any) -> ConfigWorkflow:
-    """Initialised workflow of a bundle config with `settings` laid over it."""
+    """Initialised workflow of a bundle config with `settings` laid over it; `task` brings its objective."""
     unknown = sorted(set(settings) - config_keys(config))
     if unknown:
         raise ValueError(f"{config}.json has no key {unknown[0]!r}")
+    files = [BUNDLE / "configs" / f"{config}.json"]
+    if "task" in settings:
+        files.append(BUNDLE / "configs" / "tasks" / f"{settings.pop('task')}.json")
     training = config != "evaluate"
     made = ConfigWorkflow(
-        config_file=str(BUNDLE / "configs" / f"{config}.json"),
+        config_file=[str(file) for file in files],
         meta_file=str(BUNDLE / "configs" / "metadata.json"),
         logging_file=False,
         workflow_type="train" if training else "infer",
         bundle_root=str(BUNDLE),
         mlflow=False,
-        **settings,
+        **{NEW_NAMES.get(name, name): value for name, value in settings.items()},
     )
     made.initialize()
     return made
@@ -82,7 +95,7 @@ class Runner:
             return arm.with_settings(learning_rate=rates[0])
         trials = [replace(arm, seed=SEARCH_SEED).searched(rate) for rate in rates]
         values = [line["validation"] for line in self.run(trials)]
-        choose = min if task(arm.settings["task"]).lower_is_better else max
+        choose = min if objective(arm.settings["task"])["lower_is_better"] else max
         return arm.with_settings(learning_rate=rates[values.index(choose(values))])
 
     def _run(self, arm: Arm) -> dict[str, Any]:
@@ -124,7 +137,7 @@ class Runner:
         done = folder / "done.json"
         if not done.is_file():
             made = self._train("pretrain", step.cohort, own, step.budget, seed, folder)
-            done.write_text(json.dumps(made))
+            done.write_text(json.dumps(made), encoding="utf-8")
         return folder / "model.pt"
 
     def _train(
@@ -173,10 +186,9 @@ class Runner:
             output_dir=str(folder),
             split={"test": 1.0},
             device=self.device,
-            evaluators={"network": "@evaluator"},  # without shuffled b-vectors and clustering
         )
-        made.run()
-        with (folder / "metrics.csv").open() as file:
+        made.parser.get_parsed_content("evaluator").run()  # without shuffled b-vectors and clustering
+        with (folder / "metrics.csv").open(encoding="utf-8") as file:
             rows = sorted(csv.DictReader(file), key=lambda row: row["subject"])
         names = [name for name in rows[0] if name != "subject"]
         return {name: [_number(row[name]) for row in rows] for name in names}

@@ -15,10 +15,14 @@ from dmri_monai.artifacts.magnitudes import (
     on_magnitude,
 )
 from dmri_monai.artifacts.spatial_fields import coordinates
+from dmri_monai.gradients import cluster_shells
+from dmri_monai.qspace.shell_fit import sh_fit_matrix, supported_order
+from dmri_monai.so3 import sh_basis
 
 __all__ = [
     "acquisition_order",
     "gradient_nonlinearity",
+    "interpolation_weights",
     "move",
     "rotation_matrix",
     "shuffle_slices",
@@ -88,6 +92,29 @@ def _sample(volumes: Tensor, position: Tensor) -> Tensor:
     x, y, z = coordinates((volumes.shape[-3], volumes.shape[-2], volumes.shape[-1]), volumes)
     grid = torch.stack([a * z + b * y + c * x + d for a, b, c, d in position], -1)
     return functional.grid_sample(volumes[None], grid[None], align_corners=True)[0]
+
+
+def interpolation_weights(
+    bvals: Tensor, bvecs_voxel: Tensor, rows: Tensor, rotations: Tensor, l_max: int = 8
+) -> Tensor:
+    """(M, N) float64: signal of volumes `rows` (M,) at R^T g from all volumes' signals at g, shell by shell.
+
+    bvals (N,), bvecs_voxel (N, 3), rotations (M, 3, 3) in the same frame.  What harmonics up to `l_max` (less
+    where a shell has too few directions) do not explain stays with its volume: S(R^T g) = S(g) + (Y(R^T g) -
+    Y(g)) c.
+    """
+    weights = torch.eye(len(bvals), dtype=torch.float64)[rows]
+    seen = (bvecs_voxel[rows].double()[:, None] @ rotations.double())[:, 0]
+    for shell in cluster_shells(bvals):
+        inside = torch.isin(rows, shell.indices)
+        directions = bvecs_voxel[shell.indices].double()
+        order = supported_order(directions, l_max)
+        if order < 2 or not inside.any():
+            continue
+        change = sh_basis(seen[inside], order) - sh_basis(bvecs_voxel[rows[inside]].double(), order)
+        index = torch.nonzero(inside).flatten()
+        weights[index[:, None], shell.indices[None]] += change @ sh_fit_matrix(directions, order)
+    return weights
 
 
 @on_magnitude

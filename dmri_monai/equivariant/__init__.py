@@ -11,11 +11,19 @@ from dmri_monai.equivariant.blocks import (
 )
 from dmri_monai.equivariant.conv import SteerableConv3d
 from dmri_monai.equivariant.gate import Gate, NormActivation
+from dmri_monai.equivariant.kernel.radial import Bessel, Cosine, Gaussian, RadialMLP
 from dmri_monai.equivariant.norm import EquivariantBatchNorm, EquivariantInstanceNorm, NormGate
-from dmri_monai.equivariant.pq.kernels import Concat, PQDiff, PQTensorProduct, PSpace, QSpace, Sum
-from dmri_monai.equivariant.pq.pqconv import PQConv3d
-from dmri_monai.equivariant.pq.reduction import QLengthWeightedMean, QMean
-from dmri_monai.equivariant.radial import Bessel, Cosine, Gaussian, RadialMLP
+from dmri_monai.equivariant.pq import (
+    Concat,
+    PQConv3d,
+    PQDiff,
+    PQTensorProduct,
+    PSpace,
+    QLengthWeightedMean,
+    QMean,
+    QSpace,
+    Sum,
+)
 from dmri_monai.equivariant.resample import EquivariantAvgPool3d, EquivariantUpsample3d
 from dmri_monai.so3 import as_irreps, irreps_from_multiplicities, representation_matrix
 

@@ -34,7 +34,7 @@ class EquivariantDropout(nn.Module):
 
     channel_of: Tensor
 
-    def __init__(self, irreps: str | Irreps, p: float = 0.5) -> None:
+    def __init__(self, irreps: str | Irreps, *, p: float = 0.5) -> None:
         super().__init__()
         if not 0 <= p < 1:
             raise ValueError(f"EquivariantDropout: p must lie in [0, 1), got {p}")
@@ -64,7 +64,7 @@ class Invariants(nn.Module):
     equivariant; an ordinary kernel larger than one voxel does not.
     """
 
-    def __init__(self, irreps: str | Irreps, eps: float = 1e-6) -> None:
+    def __init__(self, irreps: str | Irreps, *, eps: float = 1e-6) -> None:
         super().__init__()
         self.irreps_in = as_irreps(irreps)
         self.irreps_out = as_irreps(f"{self.irreps_in.num_irreps}x0e")
@@ -164,7 +164,7 @@ class SteerableBlock(nn.Sequential):
             if letter == "N" and norm is not None:
                 self.add_module("norm", _make(norm, NORMS, "norm", irreps))
             elif letter == "D" and dropout:
-                self.add_module("dropout", EquivariantDropout(irreps, dropout))
+                self.add_module("dropout", EquivariantDropout(irreps, p=dropout))
             elif letter == "A" and activation is not None:
                 self.add_module("act", activation)
                 irreps = self.irreps_out

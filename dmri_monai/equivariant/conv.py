@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dmri_monai.equivariant.finite_values import check_finite
-from dmri_monai.equivariant.grid import check_centred, one_size, resolve_padding
-from dmri_monai.equivariant.kernel_cache import may_keep, state_of_weights
-from dmri_monai.equivariant.radial import Gaussian, Radial
-from dmri_monai.equivariant.steerable_kernel import PSpaceFunctions, SteerableKernel
+from dmri_monai.equivariant.kernel.kernel_cache import may_keep, state_of_weights
+from dmri_monai.equivariant.kernel.radial import Gaussian, Radial
+from dmri_monai.equivariant.kernel.steerable_kernel import PSpaceFunctions, SteerableKernel
+from dmri_monai.equivariant.kernel.voxel_grid import check_centred, one_size, resolve_padding
 from dmri_monai.so3 import as_irreps, channels_of, check_channels
 
 if TYPE_CHECKING:
@@ -38,8 +38,8 @@ class SteerableConv3d(nn.Module):
     """
 
     bias_index: Tensor
-    order_in: Tensor
-    order_out: Tensor
+    layout_in: Tensor
+    layout_out: Tensor
 
     def __init__(  # noqa: PLR0913  the arguments of torch.nn.Conv3d and those of the kernel
         self,
@@ -81,7 +81,7 @@ class SteerableConv3d(nn.Module):
         )
         self._check_reachable(group_in, group_out)
         self._init_bias(bias, parity)
-        self._init_order()
+        self._init_layout()
         self._kept: tuple[tuple[tuple[int, int], ...], Tensor, Tensor | None] | None = None
         self.register_load_state_dict_post_hook(_forget)
 
@@ -112,13 +112,13 @@ class SteerableConv3d(nn.Module):
         has = bias and any(scalar)
         self.bias = nn.Parameter(torch.zeros(sum(scalar))) if has else None
 
-    def _init_order(self) -> None:
-        order_in, order_out = (
-            _group_order(self.irreps_in, self.groups),
-            _group_order(self.irreps_out, self.groups),
+    def _init_layout(self) -> None:
+        layout_in, layout_out = (
+            _group_layout(self.irreps_in, self.groups),
+            _group_layout(self.irreps_out, self.groups),
         )
-        self.register_buffer("order_in", order_in, persistent=False)
-        self.register_buffer("order_out", order_out.argsort(), persistent=False)
+        self.register_buffer("layout_in", layout_in, persistent=False)
+        self.register_buffer("layout_out", layout_out.argsort(), persistent=False)
 
     def extra_repr(self) -> str:
         return (
@@ -164,7 +164,7 @@ class SteerableConv3d(nn.Module):
         if self.bias is None:
             return None
         full = self.bias.new_zeros(self.dim_out).index_copy(0, self.bias_index, self.bias)
-        return full if self.groups == 1 else full[self.order_out.argsort()]
+        return full if self.groups == 1 else full[self.layout_out.argsort()]
 
     def _weights(self) -> tuple[Tensor, Tensor | None]:
         """Kernel and bias, kept between calls in eval mode while no gradient is asked for."""
@@ -182,9 +182,9 @@ class SteerableConv3d(nn.Module):
         check_finite(x, "SteerableConv3d")
         weight, bias = self._weights()
         if self.groups > 1:
-            x = x.index_select(1, self.order_in)
+            x = x.index_select(1, self.layout_in)
         y = self._convolve(x, _match(weight, x), None if bias is None else _match(bias, x))
-        return y.index_select(1, self.order_out) if self.groups > 1 else y
+        return y.index_select(1, self.layout_out) if self.groups > 1 else y
 
     def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if self.transposed:
@@ -215,7 +215,7 @@ class SteerableConv3d(nn.Module):
 
     def _ungrouped(self, weight: Tensor) -> Tensor:
         """The block-diagonal weight of one group with channels in irreps order."""
-        rows, columns = self.order_out.argsort(), self.order_in
+        rows, columns = self.layout_out.argsort(), self.layout_in
         if self.transposed:
             rows, columns = columns, rows
         blocks = weight.chunk(self.groups)
@@ -238,7 +238,7 @@ def _one_group(irreps: Irreps, groups: int) -> Irreps:
     return type(irreps)([(mul // groups, ir) for mul, ir in irreps])
 
 
-def _group_order(irreps: Irreps, groups: int) -> Tensor:
+def _group_layout(irreps: Irreps, groups: int) -> Tensor:
     """(dim,) channel indices sorted by group; within a group in the order of `irreps`."""
     parts = [torch.arange(s.start, s.stop).chunk(groups) for s in irreps.slices()]
     return torch.cat([part[g] for g in range(groups) for part in parts])

@@ -9,8 +9,9 @@ __all__ = ["check_finite", "is_recording"]
 
 
 def is_recording() -> bool:
-    """Whether torch compiles, exports or traces."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+    """Whether torch compiles, exports or traces: decisions that depend on values cannot be part of a graph."""
+    recording: bool = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+    return recording
 
 
 def check_finite(x: Tensor, name: str, mask: Tensor | None = None) -> None:

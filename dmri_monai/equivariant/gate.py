@@ -61,8 +61,8 @@ class Gate(nn.Module):
     def __init__(
         self,
         irreps: str | Irreps,
-        activation: Activation = "silu",
         *,
+        activation: Activation = "silu",
         odd: str = "gate",
         gate: Activation = "sigmoid",
     ) -> None:
@@ -128,8 +128,8 @@ class NormActivation(nn.Module):
     def __init__(
         self,
         irreps: str | Irreps,
-        activation: Activation = "silu",
         *,
+        activation: Activation = "silu",
         norm_activation: Activation = "relu",
         bias: bool = True,
         eps: float = 1e-4,

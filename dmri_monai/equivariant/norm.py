@@ -142,7 +142,7 @@ class EquivariantInstanceNorm(_Norm):
     would be a direction.  mask: (N, Q) bool, valid samples of a 6-D input; the others do not count.
     """
 
-    def __init__(self, irreps: str | Irreps, eps: float = 1e-5, affine: bool = True) -> None:
+    def __init__(self, irreps: str | Irreps, *, eps: float = 1e-5, affine: bool = True) -> None:
         super().__init__(irreps, eps, affine)
 
     def moments(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -162,7 +162,7 @@ class EquivariantBatchNorm(_Norm):
     running_power: Tensor
 
     def __init__(
-        self, irreps: str | Irreps, eps: float = 1e-5, affine: bool = True, momentum: float = 0.1
+        self, irreps: str | Irreps, *, eps: float = 1e-5, affine: bool = True, momentum: float = 0.1
     ) -> None:
         super().__init__(irreps, eps, affine)
         self.momentum = momentum
@@ -194,19 +194,21 @@ def _over_ranks(total: Tensor) -> Tensor:
 
 
 class NormGate(nn.Module):
-    """A norm over `irreps` and its gates, followed by `Gate`, computed together.
+    """A norm over `irreps` and its gates, followed by `Gate`, computed together: equal to gate(norm(x)).
+
+    Nothing is carried from vectors to scalars; `dmri_monai.networks.invariant_gate.InvariantNormGate` does that.
 
     (N, irreps_in.dim, [Q,] X, Y, Z) -> (N, irreps.dim, ...), `irreps_in` as in `Gate`.
     """
 
-    def __init__(self, gate: Gate, norm: str = "instance", eps: float = 1e-5) -> None:
+    def __init__(self, gate: Gate, *, norm: str = "instance", eps: float = 1e-5) -> None:
         super().__init__()
         kinds = {"instance": EquivariantInstanceNorm, "batch": EquivariantBatchNorm}
         if norm not in kinds:
             raise ValueError(f"norm must be one of {sorted(kinds)}, got {norm!r}")
         self.gate = gate
         self.irreps_in, self.irreps_out = gate.irreps_in, gate.irreps_out
-        self.norm = kinds[norm](gate.irreps_in, eps)
+        self.norm = kinds[norm](gate.irreps_in, eps=eps)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         return normalised_gate(self.norm, self.gate, x, mask)

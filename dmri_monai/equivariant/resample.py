@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dmri_monai.equivariant.grid import one_size
+from dmri_monai.equivariant.kernel.voxel_grid import one_size
 
 __all__ = ["EquivariantAvgPool3d", "EquivariantUpsample3d"]
 

@@ -32,14 +32,15 @@ def resample_scan(spec: ModelSpec) -> list[MapTransform]:
 
 def encode_scan(spec: ModelSpec) -> list[MapTransform]:
     """A raw scan on its final grid to what the network of `spec` takes in, in the voxel frame."""
-    shells: dict[str, Any] = {"shells": spec.shells, "l_max": spec.l_max, "tolerance": spec.shell_tolerance}
+    threshold: dict[str, Any] = {"b0_threshold": spec.b0_threshold}
+    shells = {"shells": spec.shells, "l_max": spec.l_max, "tolerance": spec.shell_tolerance, **threshold}
     if spec.takes == "samples":
-        return [NormalizeByB0d("image", b0="collapse"), ToVoxelFramed("image")]
+        return [NormalizeByB0d("image", b0="collapse", **threshold), ToVoxelFramed("image")]
     if spec.takes == "directions":
         resample = ResampleDirectionsd(
             "image", spec.n_directions, too_few=spec.insufficient_directions, **shells
         )
-        return [resample, NormalizeByB0d("image", b0="drop")]
+        return [resample, NormalizeByB0d("image", b0="drop", **threshold)]
     shells |= {
         "missing": spec.missing,
         "too_few": spec.insufficient_directions,
@@ -74,10 +75,11 @@ def subsample_measurements(
         raise ValueError(f"drop_shells is {drop_shells}, expected a probability")
     if drop_shells and spec.takes == "harmonics" and spec.missing != "zero":
         raise ValueError(f"drop_shells = {drop_shells} needs missing='zero', got missing={spec.missing!r}")
+    threshold: dict[str, Any] = {"b0_threshold": spec.b0_threshold}
     chosen: list[MapTransform] = []
     if directions is not None:
         fewest, most = (directions, directions) if isinstance(directions, int) else directions
-        chosen.append(RandSubsampleDirectionsd("image", prob=1.0, directions=(fewest, most)))
+        chosen.append(RandSubsampleDirectionsd("image", prob=1.0, directions=(fewest, most), **threshold))
     if drop_shells:
-        chosen.append(RandDropShelld("image", prob=drop_shells))
+        chosen.append(RandDropShelld("image", prob=drop_shells, **threshold))
     return chosen

@@ -77,7 +77,7 @@ def available_bytes(device: torch.device) -> int | None:
 
 def _host_bytes() -> int | None:
     path = Path("/proc/meminfo")
-    lines = path.read_text().splitlines() if path.is_file() else []
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     values = [int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
     return values[0] * 1024 if values else None
 
@@ -86,9 +86,11 @@ def _group_bytes() -> int | None:
     """What the control group (container) leaves, if it sets a limit; file cache counts as free."""
     folder = Path("/sys/fs/cgroup")
     try:
-        limit = int((folder / "memory.max").read_text())
-        used = int((folder / "memory.current").read_text())
-        statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        limit = int((folder / "memory.max").read_text(encoding="utf-8"))
+        used = int((folder / "memory.current").read_text(encoding="utf-8"))
+        statistics = dict(
+            line.split() for line in (folder / "memory.stat").read_text(encoding="utf-8").splitlines()
+        )
     except (OSError, ValueError):  # no such group, or no limit ("max")
         return None
     return max(0, limit - used + int(statistics.get("inactive_file", 0)))

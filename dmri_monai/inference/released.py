@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["bundle_folder", "find_weights", "released_models"]
+__all__ = ["bundle_folder", "find_weights", "released_models", "released_tasks"]
 
 PACKAGE = Path(__file__).parents[1]
+PRETRAINED = "pretrained"  # the one released network without a task
 # A wheel carries the bundle inside the package; in a checkout it stands beside it.
 FOLDERS = (PACKAGE / "bundle", PACKAGE.parent / "bundle")
 
@@ -23,6 +24,11 @@ def released_models() -> dict[str, Path]:
     """Name -> weights of the models that came with the package; none where no bundle came with it."""
     paths = sorted(path for folder in FOLDERS[::-1] for path in (folder / "models").glob("*.pt"))
     return {path.stem: path for path in paths}
+
+
+def released_tasks() -> list[str]:
+    """Names of the released models that have a task; the pretrained network has none yet."""
+    return [name for name in released_models() if name != PRETRAINED]
 
 
 def find_weights(name_or_path: str | Path) -> Path:

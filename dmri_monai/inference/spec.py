@@ -25,7 +25,7 @@ from dmri_monai.inference.spec_limits import (
     short,
 )
 from dmri_monai.inference.training_range import Strict, TrainingRange
-from dmri_monai.io.acquisition import read_json
+from dmri_monai.io.json_sidecar import read_json
 from dmri_monai.io.writing import replacing
 from dmri_monai.qspace.shell_fit import ShellFit, harmonic_irreps
 from dmri_monai.so3 import as_irreps
@@ -135,7 +135,7 @@ class ModelSpec(Strict):
         if (
             self.order_scale is not None
             and self.takes == "harmonics"
-            and len(self.order_scale) <= self.l_max // 2
+            and len(self.order_scale) != self.l_max // 2 + 1
         ):
             raise ValueError(
                 f"order_scale has {len(self.order_scale)} factors for the {self.l_max // 2 + 1} degrees up to "

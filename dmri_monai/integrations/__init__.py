@@ -10,6 +10,7 @@ __getattr__, __dir__ = lazy_names(
         "OnImage": "monailabel",
         "check_request": "monailabel",
         "default_store": "tracking",
+        "load_exported": "torchscript",
         "publish": "monailabel",
         "register_best": "mlflow",
     },

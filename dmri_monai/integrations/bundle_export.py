@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from dmri_monai.inference.model import TrainedModel, load_model
 from dmri_monai.inference.released import bundle_folder
 from dmri_monai.inference.weights import save_model
 from dmri_monai.integrations.bundle_metadata import bundle_metadata
-from dmri_monai.io.writing import full_disk_names
+from dmri_monai.io.writing import replacing
 
 __all__ = ["OWN_WEIGHTS", "export_bundle", "write_bundle"]
 
@@ -41,13 +40,8 @@ def write_bundle(model: TrainedModel, out: Path, edit: Edit | None = None) -> Pa
     if out.exists() and any(out.iterdir()):
         raise FileExistsError(f"{out} is not empty")
     out.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        full_disk_names(out),
-        tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as temporary,
-    ):
-        folder = Path(temporary, "bundle")
+    with replacing(out) as (folder,):
         _fill(folder, model, metadata, edit)
-        folder.replace(out)
     return out
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from dmri_monai.inference.released import bundle_folder
 from dmri_monai.inference.spec import ModelSpec
-from dmri_monai.qspace.shell_fit import even_orders
+from dmri_monai.so3 import even_orders
 from dmri_monai.tasks.registry import find_task
 from dmri_monai.tasks.task import Task
 

@@ -19,7 +19,8 @@ from dmri_monai.integrations.bundle_export import write_bundle
 from dmri_monai.io import bids, read_dwi, write_nifti
 from dmri_monai.io.nifti import nifti_stem
 from dmri_monai.io.writing import replacing
-from dmri_monai.reference.direction_maps import brain_mask, direction_maps, mean_b0
+from dmri_monai.qspace.b0 import head_mask, mean_b0
+from dmri_monai.qspace.direction_maps import direction_maps
 
 __all__ = ["OnImage", "check_request", "publish", "write_label_bundle", "write_studies"]
 
@@ -112,9 +113,9 @@ def _copy(label: Path, target: Path) -> None:
 def _write_preview(scan: Path, out: Path, kind: str) -> Path:
     path = out / f"{nifti_stem(scan).removesuffix('_dwi')}_{kind}.nii.gz"
     image, table = read_dwi(scan)
-    volume = mean_b0(image.as_tensor(), table)
+    volume = mean_b0(image.as_tensor(), table.bvals, table.b0_threshold, without_b0="lowest shell")
     if kind == "fa":
-        maps = direction_maps(image.as_tensor(), table, image.affine, brain_mask(volume))
+        maps = direction_maps(image.as_tensor(), table, image.affine, head_mask(volume))
         if maps is None:
             raise ValueError(f"{scan}: its gradient table does not determine a tensor, use the b0 preview")
         volume = maps.fa

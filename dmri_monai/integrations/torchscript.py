@@ -10,11 +10,12 @@ from pathlib import Path
 import torch
 
 from dmri_monai.inference.model import load_model
-from dmri_monai.inference.spec import spec_path
+from dmri_monai.inference.spec import ModelSpec, spec_path
+from dmri_monai.inference.weights import digest_of
 from dmri_monai.integrations.bundle_metadata import bundle_metadata
 from dmri_monai.io.writing import replacing
 
-__all__ = ["export_model"]
+__all__ = ["export_model", "load_exported"]
 
 
 def export_model(checkpoint: str | Path, out: str | Path) -> Path:
@@ -43,3 +44,21 @@ def export_model(checkpoint: str | Path, out: str | Path) -> Path:
         record.write_text(spec.text, encoding="utf-8")
         network.write_bytes(content)
     return out
+
+
+def load_exported(path: str | Path, device: str | torch.device = "cpu") -> torch.jit.ScriptModule:
+    """The network that :func:`export_model` wrote to `path`, whose SHA-256 must be the one in the JSON beside it.
+
+    FileNotFoundError without one of the two; ValueError naming the file and both digests where it is damaged.
+    `torch.jit.load` compares nothing; without this package, compare `sha256sum` with the `sha256` of the JSON.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no exported network {path}")
+    expected, found = ModelSpec.load(spec_path(path)).sha256, digest_of(path)
+    if found != expected:
+        raise ValueError(
+            f"{path} is not the file that {spec_path(path).name} describes, or is damaged: its SHA-256 is {found}, "
+            f"expected {expected}"
+        )
+    return torch.jit.load(str(path), map_location=device)

@@ -14,11 +14,11 @@ from monai.data.meta_tensor import MetaTensor
 from torch import Tensor
 
 from dmri_monai.gradients import grid_rotation
-from dmri_monai.io.nifti import read_nifti
+from dmri_monai.io.nifti_volumes import read_nifti
 from dmri_monai.io.writing import write_nifti
 from dmri_monai.qspace.conventions import Basis, from_basis, order_of, to_basis
 from dmri_monai.qspace.irreps_rotation import rotate_irreps
-from dmri_monai.qspace.shell_fit import even_orders
+from dmri_monai.so3 import even_orders
 
 __all__ = ["read_harmonics", "write_harmonics"]
 

@@ -1,8 +1,7 @@
-"""Read NIfTI-1 and NIfTI-2 images volume by volume into contiguous channel-first tensors.
+"""NIfTI headers, read and checked: where the voxels are in the file, and where they lie in millimetres.
 
-The array is never held twice: each volume is read, scaled and transposed into its place, so peak memory is
-the result plus one volume, and a file is read to its end, so a truncated or corrupt gzip stream is always
-noticed.
+A header that contradicts itself is refused; one that can be read in two ways is read in the standard's, with a warning.
+Reference: https://nifti.nimh.nih.gov/pub/dist/src/niftilib/nifti1.h
 """
 
 from __future__ import annotations
@@ -14,21 +13,26 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import nibabel
 import numpy as np
 import torch
-from monai.data.meta_tensor import MetaTensor
 
 from dmri_monai.gradients import grid_rotation
+from dmri_monai.io.present import required
 
-__all__ = ["NiftiSource", "as_meta_tensor", "open_nifti", "read_nifti", "read_volumes"]
+__all__ = ["SUFFIXES", "NiftiSource", "is_nifti", "nifti_stem", "open_nifti", "open_stream"]
 
 SUFFIXES = (".nii.gz", ".nii")
 DEFLATE_LIMIT = 1040  # deflate cannot expand by more than about 1032
 KINDS = "iufb"  # integer, unsigned, float, bool: what a scan can hold
+UNITS_MM = {1: ("metre", 1000.0), 3: ("micron", 0.001)}  # xyzt_units: what is not in millimetres
+VOXEL_MM = (0.001, 100.0)  # no scanner's voxel lies outside
+SIZE_TOLERANCE = 0.02  # of the voxel size
+FORMS_VOXELS, FORMS_DEGREES = 0.5, 0.5  # beyond these sform and qform disagree
 
 
 @dataclass(frozen=True)
@@ -51,31 +55,30 @@ class NiftiSource:
 
 
 def nifti_stem(path: Path) -> str:
-    """File name without .nii or .nii.gz; ValueError for any other ending."""
+    """File name without .nii or .nii.gz, in any case; ValueError for any other ending."""
     for suffix in SUFFIXES:
-        if path.name.endswith(suffix) and path.name != suffix:
-            return path.name.removesuffix(suffix)
+        if path.name.lower().endswith(suffix) and len(path.name) > len(suffix):
+            return path.name[: -len(suffix)]
     raise ValueError(f"file name ends in neither .nii nor .nii.gz: {path}")
+
+
+def is_nifti(path: Path) -> bool:
+    """Whether the name of `path` is that of a NIfTI image."""
+    return path.name.lower().endswith(SUFFIXES) and path.name.lower() not in SUFFIXES
 
 
 def open_nifti(path: str | Path) -> NiftiSource:
     """Header of a .nii or .nii.gz file, checked; raises OSError or ValueError naming the file."""
     path = Path(path)
     nifti_stem(path)
-    if path.stat().st_size == 0:
+    if required(path).stat().st_size == 0:
         raise ValueError(f"image is empty (0 bytes): {path}")
     header, proxy, affine = _load_header(path)
-    affine = torch.as_tensor(np.asarray(affine, dtype=np.float64))
-    if not affine.isfinite().all():
-        raise ValueError(f"affine is not finite: {affine.tolist()} in {path}")
-    try:
-        grid_rotation(affine)
-    except ValueError as error:
-        raise ValueError(f"{error} in {path}") from error
+    _check_raw_header(path, type(header))
     source = NiftiSource(
         path=path,
         shape=tuple(int(n) for n in proxy.shape),
-        affine=affine,
+        affine=_in_mm(_checked_affine(affine, path), header, path),
         dtype=np.dtype(proxy.dtype),
         offset=int(proxy.offset),
         slope=float(proxy.slope),
@@ -84,7 +87,19 @@ def open_nifti(path: str | Path) -> NiftiSource:
         has_orientation=bool(header["sform_code"] > 0 or header["qform_code"] > 0),
     )
     _check_source(source)
+    _warn_of_two_forms(header, source)
     return source
+
+
+@contextmanager
+def open_stream(path: Path) -> Iterator[BinaryIO]:
+    """The uncompressed bytes of a NIfTI file; ValueError naming it where they are damaged."""
+    opener = gzip.open if path.name.lower().endswith(".gz") else open
+    try:
+        with opener(path, "rb") as stream:
+            yield stream  # type: ignore[misc]
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"image is truncated or damaged ({error}): {path}") from error
 
 
 def _load_header(path: Path) -> tuple[Any, Any, Any]:
@@ -101,6 +116,47 @@ def _load_header(path: Path) -> tuple[Any, Any, Any]:
         raise ValueError(f"cannot read NIfTI header ({type(error).__name__}: {error}): {path}") from error
 
 
+def _check_raw_header(path: Path, kind: Any) -> None:
+    """What nibabel mends in silence: a scaling that is no number, and a voxel size that is not the type's."""
+    with open_stream(path) as stream:
+        raw = kind(stream.read(kind.template_dtype.itemsize), check=False)
+    slope, intercept = float(raw["scl_slope"]), float(raw["scl_inter"])
+    if not (math.isfinite(slope) and (slope == 0 or math.isfinite(intercept))):
+        raise ValueError(f"image scaling is {slope} x + {intercept}, expected finite numbers: {path}")
+    bits, dtype = int(raw["bitpix"]), raw.get_data_dtype()
+    if bits != 8 * dtype.itemsize:
+        raise ValueError(f"header contradicts itself: datatype {dtype}, but {bits} bits per voxel: {path}")
+
+
+def _checked_affine(matrix: Any, path: Path) -> torch.Tensor:
+    affine = torch.as_tensor(np.asarray(matrix, dtype=np.float64))
+    if not affine.isfinite().all():
+        raise ValueError(f"affine is not finite: {affine.tolist()} in {path}")
+    try:
+        grid_rotation(affine)
+    except ValueError as error:
+        raise ValueError(f"{error} in {path}") from error
+    return affine
+
+
+def _in_mm(affine: torch.Tensor, header: Any, path: Path) -> torch.Tensor:
+    unit, factor = UNITS_MM.get(int(header["xyzt_units"]) & 7, ("mm", 1.0))
+    if factor == 1.0:
+        return affine
+    stored = affine[:3, :3].norm(dim=0)
+    sizes, said = _sizes(stored * factor), f"the header gives voxels of {_sizes(stored)} {unit}"
+    if not bool(((stored * factor >= VOXEL_MM[0]) & (stored * factor <= VOXEL_MM[1])).all()):
+        raise ValueError(f"{said}, that is {sizes} mm: no scan has them, the unit seems wrong: {path}")
+    warnings.warn(f"{said}: read as {sizes} mm: {path}", stacklevel=3)
+    scaled = affine.clone()
+    scaled[:3] *= factor
+    return scaled
+
+
+def _sizes(spacing: torch.Tensor) -> str:
+    return " x ".join(f"{v:.4g}" for v in spacing.tolist())
+
+
 def _check_source(source: NiftiSource) -> None:
     path = source.path
     if len(source.shape) < 3 or min(source.shape) < 1:
@@ -109,13 +165,9 @@ def _check_source(source: NiftiSource) -> None:
         )
     if source.dtype.kind not in KINDS or source.dtype.names:
         raise ValueError(f"image holds {source.dtype}, expected real numbers: {path}")
-    if not (math.isfinite(source.slope) and math.isfinite(source.intercept)):
-        raise ValueError(
-            f"image scaling is {source.slope} x + {source.intercept}, expected finite numbers: {path}"
-        )
     needed = source.offset + math.prod(source.shape) * source.dtype.itemsize
     size = path.stat().st_size
-    most = size * DEFLATE_LIMIT if path.name.endswith(".gz") else size
+    most = size * DEFLATE_LIMIT if path.name.lower().endswith(".gz") else size
     if needed > most:  # checked before memory is asked for: a damaged header can claim terabytes
         raise ValueError(
             f"image is truncated: shape {source.shape} needs {needed} bytes, file has {size}: {path}"
@@ -127,82 +179,44 @@ def _check_source(source: NiftiSource) -> None:
         )
 
 
-def read_volumes(source: NiftiSource, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """(C, X, Y, Z) contiguous tensor of a 3-D (C = 1) or 4-D image, intensities scaled as the header says."""
-    if len(source.shape) > 4:
-        raise ValueError(f"image has {len(source.shape)} axes {source.shape}, expected 3 or 4: {source.path}")
-    x, y, z, n = (*source.shape, 1)[:4]
-    out = _allocate((n, x, y, z), dtype, source.path)
-    target = out.numpy()
-    raw = np.empty((z, y, x), dtype=source.dtype)  # NIfTI stores x fastest
-    with _stream(source.path) as stream:
-        _skip(stream, source.offset)
-        for i in range(n):
-            _fill(stream, raw, i, n)
-            np.copyto(target[i], _scaled(raw, source).T, casting="unsafe")
-        while stream.read(1 << 20):  # to the end: gzip checks its sum there
-            pass
-    return out
-
-
-def _allocate(shape: tuple[int, ...], dtype: torch.dtype, path: Path) -> torch.Tensor:
+def _warn_of_two_forms(header: Any, source: NiftiSource) -> None:
+    """The sform is used, as by nibabel and FSL; where the qform puts the image elsewhere, the user must know."""
+    if header["sform_code"] > 0 and not header["qform_code"] > 0:
+        _warn_of_two_sizes(header, source)
+    if not (header["sform_code"] > 0 and header["qform_code"] > 0):
+        return
     try:
-        return torch.empty(shape, dtype=dtype)
-    except RuntimeError as error:  # what torch raises when the memory is not there
-        raise OSError(f"no memory for {math.prod(shape)} voxels of shape {shape}: {path}") from error
+        sform, qform = header.get_sform(), header.get_qform()
+        turn = grid_rotation(torch.from_numpy(sform)).T @ grid_rotation(torch.from_numpy(qform))
+    except ValueError as error:  # a quaternion longer than 1, or a voxel size of 0
+        warnings.warn(f"the qform cannot be read ({error}), the sform is used: {source.path}", stacklevel=3)
+        return
+    corners = np.array([[*c, 1.0] for c in product(*((0, n - 1) for n in source.shape[:3]))])
+    apart = float(np.linalg.norm(corners @ (sform - qform).T, axis=1).max())
+    mirrored = float(torch.linalg.det(turn)) < 0
+    angle = math.degrees(math.acos(min(1.0, max(-1.0, (float(turn.trace()) - 1) / 2))))
+    smallest = float(np.linalg.norm(sform[:3, :3], axis=0).min())
+    if not (mirrored or apart > FORMS_VOXELS * smallest or angle > FORMS_DEGREES):
+        return
+    how = "one mirrors the other" if mirrored else f"{angle:.1f} degrees"
+    warnings.warn(
+        f"sform and qform disagree by up to {apart:.4g} mm, {how}: the sform {_matrix(sform)} is used, "
+        f"not the qform {_matrix(qform)}: {source.path}",
+        stacklevel=3,
+    )
 
 
-def _scaled(raw: np.ndarray, source: NiftiSource) -> np.ndarray:
-    if not source.is_scaled:
-        return raw
-    exact_in_single = raw.dtype.itemsize <= 2 or raw.dtype == np.float32
-    values: np.ndarray[Any, Any] = raw.astype(np.float32 if exact_in_single else np.float64)
-    values *= source.slope
-    values += source.intercept
-    return values
+def _warn_of_two_sizes(header: Any, source: NiftiSource) -> None:
+    """Without a qform, pixdim is a second statement of the voxel size, which some programs read."""
+    sform = torch.from_numpy(header.get_sform())[:3, :3].norm(dim=0)
+    stated = torch.tensor([abs(float(v)) for v in header["pixdim"][1:4]], dtype=torch.float64)
+    if bool(((stated - sform).abs() > SIZE_TOLERANCE * sform).any()):
+        warnings.warn(
+            f"the header gives voxels of {_sizes(sform)} in its sform, which is used, and {_sizes(stated)} in pixdim: "
+            f"{source.path}",
+            stacklevel=4,
+        )
 
 
-@contextmanager
-def _stream(path: Path) -> Iterator[BinaryIO]:
-    opener = gzip.open if path.name.endswith(".gz") else open
-    try:
-        with opener(path, "rb") as stream:
-            yield stream  # type: ignore[misc]
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(f"image is truncated or damaged ({error}): {path}") from error
-
-
-def _skip(stream: BinaryIO, n_bytes: int) -> None:
-    if len(stream.read(n_bytes)) != n_bytes:
-        raise EOFError("the file ends inside the header")
-
-
-def _fill(stream: BinaryIO, raw: np.ndarray, index: int, count: int) -> None:
-    view = raw.reshape(-1).view(np.uint8).data
-    done = 0
-    while done < len(view):
-        n = stream.readinto(view[done:])  # type: ignore[attr-defined]
-        if not n:
-            raise EOFError(f"the file ends inside volume {index} of {count}")
-        done += n
-
-
-def as_meta_tensor(data: torch.Tensor, source: NiftiSource) -> MetaTensor:
-    """`data` (C, X, Y, Z) with the file's affine and the meta entries MONAI's own loader sets."""
-    meta = {
-        "filename_or_obj": str(source.path),
-        "original_affine": source.affine.clone(),
-        "spatial_shape": np.asarray(source.shape[:3]),
-        "original_channel_dim": 3 if len(source.shape) > 3 else "no_channel",
-        "space": "RAS",
-    }
-    return MetaTensor(data, affine=source.affine.clone(), meta=meta)
-
-
-def read_nifti(path: str | Path, *, dtype: torch.dtype = torch.float32) -> MetaTensor:
-    """(C, X, Y, Z) image of a 3-D (C = 1) or 4-D file, with its RAS+ affine; NaN is kept.
-
-    Raises ValueError or OSError naming the file: unreadable, truncated, singular affine, more than four axes.
-    """
-    source = open_nifti(path)
-    return as_meta_tensor(read_volumes(source, dtype), source)
+def _matrix(affine: np.ndarray) -> str:
+    return "[" + "; ".join(" ".join(f"{v:.4g}" for v in row) for row in affine[:3]) + "]"

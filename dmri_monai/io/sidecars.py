@@ -1,135 +1,116 @@
-"""Find the files that belong to an image: same stem, BIDS inheritance, HCP names, MRtrix table."""
+"""Find the files that belong to an image: same stem, BIDS inheritance, HCP names, MRtrix table, JSON."""
 
 from __future__ import annotations
 
 import logging
-import re
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
+from dmri_monai.io.bids_names import inherited, inherited_names
+from dmri_monai.io.fsl import EDDY_ENDING
+from dmri_monai.io.hcp import TABLE_NAMES
 from dmri_monai.io.nifti import nifti_stem
+from dmri_monai.io.present import present
 
-__all__ = ["Sidecars", "find_sidecars", "inherited"]
+__all__ = ["BvecsChoice", "Sidecars", "find_sidecars", "sidecars_of"]
 
 logger = logging.getLogger(__name__)
 
-BvecsChoice = Literal["auto", "eddy"]
+BvecsChoice = Literal["auto", "fsl", "dipy", "mrtrix", "eddy"]
 
 
 @dataclass(frozen=True)
 class Sidecars:
-    """`bval` and `bvec` (FSL frame), or `mrtrix` (scanner frame); JSON files from general to specific."""
+    """`bval` and `bvec` (along the image's axes), `mrtrix` (scanner frame), or all three; JSON general to specific.
+
+    choice: how the b-vectors are to be read, see :func:`find_sidecars`.
+    """
 
     bval: Path | None
     bvec: Path | None
     mrtrix: Path | None
     json: tuple[Path, ...]
+    choice: BvecsChoice = "auto"
+
+    @property
+    def tables(self) -> tuple[Path, ...]:
+        """The files of the gradient table."""
+        return tuple(path for path in (self.bval, self.bvec, self.mrtrix) if path is not None)
+
+    @property
+    def is_complete(self) -> bool:
+        return self.mrtrix is not None or (self.bval is not None and self.bvec is not None)
+
+
+def sidecars_of(image: Path, extension: str) -> tuple[Path, ...]:
+    """Files with `extension` that apply to `image` by BIDS inheritance, general to specific."""
+    return inherited(image, nifti_stem(image), extension)
 
 
 def find_sidecars(image: Path, bvecs: BvecsChoice = "auto") -> Sidecars:
     """Sidecars of `image`: same stem, then BIDS inheritance, then the names bvals/bvecs; links are followed.
 
-    `<stem>.eddy_rotated_bvecs` replaces the b-vectors with bvecs="eddy"; otherwise its presence is logged.
+    bvecs: "fsl" or "dipy" take `.bval` and `.bvec`, "mrtrix" takes `.b`, "eddy" takes `<stem>.eddy_rotated_bvecs` as
+    b-vectors, "auto" all there are but eddy's, whose presence is logged.  The nearest name counts, even that of a link
+    that leads nowhere, which is then an error.  FileNotFoundError where a part of the table is missing.
     """
-    if bvecs not in ("auto", "eddy"):
-        raise ValueError(f"bvecs is {bvecs!r}, expected 'auto' or 'eddy' for {image}")
+    if bvecs not in get_args(BvecsChoice):
+        choices = ", ".join(map(repr, get_args(BvecsChoice)))
+        raise ValueError(f"bvecs is {bvecs!r}, expected one of {choices} for {image}")
     places = [image] if image.resolve() == image.absolute() else [image, image.resolve()]
     for place in places:
         found = _beside(place, bvecs)
-        if found.mrtrix or (found.bval and found.bvec):
+        if found.is_complete:
             return found
+        if found.tables:
+            break  # half a table beside a link is never completed by the other half beside its target
     raise FileNotFoundError(_missing(image, _beside(image, bvecs), bvecs))
 
 
 def _beside(image: Path, bvecs: BvecsChoice) -> Sidecars:
-    stem = nifti_stem(image)
+    stem, json = nifti_stem(image), sidecars_of(image, "json")
+    if bvecs == "mrtrix":
+        return Sidecars(None, None, _own(image, stem, [".b"]), json, bvecs)
+    eddy = present(image.with_name(stem + EDDY_ENDING))
     bval = _nearest(image, stem, "bval")
-    bvec = _nearest(image, stem, "bvec")
-    mrtrix = _existing(image.with_name(f"{stem}.b"))
-    eddy = _existing(image.with_name(f"{stem}.eddy_rotated_bvecs"))
     if bvecs == "eddy":
-        bvec, mrtrix = eddy, None
-    elif eddy:
+        return Sidecars(bval, eddy, None, json, bvecs)
+    if eddy:
         logger.warning("%s is present and not used; pass bvecs='eddy' to use it", eddy)
-    if mrtrix and bval and bvec:
-        logger.warning("%s is present and not used: %s and %s are", mrtrix, bval, bvec)
-        mrtrix = None
-    return Sidecars(bval, bvec, mrtrix, inherited(image, "json"))
+    mrtrix = _own(image, stem, [".b"]) if bvecs == "auto" else None
+    return Sidecars(bval, _nearest(image, stem, "bvec"), mrtrix, json, bvecs)
 
 
 def _nearest(image: Path, stem: str, kind: str) -> Path | None:
-    same_stem = [
-        p for p in (image.with_name(f"{stem}.{kind}"), image.with_name(f"{stem}.{kind}s")) if p.is_file()
-    ]
-    if len(same_stem) > 1:
-        raise ValueError(
-            f"both {same_stem[0].name} and {same_stem[1].name} are there, expected one for {image}"
-        )
-    if same_stem:
-        return same_stem[0]
-    levels = inherited(image, kind)
-    return levels[-1] if levels else _existing(image.with_name(f"{kind}s"))
+    own = _own(image, stem, [f".{kind}", f".{kind}s"])
+    if own:
+        return own
+    levels = inherited_names(image, stem, kind)
+    return present(levels[-1]) if levels else present(image.with_name(TABLE_NAMES[kind]))
 
 
-def _existing(path: Path) -> Path | None:
-    return path if path.is_file() else None
+def _own(image: Path, stem: str, endings: list[str]) -> Path | None:
+    """The file of the image's own stem with one of `endings`; in capitals, too, where there is none else."""
+    for variant in (endings, [ending.upper() for ending in endings]):
+        found = [path for ending in variant if (path := present(image.with_name(stem + ending)))]
+        if len(found) > 1:
+            raise ValueError(f"both {found[0].name} and {found[1].name} are there, expected one for {image}")
+        if found:
+            return found[0]
+    return None
 
 
 def _missing(image: Path, found: Sidecars, bvecs: BvecsChoice) -> str:
     stem = nifti_stem(image)
+    if bvecs == "mrtrix":
+        return f"no {stem}.b beside {image}"
     if bvecs == "eddy" and not found.bvec:
-        return f"no {stem}.eddy_rotated_bvecs beside {image}"
+        return f"no {stem}{EDDY_ENDING} beside {image}"
     lacking = [kind for kind, path in (("b-values", found.bval), ("b-vectors", found.bvec)) if path is None]
     message = (
         f"no {' and no '.join(lacking)} for {image}: no {stem}.bval/.bvec, {stem}.b, BIDS table, bvals/bvecs"
     )
-    if bvecs == "auto" and image.with_name(f"{stem}.eddy_rotated_bvecs").is_file():
-        message += f"; {stem}.eddy_rotated_bvecs is there: pass bvecs='eddy'"
+    if bvecs == "auto" and present(image.with_name(stem + EDDY_ENDING)):
+        message += f"; {stem}{EDDY_ENDING} is there: pass bvecs='eddy'"
     return message
-
-
-def inherited(image: Path, extension: str) -> tuple[Path, ...]:
-    """Files with `extension` that apply to `image` by BIDS inheritance, general to specific.
-
-    A file applies when its suffix is the image's and its entities are among the image's; the data set ends at
-    the folder that holds the `sub-<label>` folder. Two equally specific files in one folder are an error. An
-    image whose name is not made of BIDS entities has only the file of its own stem.
-    """
-    stem = nifti_stem(image)
-    own = _entities(stem)
-    if own is None:
-        path = image.with_name(f"{stem}.{extension}")
-        return (path,) if path.is_file() else ()
-    return tuple(
-        path
-        for folder in _levels(image.absolute().parent)
-        for path in _applying(folder, own, extension, image)
-    )
-
-
-def _applying(folder: Path, own: tuple[frozenset[str], str], extension: str, image: Path) -> list[Path]:
-    found: list[tuple[int, Path]] = []
-    for path in sorted(folder.glob(f"*.{extension}")):
-        theirs = _entities(path.name.removesuffix(f".{extension}"))
-        if theirs and theirs[1] == own[1] and theirs[0] <= own[0] and path.is_file():
-            found.append((len(theirs[0]), path))
-    found.sort()
-    for (one, first), (other, second) in pairwise(found):
-        if one == other:
-            raise ValueError(f"both {first} and {second} apply to {image}, expected one")
-    return [path for _, path in found]
-
-
-def _levels(folder: Path) -> list[Path]:
-    chain = [folder, *folder.parents]
-    for depth, level in enumerate(chain[:-1]):
-        if level.name.startswith("sub-"):
-            return chain[depth + 1 :: -1]
-    return [folder]
-
-
-def _entities(stem: str) -> tuple[frozenset[str], str] | None:
-    *pairs, suffix = stem.split("_")
-    return (frozenset(pairs), suffix) if all(re.fullmatch(r"[^-]+-.+", pair) for pair in pairs) else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from nibabel.spatialimages import HeaderDataError
 from torch import Tensor
 
 from dmri_monai.gradients import grid_rotation
+from dmri_monai.io.leftovers import remove, sweep, temporary_name
 from dmri_monai.io.nifti import nifti_stem
 
 __all__ = ["full_disk_names", "replacing", "save_nifti", "write_nifti"]
@@ -26,14 +26,16 @@ SCANNER = 1  # NIfTI code: scanner-based anatomical coordinates
 
 @contextmanager
 def replacing(*targets: Path) -> Iterator[tuple[Path, ...]]:
-    """Temporary paths beside `targets`: renamed onto them in order if the block succeeds, removed if not.
+    """Temporary paths beside `targets`, files or folders: renamed onto them in order if the block succeeds, removed
+    if not.
 
-    OSError for a full disk names the last of `targets`, which the operating system does not.
+    OSError for a full disk names the last of `targets`, which the operating system does not.  What killed processes
+    left in the folders goes.
     """
     for folder in {target.parent for target in targets}:
         folder.mkdir(parents=True, exist_ok=True)
-    token = uuid.uuid4().hex[:12]
-    temporary = tuple(target.with_name(f".{token}.{target.name}") for target in targets)
+        sweep(folder)
+    temporary = tuple(target.with_name(temporary_name(target.name)) for target in targets)
     try:
         with full_disk_names(targets[-1]):
             yield temporary
@@ -41,7 +43,7 @@ def replacing(*targets: Path) -> Iterator[tuple[Path, ...]]:
                 source.replace(target)
     finally:
         for path in temporary:
-            path.unlink(missing_ok=True)
+            remove(path)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Losses that know the structure of dMRI labels and channels.
 
-Tissue (Dice + cross entropy) and lesions (Dice + focal) need nothing of their own: `monai.losses.DiceCELoss` and
-`monai.losses.DiceFocalLoss`; `CountedVoxelsLoss` keeps them to the voxels that count.
+For tissue (Dice + cross entropy) and lesions (Dice + focal) MONAI's `DiceCELoss` and `DiceFocalLoss` do;
+`CountedVoxelsLoss` restricts them to the voxels that count.
 """
 
 from dmri_monai.losses.axial import AxialLoss

@@ -1,4 +1,4 @@
-"""Angular loss of the principal fibre direction, an axis: its sign means nothing."""
+"""Angular loss of the principal fibre direction, which is an axis: its sign has no meaning."""
 
 from __future__ import annotations
 

@@ -18,8 +18,8 @@ class CrossingsLoss(nn.Module):
 
     pred: (B, K, X, Y, Z) logits.  target: (B, 1, X, Y, Z) class numbers; `ignore_index` and NaN do not count.
     mask: (B, 1, X, Y, Z), voxels > 0 count.  The ranked probability score, the sum over k < K - 1 of
-    (P(class <= k) - [target <= k])², is proper, and unlike cross entropy it charges being two fibres off more than
-    being one off.  class_weights: one number a class; the mean is then a weighted one.
+    (P(class <= k) - [target <= k])², is a proper score that, unlike cross entropy, counts an error of two fibres more
+    than an error of one.  class_weights: one number per class; the mean is then a weighted one.
     Reference: Epstein 1969, doi:10.1175/1520-0450(1969)008<0985:ASSFPF>2.0.CO;2
     ValueError for shapes and labels that do not fit; 0 where no voxel counts.
     """

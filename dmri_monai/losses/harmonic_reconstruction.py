@@ -19,11 +19,11 @@ class HarmonicReconstructionLoss(nn.Module):
     pred, target: (B, C, X, Y, Z), channels as `signal_to_harmonics` orders them, channel 0 the normalised b0;
     voxels count where the target's b0 is above `foreground` (a fraction of the b0's median), or where `mask`
     (B, 1, X, Y, Z) is > 0.  In the orthonormal basis the sum of squares over the coefficients of a shell is, by
-    Parseval's theorem, the squared error of its S/S0 integrated over the sphere; with an `order_scale` in the fit the
-    orders weigh by its square.
-    shell_weights: one number a shell, ascending; without them every channel weighs 1.  b0_weight: weight of
-    channel 0.  presence: there is a presence channel a shell (missing="zero"); shells that the target lacks, and
-    the presence channels, then do not count.
+    Parseval's theorem, the squared error of its S/S0 integrated over the sphere; an
+    `order_scale` in the fit weights the orders by its square.
+    shell_weights: one number per shell, in ascending order of b; without them every channel weighs 1. b0_weight:
+    weight of channel 0. presence: there is one presence channel per shell (missing="zero"); shells that the target
+    lacks, and the presence channels, then do not count.
     Raises ValueError where shapes and channels do not fit.
     """
 
@@ -38,7 +38,7 @@ class HarmonicReconstructionLoss(nn.Module):
     ) -> None:
         super().__init__()
         if presence and shell_weights is None:
-            raise ValueError("presence needs shell_weights, one a shell: they tell the number of shells")
+            raise ValueError("presence needs shell_weights, one per shell: they tell the number of shells")
         if min([b0_weight, *(shell_weights or [])]) < 0:
             raise ValueError(f"weights must be at least 0, got {shell_weights} and {b0_weight} for b0")
         self.foreground = foreground

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dmri_monai.losses.masking import check_shape, inside, plain, weighted_mean
-from dmri_monai.qspace.harmonics import b0_reference, mean_b0
+from dmri_monai.qspace.b0 import b0_reference, mean_b0
 from dmri_monai.qspace.shell_fit import ShellFit
 from dmri_monai.qspace.synthesis import harmonics_to_signal, measurement_groups
 
@@ -22,10 +22,10 @@ class SignalReconstructionLoss(nn.Module):
     target: the clean scan as a mapping (a collated batch will do): `image` (B, N, X, Y, Z) raw, `bvals` (B, N)
     s/mm², `bvecs_voxel` (B, N, 3), optional `valid` (B, N) bool and `mask` (B, 1, X, Y, Z).
     A shell counts by its weight, however many directions it has; measurements of no shell do not count.  Voxels
-    count inside `mask`, without one where b0 is above `foreground` times its median, and never in air (`fit.min_b0`).
-    With well-spread directions and equal weights it is the harmonic loss over 4 pi (Parseval), plus what no
-    harmonic of the order can explain.  The target's S/S0 is clipped as in the fit.
-    shell_weights: one a shell, 1 by default.  b0_weight: weight of the b0 channel.  fit: options of the fit.
+    count inside `mask` or, without a mask, where b0 is above `foreground` times its median; never in air
+    (`fit.min_b0`). With well-spread directions and equal weights it is the harmonic loss over 4 pi (Parseval), plus
+    what no harmonic of the order can explain. The target's S/S0 is clipped as in the fit.
+    shell_weights: one per shell, 1 by default. b0_weight: weight of the b0 channel. fit: options of the fit.
     """
 
     def __init__(
@@ -102,8 +102,9 @@ class MaskedReconstructionLoss(nn.Module):
     """Reconstruction of measurements that the network did not see (masked q-space).
 
     loss: the signal loss to use.  target: as there, with `hidden` (B, N) bool, True for what was kept from the
-    input.  Within a shell hidden measurements weigh 1 and visible ones `visible_weight`; a shell without hidden
-    measurements does not count at 0.  The b0 counts by the `b0_weight` of `loss`: 0 for hidden measurements alone.
+    input.  Within a shell, hidden measurements weigh 1 and visible ones `visible_weight`; where that is 0, a shell
+    without hidden measurements does not count.  The b0 counts by the `b0_weight` of `loss`; set it to 0 to judge
+    hidden measurements alone.
     """
 
     def __init__(self, loss: SignalReconstructionLoss, visible_weight: float = 0.0) -> None:

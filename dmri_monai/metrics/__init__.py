@@ -1,32 +1,27 @@
-"""Metrics a voxel and a subject, for MONAI's evaluators.
+"""Metrics per voxel and per subject, for MONAI's evaluators.
 
-Dice needs nothing of its own: `monai.handlers.MeanDice`.  The metrics here hold one row of named values a subject;
-`MetricHandler` attaches them to an evaluator and `SubjectTable` writes them, MONAI's own included.
+Dice needs nothing of its own: `monai.handlers.MeanDice`.  The metrics here hold one row of named values per subject;
+`MetricHandler` attaches them to an evaluator, and `SubjectTable` writes them together with MONAI's own.
 """
 
-from dmri_monai.metrics.angles import AngularError, PolarAngleError
-from dmri_monai.metrics.classes import ClassificationScore, ConfusionMatrix
-from dmri_monai.metrics.distances import HausdorffDistanceMM
-from dmri_monai.metrics.image_quality import MaskedPSNR, MaskedSSIM
-from dmri_monai.metrics.metric_handler import MetricHandler
-from dmri_monai.metrics.ranking import VoxelRanking
-from dmri_monai.metrics.subject_metric import SubjectMetric
-from dmri_monai.metrics.subject_table import SubjectTable, mean_sd
-from dmri_monai.metrics.tensor_error import HarmonicTensorError, TensorError
+from dmri_monai.lazy import lazy_names
 
-__all__ = [
-    "AngularError",
-    "ClassificationScore",
-    "ConfusionMatrix",
-    "HarmonicTensorError",
-    "HausdorffDistanceMM",
-    "MaskedPSNR",
-    "MaskedSSIM",
-    "MetricHandler",
-    "PolarAngleError",
-    "SubjectMetric",
-    "SubjectTable",
-    "TensorError",
-    "VoxelRanking",
-    "mean_sd",
-]
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "AngularError": "angles",
+        "ClassificationScore": "classes",
+        "ConfusionMatrix": "classes",
+        "HarmonicTensorError": "tensor_error",
+        "HausdorffDistanceMM": "distances",
+        "MaskedPSNR": "image_quality",
+        "MaskedSSIM": "image_quality",
+        "MetricHandler": "metric_handler",
+        "PolarAngleError": "angles",
+        "SubjectMetric": "subject_metric",
+        "SubjectTable": "subject_table",
+        "TensorError": "tensor_error",
+        "VoxelRanking": "ranking",
+        "mean_sd": "subject_table",
+    },
+)

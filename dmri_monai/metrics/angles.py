@@ -23,7 +23,7 @@ class AngularError(SubjectMetric):
     y: (B, 3n, X, Y, Z) peaks in the same frame; lengths and signs do not matter, zero and NaN mean no peak.
     mask: (B, 1, X, Y, Z), voxels > 0 count.
     peaks="principal": the first true peak against the first predicted one.  peaks="all": every true peak against
-    the nearest predicted one, whether or not that is nearest to another peak, too.  Where nothing is predicted for
+    the nearest predicted one, even if that is also the nearest to another true peak.  Where nothing is predicted for
     a true peak the error is 90 degrees.
     Columns: `median_deg` and `share_within`, the share of peaks with an error below `limit_deg`.
     """

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import torch
-from monai.metrics import CumulativeIterationMetric
+from monai.metrics import CumulativeIterationMetric, compute_confusion_matrix_metric
 from torch import Tensor
 
 from dmri_monai.metrics.subject_metric import counted, per_subject, plain
@@ -50,9 +50,9 @@ class ConfusionMatrix(CumulativeIterationMetric):
 
 
 class ClassificationScore(ConfusionMatrix):
-    """F1 of every class (macro mean), or accuracy, a subject or of all voxels pooled.
+    """F1 of every class (and their macro mean), or accuracy: per subject, or of all voxels together.
 
-    Labels and predictions as for `ConfusionMatrix`.  Rows: one value a class ("f1") or one value ("accuracy").
+    Labels and predictions as for `ConfusionMatrix`.  Rows: one value per class ("f1") or one value ("accuracy").
     A class that a subject has neither in truth nor in prediction is NaN and does not count; scikit-learn's macro
     mean over all classes would count it as 0.
     pooled: `aggregate` gives the score of the summed confusion matrix instead of the mean over subjects.
@@ -112,20 +112,30 @@ def class_numbers(values: Tensor, n_classes: int, ignore_index: int) -> Tensor:
 
 def confusion_matrix(pred: Tensor, true: Tensor, n_classes: int) -> Tensor:
     """(K, K) int64 counts of class numbers (V,): row = true class, column = predicted class."""
-    hit = (pred >= 0) & (pred < n_classes)
-    index = true[hit] * n_classes + pred[hit]
-    return index.bincount(minlength=n_classes**2).view(n_classes, n_classes)
+    from torchmetrics.functional.classification import multiclass_confusion_matrix
+
+    predicted = (pred >= 0) & (pred < n_classes)
+    matrix: Tensor = multiclass_confusion_matrix(pred[predicted], true[predicted], n_classes)
+    return matrix
 
 
 def f1_scores(matrix: Tensor) -> Tensor:
     """(..., K) F1 = 2 TP / (2 TP + FP + FN) of each class of matrices (..., K, K); NaN for absent classes."""
-    hits = matrix.diagonal(dim1=-2, dim2=-1).double()
-    size = (matrix.sum(dim=-1) + matrix.sum(dim=-2)).double()
-    return 2 * hits / torch.where(size > 0, size, torch.nan)
+    scores: Tensor = compute_confusion_matrix_metric("f1 score", _binary_counts(matrix))
+    return scores
 
 
 def accuracy(matrix: Tensor) -> Tensor:
-    """(..., 1) share of right voxels of matrices (..., K, K); NaN for no voxels."""
-    total = matrix.sum(dim=(-2, -1)).double()
-    hits = matrix.diagonal(dim1=-2, dim2=-1).sum(dim=-1).double()
-    return (hits / torch.where(total > 0, total, torch.nan)).unsqueeze(-1)
+    """(..., 1) share of right voxels of matrices (..., K, K), the sensitivity of all classes together; NaN for none."""
+    together = _binary_counts(matrix).sum(dim=-2, keepdim=True)
+    scores: Tensor = compute_confusion_matrix_metric("sensitivity", together)
+    return scores
+
+
+def _binary_counts(matrix: Tensor) -> Tensor:
+    """(..., K, 4) float64 TP, FP, TN, FN of each class against the others, as MONAI's metrics take them."""
+    matrix = matrix.double()
+    hits = matrix.diagonal(dim1=-2, dim2=-1)
+    false_alarms, misses = matrix.sum(dim=-2) - hits, matrix.sum(dim=-1) - hits
+    rest = matrix.sum(dim=(-2, -1)).unsqueeze(-1) - hits - false_alarms - misses
+    return torch.stack([hits, false_alarms, rest, misses], dim=-1)

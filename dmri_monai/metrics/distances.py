@@ -13,7 +13,7 @@ __all__ = ["HausdorffDistanceMM"]
 
 
 class HausdorffDistanceMM(HausdorffDistanceMetric):
-    """MONAI's Hausdorff distance in mm; its handler and metric by themselves count voxels.
+    """MONAI's Hausdorff distance in mm; MONAI's own handler and metric give it in voxels.
 
     y_pred, y: (B, C, X, Y, Z) of 0 and 1, y a MetaTensor, whose affine gives the voxel sizes.  percentile: 95 by
     default, None for the greatest distance.  Infinite or NaN for a class without voxels, as in MONAI.

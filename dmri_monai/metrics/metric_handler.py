@@ -20,8 +20,8 @@ class MetricHandler(IgniteMetricHandler):
     metric_fn: the metric.  inputs: keyword of the metric -> key of the batch, e.g. {"mask": "mask"}, or
     {"bvals": "bvals", "bvecs_voxel": "bvecs_voxel"}; the values are those after postprocessing.
     output_transform: gives prediction and label, by default those of the evaluator.
-    `engine.state.metrics[name]` holds the metric's `aggregate`, `engine.state.metric_details[name]` its rows a
-    subject, and `engine.state.metric_columns[name]` the names of their columns where the metric has some.
+    `engine.state.metrics[name]` holds the metric's `aggregate`, `engine.state.metric_details[name]` one row
+    per subject, and `engine.state.metric_columns[name]` the names of their columns where the metric has some.
     ValueError naming the metric and the keys where the batch lacks an input.
     """
 

@@ -1,4 +1,4 @@
-"""Average precision and area under the ROC curve a voxel, exact for a subject and pooled over subjects."""
+"""Average precision and area under the ROC curve over voxels: exact per subject, and pooled over subjects."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class VoxelRanking(SubjectMetric):
     """How well scores rank voxels: average precision or area under the ROC curve.
 
     y_pred: (B, C, X, Y, Z) scores in [0, 1]; y: (B, C, X, Y, Z) of 0 and 1, negative values and NaN are ignored;
-    mask: (B, 1, X, Y, Z), voxels > 0 count.  A row a subject holds the exact value of every channel, NaN without
+    mask: (B, 1, X, Y, Z), voxels > 0 count.  Each subject's row holds the exact value of every channel, NaN without
     positives (and, for the ROC curve, without negatives).
     pooled: `aggregate` gives the value of all voxels of all subjects together instead of the mean over subjects,
-    from a histogram of `bins` scores, at any number of subjects in constant memory; it is off by less than 1e-4 unless
-    all scores lie within a few hundredths of each other.
+    from a histogram of `bins` scores, whose memory does not grow with the subjects; its error is below 1e-4 unless all
+    scores lie within a few hundredths of each other.
     names: of the channels.  include_background: whether channel 0 counts.
     Raises ValueError for scores outside [0, 1], such as logits.
     """

@@ -1,4 +1,4 @@
-"""What the metrics share: one row of named values a subject, and which voxels count."""
+"""What the metrics share: one row of named values per subject, and which voxels count."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ __all__ = ["SubjectMetric", "counted", "median", "per_subject", "plain"]
 
 
 class SubjectMetric(CumulativeIterationMetric):
-    """A MONAI metric whose buffer is (subjects, len(names)): a row of values a subject, NaN where undefined.
+    """A MONAI metric whose buffer is (subjects, len(names)): one row of values per subject, NaN where undefined.
 
     names: what the columns are.  report: the column whose mean over subjects `aggregate` returns; None: the mean of
-    all columns.  Means pass over NaN.  Subclasses give `measure`.
+    all columns.  NaN is left out of means.  Subclasses give `measure`.
     """
 
     def __init__(self, names: Sequence[str], report: str | None = None) -> None:

@@ -21,10 +21,10 @@ __all__ = ["SubjectTable", "mean_sd"]
 
 
 class SubjectTable:
-    """Ignite handler: at the end of an evaluation writes `path`, a row a subject, and `<stem>_summary.csv`.
+    """Ignite handler: at the end of an evaluation writes `path`, one row per subject, and `<stem>_summary.csv`.
 
-    The rows come from `engine.state.metric_details`, MONAI's metrics included; matrices a subject are written
-    entry by entry.  The summary has mean, standard deviation (n - 1), their text "mean ± SD" and the number of
+    The rows come from `engine.state.metric_details`, where MONAI's metrics are too; a matrix per subject is
+    written entry by entry.  The summary has mean, standard deviation (n - 1), their text "mean ± SD" and the number of
     subjects with a value, for each column.  Column names: `columns` (metric -> names, e.g. {"dice": ["WM", "GM",
     "CSF"]}), else those of the metric, else numbers.  A subject is called by the file name of its `image_key`, or
     by its number where the batch has no file names.  Attach it after the metrics.

@@ -13,13 +13,12 @@ from dmri_monai.metrics.subject_metric import SubjectMetric, counted, median
 from dmri_monai.qspace.direction_sets import spread_directions
 from dmri_monai.qspace.shell_fit import ShellFit
 from dmri_monai.qspace.synthesis import harmonics_to_signal
-from dmri_monai.qspace.tensor import fit_tensor, tensor_metrics
+from dmri_monai.qspace.tensor import GAUSSIAN_B_MAX, fit_tensor, tensor_metrics
 
 __all__ = ["HarmonicTensorError", "TensorError", "tensor_errors"]
 
 COLUMNS = ("fa_mae", "fa_bias", "v1_median_deg")
 N_DIRECTIONS = 64
-GAUSSIAN_B_MAX = 1600.0  # s/mm²: above it the signal is no longer that of one tensor
 
 
 class TensorError(SubjectMetric):

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from dmri_monai.equivariant import as_irreps
 from dmri_monai.so3 import Channels
 
-__all__ = ["as_plain", "check_harmonics", "is_recording", "with_meta_of"]
-
-
-def is_recording() -> bool:
-    """Whether torch compiles, exports or traces: decisions that depend on values cannot be part of a graph."""
-    recording: bool = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
-    return recording
+__all__ = ["as_plain", "check_harmonics", "with_meta_of"]
 
 
 def check_harmonics(image: Tensor, expected: Channels, name: str) -> None:

@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from dmri_monai.equivariant import as_irreps
-from dmri_monai.networks.input_checks import is_recording
+from dmri_monai.equivariant.finite_values import is_recording
 from dmri_monai.so3 import blocks_of
 
 if TYPE_CHECKING:

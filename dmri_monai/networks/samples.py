@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dmri_monai.equivariant.finite_values import is_recording
 from dmri_monai.gradients import q_vectors
-from dmri_monai.networks.input_checks import is_recording
 
 __all__ = ["Samples", "combine_b0", "spread_subset"]
 

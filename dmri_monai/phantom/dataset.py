@@ -13,6 +13,7 @@ import torch
 from tqdm.auto import tqdm
 
 import dmri_monai
+from dmri_monai.artifacts.engine import load_preset, preset_files
 from dmri_monai.gradients import GradientTable
 from dmri_monai.io import write_dwi, write_nifti
 from dmri_monai.io.writing import replacing
@@ -27,7 +28,7 @@ from dmri_monai.phantom.scan_plan import (
     AnatomyName,
     SubjectOptions,
     anatomy_name,
-    plan,
+    plan_scanner,
     scanner_protocol,
 )
 from dmri_monai.phantom.subject import PEAK_RULE, Subject, make_subject
@@ -81,15 +82,15 @@ def write_dataset(
 ) -> Path:
     """Write `subjects` phantom subjects sub-01 ... to the BIDS folder `out` and return it.
 
-    Same arguments, same bytes; subject i depends on (`seed`, i) alone, so a data set can be extended later.
-    A folder made by the same arguments is completed: subjects that are whole are left as they are.
+    The same arguments give the same bytes; subject i depends on (`seed`, i) alone, so a data set can be extended later.
+    A folder made by the same arguments is completed: subjects that are already whole are left as they are.
     Raises FileExistsError for any other folder that is not empty.  `options`: those of :func:`make_subject`.
     """
     if subjects < 1:
         raise ValueError(f"subjects: {subjects}, expected at least 1")
     out = Path(out)
     anatomy = anatomy_name(options)
-    plan((seed, 1), options)  # refuses impossible options before anything is written
+    plan_scanner((seed, 1), options)  # refuses impossible options before anything is written
     _claim(out, _recipe(seed, options))
     _write_json(out / "dataset_description.json", _description(TITLES[anatomy], "raw"))
     _write_json(out / TRUTH / "dataset_description.json", _description("Phantom ground truth", "derivative"))
@@ -165,8 +166,6 @@ def _recipe(seed: int, options: SubjectOptions) -> dict[str, object]:
 
 def _preset_content(name: str | None) -> dict[str, object] | None:
     """Artifacts of a preset that is a JSON file, which may change while its name stays; None for a shipped one."""
-    from dmri_monai.artifacts.engine.presets import load_preset, preset_files
-
     if name is None or name in preset_files():
         return None
     return {artifact.name: asdict(artifact) for artifact in load_preset(name).artifacts}
@@ -180,7 +179,7 @@ def _claim(out: Path, recipe: Mapping[str, object]) -> None:
         path = out / RECIPE
         if not path.exists():
             raise FileExistsError(f"folder is not empty and holds no phantom ({RECIPE} is missing): {out}")
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
         differing = sorted(key for key in recipe | found if recipe.get(key) != found.get(key))
         begun = any(out.glob("sub-*")) or any((out / TRUTH).glob("sub-*"))
         if differing and begun:  # else a run that failed on its first subject
@@ -219,8 +218,10 @@ def _write_participants(out: Path) -> None:
     rows: list[tuple[object, ...]] = [("participant_id", "snr", "n_volumes")]
     for path in sorted(out.glob("sub-*/dwi/sub-*_dwi.json"), key=lambda p: (len(p.name), p.name)):
         label = path.name.removesuffix("_dwi.json")
-        n_volumes = len(path.with_suffix(".bval").read_text().split())
-        rows.append((label, f"{json.loads(path.read_text())['Phantom']['SNR']:.2f}", n_volumes))
+        n_volumes = len(path.with_suffix(".bval").read_text(encoding="utf-8").split())
+        rows.append(
+            (label, f"{json.loads(path.read_text(encoding='utf-8'))['Phantom']['SNR']:.2f}", n_volumes)
+        )
     _write_table(out / "participants.tsv", rows)
     _write_json(out / "participants.json", PARTICIPANTS)
 

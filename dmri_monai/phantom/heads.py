@@ -1,4 +1,4 @@
-"""What a scanner meets: tissue, microstructure, signal and truth of one subject on one grid, by its anatomy."""
+"""One subject on one grid, of either anatomy: tissue, microstructure, signal and truth."""
 
 from __future__ import annotations
 

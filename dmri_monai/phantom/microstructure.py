@@ -39,7 +39,7 @@ class Contrast:
 
     @classmethod
     def draw(cls, seed: Seed) -> Contrast:
-        """Grey and white matter get nearly the same mean diffusivity and b0: anisotropy tells them apart."""
+        """Grey and white matter get nearly the same mean diffusivity and b0: only anisotropy tells them apart."""
         rng = stage_rng(seed, "contrast")
         parallel, perpendicular, intra = (
             rng.uniform(1.6, 1.8),

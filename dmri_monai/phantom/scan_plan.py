@@ -43,11 +43,11 @@ class SubjectOptions(TypedDict, total=False):
 class Acquisition:
     """What goes beyond grid, table and SNR.
 
-    randomise: domain randomisation, every subject another protocol: what is not given is drawn widely (1-3 shells
-    of b = 700-3000 s/mm2, 1.6-3.2 mm, SNR 8-40, any storage order, echo and repetition time, relaxation).  A given
-    shape has voxels large enough to hold the head.
-    artifacts: preset ("light", "normal", "strong", "all", or a JSON file) that corrupts the scan before the
-    noise; the preset's own noise is left out, because `snr` sets it.
+    randomise: domain randomisation, another protocol for every subject: what is not given is drawn from wide ranges
+    (1-3 shells of b = 700-3000 s/mm2, 1.6-3.2 mm, SNR 8-40, any storage order, echo and repetition time, relaxation).
+    A given shape gets voxels large enough to hold the head.
+    artifacts: preset ("light", "normal", "strong", "all", or
+    a JSON file) that corrupts the scan before the noise; the preset's own noise is left out, because `snr` sets it.
     """
 
     randomise: bool = False
@@ -64,7 +64,7 @@ class Scanner:
     snr: float
 
 
-def plan(seed: Seed, options: SubjectOptions) -> Scanner:
+def plan_scanner(seed: Seed, options: SubjectOptions) -> Scanner:
     """Draw from the seed what `options` leave open.  ValueError for impossible seeds, grids, schemes, SNR."""
     anatomy = anatomy_name(options)
     wide = (options.get("acquisition") or Acquisition()).randomise

@@ -10,6 +10,7 @@ import torch
 from monai.data import MetaTensor
 from torch import Tensor
 
+from dmri_monai.artifacts.engine import corrupt, load_preset
 from dmri_monai.gradients import GradientTable
 from dmri_monai.phantom.anatomy import TISSUES, voxel_centres
 from dmri_monai.phantom.fields import Seed, plain_seed, stage_rng
@@ -22,7 +23,7 @@ from dmri_monai.phantom.scan_plan import (
     Scanner,
     SubjectOptions,
     draw_affine,
-    plan,
+    plan_scanner,
     scanner_protocol,
 )
 from dmri_monai.phantom.schemes import Preset
@@ -85,7 +86,7 @@ def make_subject(
         "anatomy": anatomy, "shape": shape, "spacing_mm": spacing_mm, "scheme": scheme, "snr": snr,
         "affine": affine, "acquisition": chosen,
     }  # fmt: skip
-    scanner = plan(seed, options)
+    scanner = plan_scanner(seed, options)
     grid = scanner.affine.to(device)
     points = voxel_centres(grid, scanner.shape)
     head = build_head(anatomy, seed, affine=grid, shape=scanner.shape, points=points, wide=chosen.randomise)
@@ -140,9 +141,6 @@ def _corrupted(
     """`clean` (N, X, Y, Z) with the artifacts of `preset`, all but its noise, and their record."""
     if preset is None:
         return clean, None
-    from dmri_monai.artifacts.engine.corruption import corrupt
-    from dmri_monai.artifacts.engine.presets import load_preset
-
     chosen = load_preset(preset)
     without_noise = replace(chosen, artifacts=tuple(a for a in chosen.artifacts if a.name != "noise"))
     protocol = scanner_protocol(seed, clean.shape[-1], head.contrast.tr_ms / 1000)
@@ -166,7 +164,7 @@ def _corrupted(
 
 
 def _noisy(seed: Seed, clean: Tensor, sigma: float) -> Tensor:
-    """Rician noise as in `physics.noise.rician`, drawn `NOISE_BLOCK` voxels at a time."""
+    """Rician noise as in `artifacts.noise.rician`, drawn `NOISE_BLOCK` voxels at a time."""
     generator = torch.Generator(clean.device).manual_seed(int(stage_rng(seed, "noise").integers(2**31)))
     scale = torch.as_tensor(sigma, dtype=clean.dtype, device=clean.device)
     result = torch.empty_like(clean)

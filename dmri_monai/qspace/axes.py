@@ -9,10 +9,10 @@ import math
 from functools import lru_cache
 
 import torch
-from e3nn import o3
 from torch import Tensor
 
 from dmri_monai.qspace.tensor import tensor_metrics
+from dmri_monai.so3 import clebsch_gordan, sh_basis
 
 __all__ = ["axis_to_harmonics", "axis_to_polar", "harmonics_to_axis", "polar_to_axis"]
 
@@ -23,7 +23,7 @@ def axis_to_harmonics(axis: Tensor) -> Tensor:
     The sign of an axis does not matter; the norm is sqrt(5 / 4 pi) for every axis.
     """
     vectors = axis.nan_to_num(0.0).movedim(1, -1)
-    return o3.spherical_harmonics(2, vectors, normalize=True, normalization="integral").movedim(-1, 1)
+    return sh_basis(vectors, 2)[..., 1:].movedim(-1, 1)
 
 
 def harmonics_to_axis(coefficients: Tensor) -> Tensor:
@@ -42,7 +42,7 @@ def harmonics_to_axis(coefficients: Tensor) -> Tensor:
 @lru_cache(maxsize=1)
 def quadratic_form() -> Tensor:
     """(6, 5) float64: xx, yy, zz, xy, xz, yz of the quadratic form of each l = 2 harmonic."""
-    clebsch = o3.wigner_3j(1, 1, 2, dtype=torch.float64)  # vectors of e3nn are in the order x, y, z
+    clebsch = clebsch_gordan(1, 1, 2)  # vectors of e3nn are in the order x, y, z
     scale = math.sqrt(75 / (8 * math.pi))
     pairs = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
     return scale * torch.stack([clebsch[i, j] for i, j in pairs])

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from dmri_monai.qspace.shell_fit import n_coefficients, sh_basis
+from dmri_monai.so3 import n_coefficients, sh_basis
 
 __all__ = ["Basis", "conversion_matrix", "from_basis", "order_of", "to_basis"]
 

@@ -8,27 +8,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dmri_monai.qspace.b0 import b0_reference, mean_b0
 from dmri_monai.qspace.shell_fit import (
     ShellFit,
-    even_orders,
     harmonic_irreps,
-    n_coefficients,
-    sh_basis,
     sh_fit_matrix,
     sh_orders,
     supported_order,
 )
+from dmri_monai.so3 import even_orders, n_coefficients
 
 __all__ = [
     "Measurements",
     "ShellFit",
     "assign_shells",
-    "b0_reference",
-    "channel_order",
+    "channel_layout",
     "harmonic_irreps",
-    "mean_b0",
-    "n_coefficients",
-    "sh_basis",
     "sh_fit_matrix",
     "shell_matrix",
     "signal_to_harmonics",
@@ -53,7 +48,7 @@ def signal_to_harmonics(
 
     bvals (B, N) s/mm², bvecs_voxel (B, N, 3) unit vectors in the voxel frame; shells: nominal
     b-values, ascending.
-    mask (B, N) bool: valid rows (False: padding, which counts for nothing).
+    mask (B, N) bool: valid rows (False: padding, which is ignored).
     brain (B, 1, X, Y, Z): where the median of the b0 is taken; by default the foreground.
     weights (B, N): weight of each measurement in the fit.
     Channels, grouped by order: mean b0 / its median; the l = 0 coefficient of S/S0 of each shell; presence of
@@ -83,30 +78,6 @@ class Measurements:
     weights: Tensor | None
 
 
-def mean_b0(image: Tensor, bvals: Tensor, b0_threshold: float, valid: Tensor | None = None) -> Tensor:
-    """(X, Y, Z) mean of the b0 volumes of `image` (N, X, Y, Z); ValueError if there are none."""
-    rows = bvals <= b0_threshold if valid is None else (bvals <= b0_threshold) & valid
-    if not rows.any():
-        smallest = float(bvals.min()) if len(bvals) else float("nan")
-        raise ValueError(
-            f"the scan has no b0 volume (b <= {b0_threshold:g} s/mm²); its smallest b is {smallest:g}"
-        )
-    index = torch.nonzero(rows).flatten().to(image.device)
-    return image.index_select(0, index).float().mean(dim=0)
-
-
-def b0_reference(b0: Tensor, brain: Tensor | None = None) -> Tensor:
-    """Median of `b0` (X, Y, Z) inside `brain` (1, X, Y, Z), else above a tenth of its 99th percentile."""
-    if brain is not None and bool(brain.any()):
-        values = b0[brain.reshape(b0.shape) > 0]
-    else:
-        flat = b0.flatten().nan_to_num()
-        bright = flat.kthvalue(max(1, round(0.99 * flat.numel()))).values
-        values = flat[flat > 0.1 * bright]
-    median = values.nan_to_num().median() if values.numel() else b0.new_zeros(())
-    return torch.where(median > 0, median, torch.ones_like(median))
-
-
 def _item_to_harmonics(
     image: Tensor,
     scan: Measurements,
@@ -118,7 +89,7 @@ def _item_to_harmonics(
     matrix, present = shell_matrix(scan, shells, l_max, fit)
     b0 = mean_b0(image, scan.bvals, fit.b0_threshold, scan.valid)
     reference = b0_reference(b0, brain)
-    matrix = (matrix * _row_scale(fit, len(shells), l_max))[channel_order(len(shells), l_max)]
+    matrix = (matrix * _row_scale(fit, len(shells), l_max))[channel_layout(len(shells), l_max)]
     coefficients = _fit_normalised(
         image, b0, matrix.float().to(image.device), fit.min_b0 * reference, fit.clip
     )
@@ -194,7 +165,7 @@ def _row_scale(fit: ShellFit, n_shells: int, l_max: int) -> Tensor:
     return torch.tensor(scale, dtype=torch.float64)[sh_orders(l_max) // 2].repeat(n_shells).unsqueeze(1)
 
 
-def channel_order(n_shells: int, l_max: int) -> Tensor:
+def channel_layout(n_shells: int, l_max: int) -> Tensor:
     """Permutation from shell-major coefficients to order-major: all shells' l = 0, all shells' l = 2, ..."""
     orders, index = sh_orders(l_max), torch.arange(n_shells * n_coefficients(l_max)).view(n_shells, -1)
     return torch.cat([index[:, orders == order].flatten() for order in even_orders(l_max)])

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-from e3nn import o3
 from torch import Tensor
+
+from dmri_monai.so3 import as_irreps
 
 __all__ = ["power_spectrum"]
 
@@ -17,7 +18,7 @@ def power_spectrum(field: Tensor, irreps: str) -> Tensor:
     the orthonormal basis that is the function's energy in order l (Kazhdan 2003,
     doi:10.2312/SGP/SGP03/156-165).
     """
-    parsed = o3.Irreps(irreps)
+    parsed = as_irreps(irreps)
     if field.shape[1] != parsed.dim:
         raise ValueError(f"field has {field.shape[1]} channels, irreps {irreps} have {parsed.dim}")
     parts = []

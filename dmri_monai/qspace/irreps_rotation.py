@@ -1,60 +1,34 @@
-"""Rotations of harmonic coefficients and other steerable fields, one for all voxels or one a voxel."""
+"""Rotations of harmonic coefficients and other steerable fields, one rotation for all voxels or one per voxel."""
 
 from __future__ import annotations
 
 from functools import lru_cache
 
 import torch
-from e3nn import o3
 from torch import Tensor
 
 from dmri_monai.qspace.direction_sets import spread_directions
-from dmri_monai.qspace.shell_fit import n_coefficients, sh_basis
+from dmri_monai.so3 import as_irreps, n_coefficients, representation_matrix, sh_basis
 
-__all__ = ["irreps_matrix", "rotate_irreps", "rotate_voxelwise"]
+__all__ = ["rotate_irreps", "rotate_voxelwise"]
 
 CPU_CHUNK = 1 << 13
 GPU_CHUNK = 1 << 18
 
 
-def irreps_matrix(irreps: str, rotation: Tensor) -> Tensor:
-    """(C, C) float64 matrix of `rotation` (3, 3), proper or not, on channels of `irreps`: f'(v) = f(R^T v).
-
-    Wigner D matrices; the parity of each irrep tells what a mirror does to it ("1o": a vector, "2e": even harmonics).
-    They are found by turning sampled harmonics, which is exact to rounding (e3nn's own, made of Euler angles, err by
-    some 1e-6).
-    """
-    rotation = rotation.detach().cpu().double()
-    mirrored = bool(torch.linalg.det(rotation) < 0)
-    proper = -rotation if mirrored else rotation
-    blocks = []
-    for mul, irrep in o3.Irreps(irreps):
-        block = _wigner(irrep.l, proper)
-        blocks += [block * irrep.p if mirrored else block] * mul
-    return torch.block_diag(*blocks)
-
-
-def _wigner(order: int, rotation: Tensor) -> Tensor:
-    """(2l+1, 2l+1) D with Y(R v) = D Y(v), for a proper `rotation` (3, 3), float64."""
-    points = spread_directions(4 * order + 2)
-    before, after = (o3.spherical_harmonics(order, p, normalize=True) for p in (points, points @ rotation.T))
-    solution: Tensor = torch.linalg.lstsq(before, after).solution
-    return solution.T
-
-
 def rotate_irreps(field: Tensor, irreps: str, rotation: Tensor) -> Tensor:
     """Turn `field` (B, C, X, Y, Z), with channels `irreps`, by one `rotation` (3, 3) for all voxels."""
-    dim = o3.Irreps(irreps).dim
+    dim = as_irreps(irreps).dim
     if field.shape[1] != dim:
         raise ValueError(f"field has {field.shape[1]} channels, irreps {irreps} have {dim}")
-    matrix = irreps_matrix(irreps, rotation).to(field)
+    matrix = representation_matrix(irreps, rotation.detach()).to(field)
     return torch.einsum("dc,bc...->bd...", matrix, field)
 
 
 def rotate_voxelwise(coefficients: Tensor, rotations: Tensor, l_max: int) -> Tensor:
     """(n_coef, V) even harmonics up to l_max, each voxel's turned by its own rotation (V, 3, 3): f'(v) = f(R^T v).
 
-    f' is sampled at fixed points p, f'(p) = f(R^T p), and fitted again: exact, since f' has no orders above l_max.
+    f' is sampled at fixed points p, f'(p) = f(R^T p), and fitted again: exact, since f' has no degrees above l_max.
     The samples are taken of f as a homogeneous polynomial of degree l_max, which is the same on the sphere and
     several times cheaper than harmonics.
     """
@@ -66,7 +40,8 @@ def rotate_voxelwise(coefficients: Tensor, rotations: Tensor, l_max: int) -> Ten
     parts = []
     for start in range(0, coefficients.shape[1], chunk):
         where = slice(start, start + chunk)
-        turned = (points @ rotations[where]).movedim(2, 0).mT.to(coefficients)  # (3, P, V), rows are R^T p
+        columns = rotations[where].permute(2, 1, 0)
+        turned = torch.stack([points @ column for column in columns]).to(coefficients)  # (3, P, V): R^T p
         parts.append(back @ _evaluate(polynomial[:, where], turned, l_max))
     return torch.cat(parts, dim=1) if parts else coefficients.clone()
 

@@ -1,4 +1,4 @@
-"""Even real spherical harmonics: basis and regularised fit.
+"""Even real spherical harmonics fitted to one shell, with regularisation; the basis is `dmri_monai.so3.sh_basis`.
 
 One convention throughout: e3nn's real orthonormal harmonics (`normalization="integral"`, polar axis y), even
 orders 0, 2, ..., l_max, the 2l+1 components of an order in e3nn's order.  Converters to other packages' bases
@@ -12,17 +12,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from e3nn import o3
 from torch import Tensor
 
 from dmri_monai.gradients import B0_THRESHOLD
+from dmri_monai.so3 import even_orders, n_coefficients, sh_basis
 
 __all__ = [
     "ShellFit",
-    "even_orders",
     "harmonic_irreps",
-    "n_coefficients",
-    "sh_basis",
     "sh_fit_matrix",
     "sh_orders",
     "supported_order",
@@ -36,16 +33,17 @@ RANK_TOLERANCE = 1e-2
 class ShellFit:
     """How the shells of a scan become harmonics.
 
-    tolerance: a measurement joins the nearest shell within this fraction of its b-value or 50 s/mm².
-    missing: "zero" fills an absent shell with zeros and adds a presence channel a shell; "error" refuses it.
+    tolerance: a measurement belongs to the nearest shell within this fraction of its b-value, or within 50 s/mm².
+    missing: "zero" fills an absent shell with zeros and adds one presence channel per shell; "error" refuses it.
     too_few: "zero" lowers the order of a shell with too few directions and zeroes the rest; "error" refuses.
     smoothing: Laplace-Beltrami weight lambda; with well-spread directions order l is damped by
         1 / (1 + lambda l²(l+1)²), whatever the number of directions (Descoteaux 2007, doi:10.1002/mrm.21277).
     clip: S/S0 is clipped to [0, clip] before the fit, which bounds voxels with hardly any b0 signal; or None.
     min_b0: S/S0 is 0 where the mean b0 is at most this fraction of its median: in air it is noise divided by noise.
     b0_threshold: volumes with b <= this (s/mm²) are b0.
-    order_scale: factor of the coefficients of each order 0, 2, ...; None for 1, the orthonormal basis.  Factors that
-        bring the higher orders to the size of the first let networks learn from them, and keep equivariance.
+    order_scale: factor of the coefficients of each order 0, 2, ...; None for 1, the orthonormal basis.  The higher
+        orders are much smaller than the first: factors that bring them to its size let networks learn from them.
+        One factor per order keeps equivariance.
     """
 
     tolerance: float = 0.1
@@ -69,18 +67,6 @@ class ShellFit:
             raise ValueError(f"order_scale must be positive factors, got {list(self.order_scale)}")
 
 
-def even_orders(l_max: int) -> range:
-    """Orders 0, 2, ..., l_max.  Raises ValueError for an odd or negative l_max."""
-    if l_max < 0 or l_max % 2:
-        raise ValueError(f"l_max must be even and at least 0, got {l_max}")
-    return range(0, l_max + 1, 2)
-
-
-def n_coefficients(l_max: int) -> int:
-    """Number of even harmonics up to l_max: (l_max + 1)(l_max + 2) / 2."""
-    return sum(2 * order + 1 for order in even_orders(l_max))
-
-
 def sh_orders(l_max: int) -> Tensor:
     """(n_coef,) order l of every coefficient."""
     orders = torch.tensor(list(even_orders(l_max)))
@@ -95,13 +81,6 @@ def harmonic_irreps(n_shells: int, l_max: int, presence: bool = False) -> str:
     """
     scalars = 1 + n_shells * (2 if presence else 1)
     return "+".join([f"{scalars}x0e", *(f"{n_shells}x{order}e" for order in even_orders(l_max) if order)])
-
-
-def sh_basis(directions: Tensor, l_max: int) -> Tensor:
-    """(..., N, n_coef) even harmonics at `directions` (..., N, 3) of any length, ordered l = 0, 2, ...."""
-    return o3.spherical_harmonics(
-        list(even_orders(l_max)), directions, normalize=True, normalization="integral"
-    )
 
 
 def sh_fit_matrix(

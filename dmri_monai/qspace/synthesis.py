@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dmri_monai.qspace.harmonics import Measurements, assign_shells, channel_order
-from dmri_monai.qspace.shell_fit import ShellFit, n_coefficients, sh_basis, sh_orders
+from dmri_monai.qspace.harmonics import Measurements, assign_shells, channel_layout
+from dmri_monai.qspace.shell_fit import ShellFit, sh_orders
+from dmri_monai.so3 import n_coefficients, sh_basis
 
 __all__ = ["channel_groups", "harmonics_to_signal", "measurement_groups"]
 
@@ -18,7 +19,7 @@ def measurement_groups(
 ) -> Tensor:
     """(B, N) group of each measurement of `bvals` (B, N): 0 for b0, s for the s-th of `shells`, -1 for neither.
 
-    valid (B, N) bool: rows that are not padding, which belongs to no group.  fit: its tolerance and b0 threshold.
+    valid (B, N) bool: rows that are not padding; padding belongs to no group.  fit: its tolerance and b0 threshold.
     """
     fit = fit or ShellFit()
     rows = torch.ones_like(bvals, dtype=torch.bool) if valid is None else valid.bool()
@@ -38,7 +39,7 @@ def channel_groups(n_shells: int, l_max: int, presence: bool = False) -> Tensor:
     [0, 1, 2, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2]
     """
     shell = torch.arange(1, n_shells + 1).repeat_interleave(n_coefficients(l_max))
-    ordered = shell[channel_order(n_shells, l_max)]
+    ordered = shell[channel_layout(n_shells, l_max)]
     gap = torch.full((n_shells if presence else 0,), -1)
     return torch.cat([torch.zeros(1, dtype=torch.long), ordered[:n_shells], gap, ordered[n_shells:]])
 
@@ -81,13 +82,13 @@ def harmonics_to_signal(
 
 def _channel_components(n_shells: int, l_max: int, presence: bool) -> Tensor:
     """(C,) which of the n_coef harmonics a channel is (0 also for b0 and presence)."""
-    component = torch.arange(len(sh_orders(l_max))).repeat(n_shells)[channel_order(n_shells, l_max)]
+    component = torch.arange(len(sh_orders(l_max))).repeat(n_shells)[channel_layout(n_shells, l_max)]
     gap = torch.zeros(n_shells if presence else 0, dtype=torch.long)
     return torch.cat([torch.zeros(1, dtype=torch.long), component[:n_shells], gap, component[n_shells:]])
 
 
 def _order_factors(order_scale: Sequence[float], l_max: int) -> Tensor:
-    """(n_coef,) factor of every coefficient, from one factor an order."""
+    """(n_coef,) factor of every coefficient, from one factor per order."""
     if len(order_scale) != l_max // 2 + 1:
         raise ValueError(
             f"order_scale has {len(order_scale)} factors, expected {l_max // 2 + 1} for l_max = {l_max}"

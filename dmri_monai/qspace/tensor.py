@@ -13,6 +13,7 @@ from torch import Tensor
 from dmri_monai.gradients import grid_rotation
 
 __all__ = [
+    "GAUSSIAN_B_MAX",
     "TensorMetrics",
     "fit_tensor",
     "rotate_tensor",
@@ -27,6 +28,7 @@ CPU_CHUNK = 1 << 13  # voxels at a time: the working set stays in the cache
 GPU_CHUNK = 1 << 19
 # component pairs and their count in a quadratic form, in the order of the six components
 TERMS = ((0, 0, 1), (1, 1, 1), (2, 2, 1), (0, 1, 2), (0, 2, 2), (1, 2, 2))
+GAUSSIAN_B_MAX = 1600.0  # s/mm²: above it the signal is no longer that of one tensor
 B_SCALE = 1000.0  # s/mm²: the unknowns are then of order one
 
 

@@ -7,11 +7,11 @@ truth.  Needs DIPY alone.
 from dmri_monai.reference.baselines import KMeansTissue, MatchClustersd, ShuffleBVecsd
 from dmri_monai.reference.deconvolution import PeakRule
 from dmri_monai.reference.fibre_label_files import write_labels
-from dmri_monai.reference.fibres import Labels, fibre_labels
+from dmri_monai.reference.fibres import FibreLabels, fibre_labels
 
 __all__ = [
+    "FibreLabels",
     "KMeansTissue",
-    "Labels",
     "MatchClustersd",
     "PeakRule",
     "ShuffleBVecsd",

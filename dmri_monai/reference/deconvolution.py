@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dmri_monai.gradients import GradientTable, Shell
-from dmri_monai.qspace.shell_fit import even_orders, n_coefficients
+from dmri_monai.so3 import even_orders, n_coefficients
 
 __all__ = [
     "MAX_PEAKS",
@@ -42,7 +42,7 @@ class PeakRule:
 
 
 def deconvolution_shell(table: GradientTable) -> tuple[Shell, int]:
-    """The shell that resolves the highest order, the higher b where two do, and that order, at most 8."""
+    """The shell that resolves the highest order (of two, the one with the higher b), and that order, at most 8."""
     if not table.b0_mask.any():
         raise ValueError(f"no b0 volume (b <= {table.b0_threshold:g} s/mm²)")
     best, order = None, 0

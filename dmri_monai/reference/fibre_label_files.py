@@ -10,11 +10,13 @@ from monai.data.meta_tensor import MetaTensor
 from torch import Tensor
 
 import dmri_monai
+from dmri_monai.gradients import B0_THRESHOLD
 from dmri_monai.io import read_dwi, read_nifti, write_nifti
+from dmri_monai.io.sidecars import BvecsChoice
 from dmri_monai.io.writing import replacing
 from dmri_monai.reference.deconvolution import PeakRule
-from dmri_monai.reference.fibres import Labels, Method, fibre_labels
-from dmri_monai.transforms.rows import check_same_grid
+from dmri_monai.reference.fibres import FibreLabels, Method, fibre_labels
+from dmri_monai.transforms.same_grid import check_same_grid
 
 __all__ = ["write_labels"]
 
@@ -26,17 +28,20 @@ def write_labels(
     mask_path: str | Path | None = None,
     rule: PeakRule | None = None,
     method: Method = "csd",
+    bvecs: BvecsChoice = "auto",
+    b0_threshold: float = B0_THRESHOLD,
 ) -> dict[str, Path]:
     """Compute the labels of a scan and write them as derivatives; returns {"npeaks", "peaks", "fa"} -> path.
 
     `sub-01[/ses-1]/dwi/sub-01_..._dwi.nii.gz` gives
     `out_dir/sub-01[/ses-1]/dwi/sub-01_..._{npeaks,peaks,FA}.nii.gz` with JSON sidecars; a scan outside BIDS
-    is written into `out_dir` itself.  mask_path: brain mask (X, Y, Z), by
-    default DIPY's median_otsu of the mean b0.  method: as in :func:`fibre_labels`.
+    is written into `out_dir` itself.  mask_path: brain mask (X, Y, Z); without one the mask is
+    :func:`dmri_monai.qspace.b0.brain_mask`.  method: as in :func:`fibre_labels`.
+    bvecs, b0_threshold: as of :func:`dmri_monai.io.read_dwi`.
     Raises ValueError, TypeError or OSError naming the file.
     """
     scan_path, out_dir, rule = Path(scan_path), Path(out_dir), rule or PeakRule()
-    image, table = read_dwi(scan_path)
+    image, table = read_dwi(scan_path, bvecs=bvecs, b0_threshold=b0_threshold)
     mask = _read_mask(mask_path, image) if mask_path else None
     try:
         labels = fibre_labels(image.as_tensor(), table, mask=mask, rule=rule, method=method)
@@ -54,7 +59,7 @@ def write_labels(
     return paths
 
 
-def _described(labels: Labels) -> dict[str, tuple[Tensor, dict[str, str]]]:
+def _described(labels: FibreLabels) -> dict[str, tuple[Tensor, dict[str, str]]]:
     """What is written of each label: its volume and its sidecar."""
     peaks = {
         "Description": "Fibre peaks, x y z per peak, largest first; NaN where there is none",
@@ -69,10 +74,8 @@ def _described(labels: Labels) -> dict[str, tuple[Tensor, dict[str, str]]]:
 
 
 def _read_mask(path: str | Path, image: MetaTensor) -> Tensor:
-    mask, shape = read_nifti(path), tuple(image.shape[1:])
-    if tuple(mask.shape[1:]) != shape:
-        raise ValueError(f"mask has shape {tuple(mask.shape[1:])}, the scan {shape}: {path}")
-    check_same_grid(image, mask, str(path), "labels")
+    mask = read_nifti(path)
+    check_same_grid(image, mask, "mask", "labels")
     inside: Tensor = mask.as_tensor()[0] > 0
     return inside
 
@@ -102,4 +105,4 @@ def _describe(out_dir: Path) -> None:
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     with replacing(path) as (temporary,):
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

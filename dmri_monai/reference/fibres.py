@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from dmri_monai.gradients import GradientTable
-from dmri_monai.qspace.harmonics import mean_b0
+from dmri_monai.qspace.b0 import brain_mask, mean_b0
+from dmri_monai.qspace.direction_maps import tensor_volumes
 from dmri_monai.qspace.tensor import TensorMetrics, fit_tensor, tensor_metrics
 from dmri_monai.reference.deconvolution import (
     PeakRule,
@@ -21,14 +22,13 @@ from dmri_monai.reference.deconvolution import (
 )
 from dmri_monai.reference.multi_tissue import multi_tissue_model
 
-__all__ = ["Labels", "Method", "fibre_labels"]
+__all__ = ["FibreLabels", "Method", "fibre_labels"]
 
-GAUSSIAN_B_MAX = 1600.0  # s/mm²: above it the signal is no longer that of one tensor
 Method = Literal["csd", "msmt"]
 
 
 @dataclass(frozen=True)
-class Labels:
+class FibreLabels:
     """npeaks (X, Y, Z) uint8, 0-3; peaks_world (9, X, Y, Z), largest first, NaN for none; fa (X, Y, Z)."""
 
     npeaks: Tensor
@@ -43,20 +43,21 @@ def fibre_labels(
     mask: Tensor | None = None,
     rule: PeakRule | None = None,
     method: Method = "csd",
-) -> Labels:
+) -> FibreLabels:
     """Labels of raw volumes `image` (N, X, Y, Z) with their `table`; `mask` (X, Y, Z) bool.
 
-    method: "csd", constrained spherical deconvolution of the shell that resolves the highest order, the higher
-    b where two do (Tournier 2007, doi:10.1016/j.neuroimage.2007.02.016); "msmt", of all shells, with grey matter
-    and fluid beside the fibres (Jeurissen 2014, doi:10.1016/j.neuroimage.2014.07.061), which finds fewer false
-    fibres in grey matter.  By DIPY; FA from the volumes up to b = 1600.
-    Raises ValueError for a scan without b0, or whose shells have fewer than 15 directions; for "msmt" also with
-    fewer than two shells, or where no voxel looks like grey matter or fluid.
+    method: "csd", constrained spherical deconvolution of the shell that resolves the highest order; of two such
+    shells the one with the higher b (Tournier 2007, doi:10.1016/j.neuroimage.2007.02.016); "msmt", of all shells,
+    with grey matter and fluid beside the fibres (Jeurissen 2014, doi:10.1016/j.neuroimage.2014.07.061), which finds
+    fewer false fibres in grey matter. By DIPY; FA from the shells up to b = 1600 s/mm², where they determine a
+    tensor.
+    Raises ValueError for a scan without b0, or whose shells have fewer than 15 directions; for "msmt" also
+    with fewer than two shells, or where no voxel looks like grey matter or fluid.
     """
     if method not in ("csd", "msmt"):
         raise ValueError(f"method must be 'csd' or 'msmt', got {method!r}")
     rule, (shell, order) = rule or PeakRule(), deconvolution_shell(table)
-    inside = _otsu_mask(image, table) if mask is None else mask.bool().cpu()
+    inside = _brain(image, table) if mask is None else mask.bool().cpu()
     if tuple(inside.shape) != tuple(image.shape[1:]):
         raise ValueError(f"mask has shape {tuple(inside.shape)}, the scan {tuple(image.shape[1:])}")
     if not inside.any():
@@ -76,10 +77,10 @@ def fibre_labels(
     return _labels(directions, values, fa)
 
 
-def _labels(directions: np.ndarray, values: np.ndarray, fa: Tensor) -> Labels:
+def _labels(directions: np.ndarray, values: np.ndarray, fa: Tensor) -> FibreLabels:
     found = np.isfinite(values) & (values > 0)
     peaks = np.where(found[..., None], directions * values[..., None], np.nan)
-    return Labels(
+    return FibreLabels(
         npeaks=torch.from_numpy(found.sum(-1).astype(np.uint8)),
         peaks_world=torch.from_numpy(peaks.reshape(*peaks.shape[:3], -1)).movedim(-1, 0).float(),
         fa=fa,
@@ -87,19 +88,14 @@ def _labels(directions: np.ndarray, values: np.ndarray, fa: Tensor) -> Labels:
 
 
 def _tensor_maps(image: Tensor, table: GradientTable, inside: Tensor) -> TensorMetrics:
-    """Metrics of the tensor inside the mask, from low b-values where they suffice for one, else from all."""
-    for rows in (table.bvals <= GAUSSIAN_B_MAX, torch.ones_like(table.bvals, dtype=torch.bool)):
-        if int((rows & ~table.b0_mask).sum()) >= 6:
-            part = table.select(rows)
-            tensor = fit_tensor(
-                image[None, rows], part.bvals[None], part.bvecs[None], brain=inside[None, None]
-            )
-            return tensor_metrics(tensor)
-    raise ValueError("fewer than 6 directions: no tensor can be fitted")
+    """Metrics of the tensor inside the mask, from the shells of :func:`tensor_volumes`."""
+    rows = tensor_volumes(table)
+    if rows is None:
+        raise ValueError("no choice of shells has the 6 directions that a tensor needs")
+    part = table.select(rows)
+    tensor = fit_tensor(image[None, rows], part.bvals[None], part.bvecs[None], brain=inside[None, None])
+    return tensor_metrics(tensor)
 
 
-def _otsu_mask(image: Tensor, table: GradientTable) -> Tensor:
-    from dipy.segment.mask import median_otsu
-
-    b0 = mean_b0(image, table.bvals, table.b0_threshold).numpy()
-    return torch.from_numpy(np.asarray(median_otsu(b0, median_radius=2, numpass=2)[1], dtype=bool))
+def _brain(image: Tensor, table: GradientTable) -> Tensor:
+    return brain_mask(mean_b0(image.as_subclass(Tensor), table.bvals, table.b0_threshold)).cpu()

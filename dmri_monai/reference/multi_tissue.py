@@ -1,7 +1,7 @@
 """Multi-shell multi-tissue deconvolution: DIPY's model of fibres, grey matter and fluid, and a solver for it.
 
-DIPY solves each voxel's quadratic programme through a general modelling language: an extra dependency, and some
-ten times slower.  The constraint is a cone, so the same optimum is one projection, by non-negative least squares.
+DIPY solves each voxel's quadratic programme through a general modelling language, which is an extra dependency and
+about ten times slower.  As the constraint is a cone, the same optimum is a projection, by non-negative least squares.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def _nominal(table: GradientTable, shells: Sequence[Shell]) -> tuple[GradientTab
 def _fibre_response(
     signal: np.ndarray, table: GradientTable, shells: Sequence[Shell], white: np.ndarray
 ) -> np.ndarray:
-    """(S, 4) eigenvalues (mm²/s) and S0 of the mean fibre, one tensor a shell."""
+    """(S, 4) eigenvalues (mm²/s) and S0 of the mean fibre, one tensor per shell."""
     from dipy.reconst.csdeconv import response_from_mask_ssst
 
     rows = []

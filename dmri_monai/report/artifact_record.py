@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from dmri_monai.artifacts.engine.corruption import Record, ground_truth
-from dmri_monai.io.acquisition import read_json
-from dmri_monai.io.sidecars import inherited
+from dmri_monai.artifacts.engine import Record, ground_truth
+from dmri_monai.io.json_sidecar import read_json
+from dmri_monai.io.sidecars import sidecars_of
 
 __all__ = ["artifact_rows", "recorded_artifacts"]
 
@@ -45,7 +45,7 @@ def artifact_rows(record: Record | str) -> list[dict[str, str]]:
 
 def recorded_artifacts(scan: str | Path) -> Record | None:
     """The record in the JSON sidecar of a phantom's scan; None without one."""
-    for path in reversed(inherited(Path(scan), "json")):
+    for path in reversed(sidecars_of(Path(scan), "json")):
         phantom = read_json(path).get("Phantom")
         if isinstance(phantom, Mapping) and "Artifacts" in phantom:
             return dict(phantom["Artifacts"])

@@ -6,16 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from monai.data import MetaTensor
 from torch import Tensor
 
 from dmri_monai.gradients import GradientTable
 from dmri_monai.io import read_dwi
+from dmri_monai.transforms.same_grid import check_same_grid
 
 __all__ = ["Case", "load_case"]
 
-AFFINE_TOLERANCE_MM = 1e-2
 DIRECTIONS = ("prediction", "truth")  # what may be a field of peaks
 
 
@@ -65,16 +64,15 @@ def load_case(case: Case) -> tuple[MetaTensor, GradientTable, dict[str, Tensor]]
 
 
 def _on_grid(case: str, name: str, volume: Tensor, image: MetaTensor) -> Tensor:
-    plain = torch.as_tensor(volume)
-    if plain.ndim == 4 and plain.shape[0] == 1:
-        plain = plain[0]
-    peaks = plain.ndim == 4 and name in DIRECTIONS and plain.shape[0] % 3 == 0
-    if plain.shape[-3:] != image.shape[1:] or not (peaks or plain.ndim == 3):
+    stacked = volume if volume.ndim == 4 else volume.unsqueeze(0)
+    if stacked.ndim != 4:
         raise ValueError(
-            f"{case}: {name} has shape {tuple(volume.shape)}, the image's grid is {tuple(image.shape[1:])}"
+            f"{case}: {name} has shape {tuple(volume.shape)}, expected (X, Y, Z) or (C, X, Y, Z)"
         )
-    if isinstance(volume, MetaTensor):
-        gap = float((volume.affine.double().cpu() - image.affine.double().cpu()).abs().max())
-        if gap > AFFINE_TOLERANCE_MM:
-            raise ValueError(f"{case}: the affine of {name} differs from the image's by {gap:.3g} mm")
-    return plain.as_tensor() if isinstance(plain, MetaTensor) else plain
+    check_same_grid(image, stacked, name, case)
+    plain = stacked.as_subclass(Tensor)
+    if len(plain) == 1:
+        return plain[0]
+    if name not in DIRECTIONS or len(plain) % 3:
+        raise ValueError(f"{case}: {name} has {len(plain)} volumes, expected 1, or 3 for each peak")
+    return plain

@@ -73,7 +73,7 @@ def read_class_names(path: str | Path) -> dict[int, str]:
     path = Path(path)
     if not path.is_file():
         return {}
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
     try:
         return {int(row["index"]): str(row["name"]) for row in rows}

@@ -8,14 +8,15 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-
-from jinja2 import Environment, Template
-from markupsafe import Markup
+from typing import TYPE_CHECKING
 
 from dmri_monai.io.writing import replacing
 from dmri_monai.report.case import Case
 from dmri_monai.report.panels import render_case
 from dmri_monai.report.slices import Convention
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 __all__ = ["write_report"]
 
@@ -37,6 +38,8 @@ def write_report(
     convention: "radiological" shows the patient's left on the right. Raises ValueError or TypeError for a
     case whose volumes do not lie on one grid.
     """
+    from markupsafe import Markup
+
     rendered = [render_case(c, max_slices=max_slices, convention=convention) for c in cases]
     summary = [{"case": r.name, **r.metrics} for r in rendered if r.metrics]
     html = _template().render(
@@ -55,6 +58,8 @@ def write_report(
 
 
 def _template() -> Template:
+    from jinja2 import Environment
+
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"value": _value, "columns": _columns}
     return environment.from_string(_asset("page.html"))

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dmri_monai.reference.direction_maps import DirectionMaps, brain_mask, direction_maps, mean_b0
+from dmri_monai.qspace.b0 import head_mask, mean_b0
+from dmri_monai.qspace.direction_maps import DirectionMaps, direction_maps
 from dmri_monai.report.artifact_record import artifact_rows, recorded_artifacts
 from dmri_monai.report.case import Case, load_case
 from dmri_monai.report.colour import class_colours, direction_colours, hex_colour
@@ -75,11 +76,11 @@ class Layers:
 
 
 def render_case(case: Case, *, max_slices: int = 24, convention: Convention = "radiological") -> Rendered:
-    """Pictures and facts of `case`, up to `max_slices` slices a plane."""
+    """Pictures and facts of `case`, up to `max_slices` slices per plane."""
     image, table, given = load_case(case)
     plain, affine = image.as_tensor().detach().cpu(), image.affine.detach().cpu()
-    b0 = mean_b0(plain, table)
-    mask = brain_mask(b0)
+    b0 = mean_b0(plain, table.bvals, table.b0_threshold, without_b0="lowest shell")
+    mask = head_mask(b0)
     grid = Grid(affine.numpy(), tuple(b0.shape), convention)
     maps = direction_maps(plain, table, affine, mask)
     layers = _layers(case, given, b0, mask, maps, grid)

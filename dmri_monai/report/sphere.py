@@ -4,28 +4,33 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from dmri_monai.gradients import GradientTable
 from dmri_monai.io.writing import replacing
 from dmri_monai.report.colour import hex_colour
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 __all__ = ["gradient_sphere", "sphere_png", "write_sphere"]
 
-# hues of Okabe and Ito with a contrast of at least 3 on white, and a marker each: no shell by colour alone
+# hues of Okabe and Ito with a contrast of at least 3 on white, and a marker each: shells are not told apart by
+# colour alone
 COLOURS = ((0, 114, 178), (213, 94, 0), (0, 130, 95), (170, 80, 135), (0, 0, 0))
 MARKERS = "o^sDv"
 
 
 def gradient_sphere(table: GradientTable) -> Figure:
-    """Figure of the b-vectors in the world frame at radius sqrt(b / max b), one colour and marker a shell.
+    """Figure of the b-vectors in the world frame at radius sqrt(b / max b), with one colour and marker per shell.
 
     Antipodes, which measure the same signal, are drawn faintly; b0 volumes are left out.
     """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(4.6, 4.6), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot(projection="3d")

@@ -1,4 +1,4 @@
-"""What fine-tuning changes, and how fast: layer-wise learning rates and a body that is frozen at first."""
+"""Learning rates that fall along a cosine or differ between layers, and a body that is frozen at first."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ __all__ = ["FreezeBody", "cosine", "parameter_groups"]
 
 
 def cosine(max_epochs: int) -> Callable[[int], float]:
-    """Factor of the learning rate by epoch, for LambdaLR: from 1 down to 0 after `max_epochs` (Loshchilov and Hutter
-    2017, without restarts).
+    """Factor of the learning rate by epoch, for LambdaLR: from 1 down to 0 after `max_epochs`, without restarts.
 
-    LambdaLR does not save functions, CosineAnnealingLR saves its length: only with this one a training that is
-    resumed with more epochs has the schedule of its new length.
+    MONAI's WarmupCosineSchedule has the same rates, but saves its length: a training resumed with more epochs would
+    keep the old one.  LambdaLR does not save functions, so the length is always that of the current training.
+    Reference: Loshchilov and Hutter 2017, arXiv:1608.03983
     """
 
     def factor(epoch: int) -> float:
@@ -59,7 +59,7 @@ def _longest(name: str, keys: Iterable[str]) -> str | None:
 class FreezeBody:
     """Ignite handler of a trainer: in the first `epochs` epochs only parameters called `head.*` are trained.
 
-    A function of the epoch alone, so that a resumed training goes on as it would have.
+    It depends on the epoch alone, so that a resumed training continues as if it had not been interrupted.
     """
 
     def __init__(self, network: nn.Module, epochs: int = 0) -> None:

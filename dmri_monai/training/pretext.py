@@ -18,9 +18,10 @@ from dmri_monai.gradients import cluster_shells
 from dmri_monai.inference.architectures import prepare_batch
 from dmri_monai.inference.encoding import encode_scan
 from dmri_monai.inference.spec import ModelSpec
+from dmri_monai.io.acquisition import require_usable
 from dmri_monai.losses import HarmonicReconstructionLoss, MaskedReconstructionLoss, SignalReconstructionLoss
 from dmri_monai.qspace.harmonics import signal_to_harmonics
-from dmri_monai.qspace.shell_fit import even_orders, n_coefficients
+from dmri_monai.so3 import even_orders, n_coefficients
 from dmri_monai.training.checkpoint import Checkpoint
 from dmri_monai.transforms import check_voxel_frame, collate_dwi
 
@@ -89,7 +90,7 @@ class PretrainBatch:
             preset=self.preset,
             seed=[int(seed) for seed in batch["item_seed"]],
             valid=batch["valid"],
-            meta=[_scan_meta(batch["image"].meta, i) for i in range(len(image))],
+            meta=[scan_meta(batch["image"].meta, i) for i in range(len(image))],
         )
         return corrupted
 
@@ -147,10 +148,15 @@ def hide(bvals: Tensor, valid: Tensor, fraction: float, l_max: int, seed: int) -
     return hidden
 
 
-def _scan_meta(meta: Mapping[str, Any], index: int) -> dict[str, Any]:
-    """Of collated `meta`, what the corruption uses of one scan; slice times do not survive a crop."""
+def scan_meta(meta: Mapping[str, Any], index: int) -> dict[str, Any]:
+    """Of collated `meta`, what the corruption uses of one scan; slice times do not survive a crop.
+
+    ValueError where an entry of its sidecar had to be left out.
+    """
     names = ("phase_encoding_world", "slice_world", "total_readout_time_s", "multiband_factor")
-    return {name: meta[name][index] for name in names if name in meta}
+    known = {name: meta[name][index] for name in (*names, "acquisition_errors") if name in meta}
+    require_usable(known)
+    return {name: known[name] for name in names if known.get(name) is not None}
 
 
 def check_pretext(pretext: str) -> None:
@@ -179,7 +185,7 @@ def pretext_loss(pretext: Pretext, model: ModelSpec) -> nn.Module:
 def pretrain(trainer: Engine, pretext: Pretext, checkpoint: Checkpoint) -> None:
     """Run the trainer; for pretext "none" only save the initial weights, the control of every comparison."""
     if pretext == "none":
-        checkpoint.save_network()
+        checkpoint.save_alone()
     else:
         trainer.run()
 

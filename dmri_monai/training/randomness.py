@@ -60,7 +60,11 @@ class SeededDataset(CacheDataset):
         epoch, index = key if isinstance(key, tuple) else (0, key)
         item_seed = derive_seed(self.seed, epoch, index)
         self.transform.set_random_state(seed=item_seed)
-        item = super().__getitem__(index)
+        try:
+            item = super().__getitem__(index)
+        except RuntimeError as error:  # MONAI's "applying transform ...", which names neither scan nor cause
+            cause = error.__cause__ or error
+            raise RuntimeError(f"{self.data[index].get('image', index)}: {cause}") from error
         for part in item if isinstance(item, list) else [item]:
             part["item_seed"] = item_seed
         return item

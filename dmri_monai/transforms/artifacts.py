@@ -11,15 +11,14 @@ import numpy as np
 import torch
 from monai.data.meta_tensor import MetaTensor
 from monai.transforms import RandomizableTransform
-from torch import Tensor
 
-from dmri_monai.artifacts.engine.artifact import Artifact
-from dmri_monai.artifacts.engine.corruption import Record, corrupt, ground_truth, zero_invalid
-from dmri_monai.artifacts.engine.presets import ARTIFACTS, Preset, load_preset
+from dmri_monai.artifacts.engine import Artifact, Preset, corrupt, load_preset, zero_invalid
+from dmri_monai.artifacts.engine.record import slices_by_artifact
+from dmri_monai.io.acquisition import require_usable
 from dmri_monai.transforms.frames import voxel_rotation
 from dmri_monai.transforms.rows import item_table, like
 
-__all__ = ["RandDWIArtifactsd", "artifact_slices"]
+__all__ = ["RandDWIArtifactsd"]
 
 
 class RandDWIArtifactsd(RandomizableTransform):
@@ -74,6 +73,8 @@ class RandDWIArtifactsd(RandomizableTransform):
         image = item[self.key]
         rotation = voxel_rotation(image, type(self).__name__)
         bvals, bvecs = item_table(item, self.key, type(self).__name__)
+        if self._do_transform:
+            require_usable(image.meta)
         field = None if self.field_map_key is None else torch.as_tensor(item[self.field_map_key])[0]
         raw, count = zero_invalid(image.as_tensor()) if self.invalid == "zero" else (image.as_tensor(), 0)
         if count:
@@ -92,15 +93,5 @@ class RandDWIArtifactsd(RandomizableTransform):
         item[self.target_key] = image
         item[self.key] = like(image, corrupted)
         item[self.record_key] = json.dumps(record)
-        item[f"{self.record_key}_slices"] = artifact_slices(record, image.affine)
+        item[f"{self.record_key}_slices"] = slices_by_artifact(record, image.affine)
         return item
-
-
-def artifact_slices(record: Record | str, affine: Tensor) -> Tensor:
-    """(A, N, S) bool: `ground_truth` of every artifact in the order of `ARTIFACTS`, False where it was not
-    applied.
-    """
-    parsed: Record = json.loads(record) if isinstance(record, str) else record
-    truth = ground_truth(parsed, affine)
-    none = torch.zeros(parsed["shape"][0], parsed["shape"][1 + parsed["slice_axis"]], dtype=torch.bool)
-    return torch.stack([truth.get(name, none) for name in ARTIFACTS])

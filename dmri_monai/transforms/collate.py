@@ -24,9 +24,9 @@ def collate_dwi(batch: Sequence[Any], image_keys: Sequence[str] = ("image",)) ->
 
     `bvals` (B, N_max), `bvecs` and `bvecs_voxel` (B, N_max, 3), images in `image_keys` (B, N_max, X, Y, Z)
     unless they hold harmonics; padding is 0, and `valid` (B, N_max) bool is False there, so that it never
-    counts as b0.  Meta data survive, except entries that cannot be put side by side.  Items without b-values
-    are collated as by MONAI. Raises ValueError where something fixed to a voxel frame has been turned since
-    (:func:`check_voxel_frame`).
+    counts as b0.  Meta data survive; entries that cannot be stacked, or that only some scans have, become a list with
+    an entry for each scan, None where it has none.  Items without b-values are collated as by MONAI.  Raises
+    ValueError where something fixed to a voxel frame has been turned since (:func:`check_voxel_frame`).
     """
     items = [dict(i) for entry in batch for i in (entry if isinstance(entry, list) else [entry])]
     for item in items:
@@ -38,8 +38,23 @@ def collate_dwi(batch: Sequence[Any], image_keys: Sequence[str] = ("image",)) ->
     if items and not without:
         longest = max(len(item["bvals"]) for item in items)
         items = [_padded(item, longest, image_keys) for item in items]
-    collated: dict[Hashable, Any] = list_data_collate(_with_common_meta(items))
+    apart = _split_meta(items)
+    collated: dict[Hashable, Any] = list_data_collate(items)
+    for key, entries in apart.items():
+        collated[key].meta.update(entries)
     return collated
+
+
+class PerScan(list[Any]):
+    """Values of a batch, one for each scan, that MONAI's `decollate_batch` hands out to the scans as they are.
+
+    It would take a list of tensors for a list of batches; what says that it has no axes it asks for its `item()`.
+    """
+
+    ndim = 0
+
+    def item(self) -> list[Any]:
+        return list(self)
 
 
 def _padded(item: dict[Hashable, Any], longest: int, image_keys: Sequence[str]) -> dict[Hashable, Any]:
@@ -66,23 +81,29 @@ def _pad_rows(values: Tensor, longest: int) -> Tensor:
     return like(values, padded) if isinstance(values, MetaTensor) else padded
 
 
-def _with_common_meta(items: list[dict[Hashable, Any]]) -> list[dict[Hashable, Any]]:
-    """Drop meta entries that cannot be collated (None, lists of unequal length); the rest survives."""
+def _split_meta(items: list[dict[Hashable, Any]]) -> dict[Hashable, dict[str, PerScan]]:
+    """Take out of the items' meta data what cannot be stacked; returned as image key -> entry -> value of each scan."""
+    apart: dict[Hashable, dict[str, PerScan]] = {}
     for key in items[0] if items else ():
         metas = [item[key].meta for item in items if isinstance(item.get(key), MetaTensor)]
         if len(metas) < len(items):
             continue
-        for name in set(metas[0]):
-            if not _can_collate([meta.get(name) for meta in metas]):
-                for item in items:
-                    item[key] = like(item[key], item[key])
-                    item[key].meta.pop(name, None)
-    return items
+        names = dict.fromkeys(name for meta in metas for name in meta)
+        values = {name: [meta.get(name) for meta in metas] for name in names}
+        apart[key] = {name: PerScan(v) for name, v in values.items() if not _can_collate(v)}
+        for item in items if apart[key] else []:
+            item[key] = like(item[key], item[key])
+            for name in apart[key]:
+                item[key].meta.pop(name, None)
+    return apart
 
 
 def _can_collate(values: list[Any]) -> bool:
+    """Whether the values of all scans can be stacked; torch fails in its own ways, in a worker in others."""
+    if any(value is None for value in values):
+        return False
     try:
         default_collate(values)
-    except (TypeError, RuntimeError, KeyError):
+    except (TypeError, RuntimeError, KeyError, AttributeError, ValueError):
         return False
     return True

@@ -63,8 +63,8 @@ class DirectionsToVoxelFramed(MapTransform):
     target.
 
     kind: as in :func:`turn_directions`.  The frame is recorded and checked like that of the image.  Spatial
-    transforms come before; nothing else about them needs care, since vectors in the world frame do not change
-    when the grid does (but resample peaks by nearest neighbour, or as dyads).  allow_lambda: a Lambda in the
+    transforms come before, and need no care except in resampling (peaks by nearest neighbour, or as dyads), because
+    vectors in the world frame do not change when the grid does.  allow_lambda: a Lambda in the
     trace keeps the voxels in place.  Raises as :func:`voxel_rotation`.
     """
 

@@ -12,12 +12,13 @@ from monai.transforms import MapTransform, RandomizableTransform
 from monai.utils import ensure_tuple
 from torch import Tensor
 
-from dmri_monai.gradients import B0_THRESHOLD
-from dmri_monai.qspace.harmonics import b0_reference, mean_b0
+from dmri_monai.gradients import b0_threshold_of
+from dmri_monai.qspace.b0 import b0_reference, mean_b0
 from dmri_monai.qspace.reorientation import principal_rotation, push_forward, reorient_signal
 from dmri_monai.qspace.tensor import fit_tensor, tensor_metrics
 from dmri_monai.transforms.frames import voxel_rotation
-from dmri_monai.transforms.rows import check_same_grid, item_table, like, plain, with_meta
+from dmri_monai.transforms.rows import item_table, like, plain, with_meta
+from dmri_monai.transforms.same_grid import check_same_grid
 from dmri_monai.transforms.warp import SAFE_FRACTION, Warp, bspline_warp, control_shape, resample
 
 __all__ = ["RandElasticDWId"]
@@ -114,17 +115,18 @@ def _warped_scan(image: MetaTensor, table: tuple[Tensor, Tensor], warp: Warp, l_
     """(N, X, Y, Z) signal moved by the warp, then turned voxel by voxel where there is any."""
     bvals, bvecs_voxel = table
     moved = resample(image.as_tensor().float(), warp.source, "bilinear", "zeros")
-    b0 = mean_b0(moved, bvals, B0_THRESHOLD)
+    b0 = mean_b0(moved, bvals, b0_threshold_of(image))
     inside = b0 > 1e-2 * b0_reference(b0)
     tensor = fit_tensor(
         moved.unsqueeze(0), bvals.unsqueeze(0), bvecs_voxel.unsqueeze(0), brain=inside[None, None]
     )
     metrics = tensor_metrics(tensor[:, :, inside].unsqueeze(-1).unsqueeze(-1))
-    fa, v1 = metrics.fa[0, 0, :, 0, 0].double(), metrics.v1[0, :, :, 0, 0].T.double()
-    rotations = principal_rotation(warp.jacobian.to(moved.device)[inside], v1, fa).to(moved)
-    out = moved.clone()
-    out[:, inside] = reorient_signal(moved[:, inside], bvals, bvecs_voxel, rotations, l_max)
-    return out.clamp_(min=0.0)
+    fa, v1 = metrics.fa[0, 0, :, 0, 0], metrics.v1[0, :, :, 0, 0].T
+    voxels = inside.flatten().nonzero().flatten()
+    jacobian = warp.jacobian.to(moved).flatten(0, 2).index_select(0, voxels)
+    rotations = principal_rotation(jacobian, v1, fa)
+    turned = reorient_signal(moved.flatten(1), bvals, bvecs_voxel, rotations, l_max, voxels=voxels)
+    return turned.view_as(moved).clamp_(min=0.0)
 
 
 def _warped_peaks(peaks: Tensor, warp: Warp, rotation: Tensor) -> Tensor:

@@ -71,10 +71,10 @@ def check_gradient_safe(
 
     pipeline: a transform, a list, or any Compose (nested, OneOf, SomeOf, RandomOrder; lazy or not).  An
     allow-list decides: MONAI's transforms that track their affine or leave voxels in place, everything in `dmri_monai`,
-    and the classes (or class names) in `allow`, of which you know the same.  Also refused: a transform that
-    turns the grid after directions were fixed to the voxel frame.  Dictionary transforms on other keys are
-    passed over.  Whatever the key, a lazy Compose must say in its `overrides` where to take the nearest voxel:
-    MONAI's lazy resampling does not look at a transform's own mode, and would interpolate labels and peaks.
+    and the classes (or class names) in `allow`, of which you know that they do the same.  A transform that turns the
+    grid after directions were expressed in the voxel frame is refused as well.  Dictionary transforms on other keys
+    are not looked at.  Whatever the key, a lazy Compose must say in its `overrides` where to take the nearest voxel:
+    MONAI's lazy resampling ignores a transform's own mode, and would interpolate labels and peaks.
     """
     names = {a if isinstance(a, str) else a.__name__ for a in allow}
     fixed_by: str | None = None

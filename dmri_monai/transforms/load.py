@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
 
 from dmri_monai.gradients import B0_THRESHOLD, GradientTable
 from dmri_monai.io import read_dwi, read_harmonics
-from dmri_monai.io.sidecars import find_sidecars
+from dmri_monai.io.no_signal import require_signal
+from dmri_monai.io.sidecars import BvecsChoice, find_sidecars
 from dmri_monai.qspace.conventions import Basis
 
 __all__ = ["LoadDWId", "LoadHarmonicsd"]
@@ -23,20 +24,22 @@ class LoadDWId(MapTransform):
     Adds `bvals` (N,) in s/mm² and `bvecs` (N, 3), unit world vectors, zero for b0, both float32.  Where the
     scan's sidecar says so, the meta data hold `phase_encoding_world` and `slice_world` (3,).  Masks and
     labels are loaded with MONAI's `LoadImaged` (`ensure_channel_first=True`), whose affine is the same RAS+
-    one.  Several keys share one table.  Raises ValueError, TypeError or OSError naming the file, as
-    :func:`dmri_monai.io.read_dwi`, and where the tables of the keys differ.
+    one.  Several keys share one table.  bvecs, b0_threshold: as of :func:`dmri_monai.io.read_dwi`; a threshold other
+    than the default stands in the meta data as `b0_threshold`, where other transforms find it.  Raises ValueError,
+    TypeError or OSError naming the file, as `read_dwi`, where the tables of the keys differ, and for a scan
+    without signal (all 0, constant, negated), which no network may see.
     """
 
     def __init__(
         self,
         keys: KeysCollection = "image",
         *,
-        bvecs: Literal["auto", "eddy"] = "auto",
+        bvecs: BvecsChoice = "auto",
         b0_threshold: float = B0_THRESHOLD,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.bvecs: Literal["auto", "eddy"] = bvecs
+        self.bvecs: BvecsChoice = bvecs
         self.b0_threshold = b0_threshold
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -44,6 +47,7 @@ class LoadDWId(MapTransform):
         for key in self.key_iterator(item):
             path = item[key]
             item[key], table = read_dwi(path, bvecs=self.bvecs, b0_threshold=self.b0_threshold)
+            require_signal(item[key], table.bvals, path)
             first = first or (path, table)
             if not _same_table(first[1], table):
                 raise ValueError(f"LoadDWId: the gradient table of {path} differs from that of {first[0]}")
@@ -53,12 +57,12 @@ class LoadDWId(MapTransform):
 
     def files(self, data: Mapping[Hashable, Any]) -> list[Path]:
         """The files `data` is read from: scans, gradient tables, JSON sidecars.  Raises as `find_sidecars`."""
-        found: list[Path | None] = []
+        found: list[Path] = []
         for key in self.key_iterator(dict(data)):
             path = Path(data[key])
             sidecars = find_sidecars(path, self.bvecs)
-            found += [path, sidecars.bval, sidecars.bvec, sidecars.mrtrix, *sidecars.json]
-        return [path for path in found if path is not None]
+            found += [path, *sidecars.tables, *sidecars.json]
+        return found
 
 
 def _same_table(a: GradientTable, b: GradientTable) -> bool:

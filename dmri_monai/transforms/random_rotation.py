@@ -67,12 +67,13 @@ def _motion(affine: Tensor, spatial_size: Sequence[int], rotation: Tensor) -> Te
 class RandRotateMMd(RandomizableTransform, MapTransform, InvertibleTransform, LazyTransform):
     """Rotate the grid about its centre, by a rotation uniform on SO(3) up to `max_degrees`, in millimetres.
 
-    Right on anisotropic and oblique grids, where rotations of voxel indices shear.  Size and spacing stay;
-    the affine follows, so b-vectors and labels need nothing else.  Every key makes the same motion in the world,
-    about the centre of the first, so that grids of other axes, sizes or spacing stay in register.  Lazy and
-    invertible as MONAI's own; any device.  mode, padding_mode: one for all keys or one a key, as in
-    `monai.transforms.SpatialResample`; a lazy Compose ignores them and takes its `overrides`, as with all of MONAI's.
-    Raises TypeError for a plain tensor, which has no affine.
+    Correct on anisotropic and oblique grids, where a rotation of voxel indices would shear.  Size and spacing are
+    kept and the affine follows, so that b-vectors and labels need nothing else.  All keys make the same motion in
+    the world, about the centre of the first, so that grids with other axes, sizes or spacing stay in register.
+    Lazy and invertible like MONAI's own transforms, on any device.
+    mode, padding_mode: one for all keys or one per
+    key, as in `monai.transforms.SpatialResample`; a lazy Compose ignores them and takes its `overrides`, as with all
+    of MONAI's.  Raises TypeError for a plain tensor, which has no affine.
     """
 
     def __init__(

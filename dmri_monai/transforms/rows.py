@@ -9,7 +9,9 @@ import torch
 from monai.data.meta_tensor import MetaTensor
 from torch import Tensor
 
-__all__ = ["check_same_grid", "item_mask", "item_table", "like", "plain", "select_rows", "with_meta"]
+from dmri_monai.transforms.same_grid import check_same_grid
+
+__all__ = ["item_mask", "item_table", "like", "plain", "select_rows", "with_meta"]
 
 TABLE_KEYS = ("bvals", "bvecs", "bvecs_voxel", "weights", "valid")
 
@@ -55,31 +57,6 @@ def item_mask(item: dict[Hashable, Any], mask_key: str | None, key: Hashable, ca
         )
     check_same_grid(image, mask, mask_key, caller)
     return (plain(mask) > 0).to(image.device)
-
-
-def check_same_grid(image: Tensor, other: Tensor, name: Hashable, caller: str) -> None:
-    """ValueError where `other` is not voxel by voxel beside `image`: pending operations, shape, or half a voxel off.
-
-    The affines are compared at the corners, and only where both have one.
-    """
-    if isinstance(other, MetaTensor) and other.pending_operations:
-        n = len(other.pending_operations)
-        raise ValueError(
-            f"{caller}: {name!r} has {n} pending lazy operations; apply them first (ApplyPendingd)"
-        )
-    if other.shape[1:] != image.shape[1:]:
-        raise ValueError(
-            f"{caller}: {name!r} has grid {tuple(other.shape[1:])}, the image {tuple(image.shape[1:])}"
-        )
-    if isinstance(image, MetaTensor) and isinstance(other, MetaTensor):
-        corners = torch.cartesian_prod(*(torch.tensor([0.0, n - 1.0]).double() for n in image.shape[1:]))
-        ours, theirs = (torch.as_tensor(x.affine).detach().cpu().double() for x in (image, other))
-        moved = corners @ (ours - theirs)[:3, :3].T + (ours - theirs)[:3, 3]
-        if float(moved.norm(dim=1).max()) > 0.5 * float(ours[:3, :3].norm(dim=0).min()):
-            raise ValueError(
-                f"{caller}: {name!r} lies up to {float(moved.norm(dim=1).max()):.1f} mm beside the image; "
-                "resample it to the image's grid"
-            )
 
 
 def plain(value: Any) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from e3nn import o3
 from monai.config import KeysCollection
@@ -13,14 +12,17 @@ from monai.data.meta_tensor import MetaTensor
 from monai.transforms import MapTransform
 from torch import Tensor
 
-from dmri_monai.gradients import B0_THRESHOLD
+from dmri_monai.gradients import b0_threshold_of
+from dmri_monai.qspace.b0 import brain_mask, mean_b0
 from dmri_monai.qspace.direction_sets import spread_directions
-from dmri_monai.qspace.harmonics import Measurements, mean_b0, shell_matrix
+from dmri_monai.qspace.harmonics import Measurements, shell_matrix
 from dmri_monai.qspace.invariants import power_spectrum
-from dmri_monai.qspace.shell_fit import ShellFit, n_coefficients, sh_basis
+from dmri_monai.qspace.shell_fit import ShellFit
 from dmri_monai.qspace.tensor import fit_tensor, rotate_tensor, tensor_metrics
+from dmri_monai.so3 import n_coefficients, sh_basis
 from dmri_monai.transforms.frames import fix_voxel_frame, forget_voxel_frame, voxel_rotation
-from dmri_monai.transforms.rows import check_same_grid, item_mask, item_table, like
+from dmri_monai.transforms.rows import item_mask, item_table, like
+from dmri_monai.transforms.same_grid import check_same_grid
 
 __all__ = ["BrainMaskd", "ResampleDirectionsd", "RotationInvariantsd", "TensorMetricsd"]
 
@@ -174,14 +176,14 @@ class TensorMetricsd(MapTransform):
         world = rotate_tensor(tensor, rotation)
         values = {**tensor_metrics(world)._asdict(), "tensor": world}
         if "b0" in self.metrics:
-            values["b0"] = mean_b0(item[key].as_tensor(), bvals, B0_THRESHOLD)[None, None]
+            values["b0"] = mean_b0(item[key].as_tensor(), bvals, b0_threshold_of(item[key]))[None, None]
         return {name: values[name][0] for name in self.metrics}
 
 
 class BrainMaskd(MapTransform):
     """Add a brain mask (1, X, Y, Z), uint8, of the scan in `keys`, unless `mask_key` is there already.
 
-    DIPY's median_otsu on the mean b0; median_radius in voxels, numpass: passes of the median filter.
+    Parameters: :func:`dmri_monai.qspace.b0.brain_mask`.
     """
 
     def __init__(
@@ -197,15 +199,12 @@ class BrainMaskd(MapTransform):
         self.mask_key, self.median_radius, self.numpass = mask_key, median_radius, numpass
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        from dipy.segment.mask import median_otsu  # here: slow to import, and seldom needed
-
         item = dict(data)
         for key in self.key_iterator(item):
             if self.mask_key in item:
                 continue
             bvals, _ = item_table(item, key, "BrainMaskd")
-            b0 = mean_b0(item[key].as_tensor(), bvals.to(item[key].device), B0_THRESHOLD).cpu().numpy()
-            _, mask = median_otsu(b0, median_radius=self.median_radius, numpass=self.numpass)
-            plain = torch.from_numpy(mask.astype(np.uint8)).unsqueeze(0).to(item[key].device)
-            item[self.mask_key] = like(item[key], plain)
+            b0 = mean_b0(item[key].as_tensor(), bvals, b0_threshold_of(item[key]))
+            mask = brain_mask(b0, median_radius=self.median_radius, numpass=self.numpass)
+            item[self.mask_key] = like(item[key], mask.to(torch.uint8).unsqueeze(0))
         return item

@@ -61,7 +61,7 @@ class RandSubsampleDirectionsd(RandomizableTransform, MapTransform):
     """Keep a random, well-spread subset of the directions of every shell, and at least one b0 if there is
     any.
 
-    directions: fewest and most directions a shell (a shell with fewer keeps all); b0: fewest and most b0
+    directions: fewest and most directions per shell (a shell with fewer keeps all); b0: fewest and most b0
     volumes. The subset starts with a random direction and takes the farthest axis next, so it covers the
     sphere.
     """

@@ -11,14 +11,13 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from torch import Tensor
 
-from dmri_monai.gradients import B0_THRESHOLD
+from dmri_monai.gradients import b0_threshold_of
 from dmri_monai.qspace.axes import harmonics_to_axis
-from dmri_monai.qspace.harmonics import b0_reference, mean_b0
-from dmri_monai.transforms.rows import check_same_grid, item_table, like, plain, with_meta
+from dmri_monai.qspace.b0 import head_mask, mean_b0
+from dmri_monai.transforms.rows import item_table, like, plain, with_meta
+from dmri_monai.transforms.same_grid import check_same_grid
 
 __all__ = ["CheckLabeld", "HarmonicsToPeaksd", "HeadMaskd", "IgnoreOutsided", "LesionMapsd"]
-
-TOLERANCE_MM = 1e-2
 
 
 class CheckLabeld(MapTransform):
@@ -36,19 +35,9 @@ class CheckLabeld(MapTransform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         for key in self.key_iterator(dict(data)):
-            self._check_grid(data[key], data[self.image_key])
+            check_same_grid(data[self.image_key], data[key], key, "CheckLabeld")
             self._check_values(data[key])
         return dict(data)
-
-    def _check_grid(self, label: MetaTensor, image: MetaTensor) -> None:
-        if label.shape[1:] != image.shape[1:]:
-            sizes = f"{tuple(label.shape[1:])}, the scan's is {tuple(image.shape[1:])}"
-            raise ValueError(f"label: its grid is {sizes}: {_file(label)}")
-        gap = float((label.affine.double().cpu() - image.affine.double().cpu()).abs().max())
-        if gap > TOLERANCE_MM:
-            raise ValueError(
-                f"label: its affine differs from the scan's by {gap:.3g} mm; resample it to the scan: {_file(label)}"
-            )
 
     def _check_values(self, label: MetaTensor) -> None:
         values = label.as_tensor()
@@ -65,7 +54,7 @@ class CheckLabeld(MapTransform):
 
 
 class IgnoreOutsided(MapTransform):
-    """Set a label to `value` where `mask` (1, X, Y, Z) is 0, for losses and metrics that pass over that value.
+    """Set a label to `value` where `mask` (1, X, Y, Z) is 0, for losses and metrics that ignore that value.
 
     ValueError for a mask on another grid.
     """
@@ -131,18 +120,18 @@ class LesionMapsd(MapTransform):
 
 
 class HeadMaskd(MapTransform):
-    """Add `name` (1, X, Y, Z) uint8: where the mean b0 of a raw scan is above `threshold` times its median."""
+    """Add `name` (1, X, Y, Z) uint8: the :func:`dmri_monai.qspace.b0.head_mask` of the mean b0 of a raw scan."""
 
-    def __init__(self, keys: KeysCollection = "image", name: str = "head", threshold: float = 0.1) -> None:
+    def __init__(self, keys: KeysCollection = "image", name: str = "head", fraction: float = 0.1) -> None:
         super().__init__(keys)
-        self.name, self.threshold = name, threshold
+        self.name, self.fraction = name, fraction
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
         for key in self.key_iterator(item):
             bvals, _ = item_table(item, key, "HeadMaskd")
-            b0 = mean_b0(item[key].as_tensor(), bvals, B0_THRESHOLD)
-            head = (b0 > self.threshold * b0_reference(b0)).to(torch.uint8)
+            b0 = mean_b0(item[key].as_tensor(), bvals, b0_threshold_of(item[key]))
+            head = head_mask(b0, self.fraction).to(torch.uint8)
             item[self.name] = like(item[key], head.unsqueeze(0))
         return item
 

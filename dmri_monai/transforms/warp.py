@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from dmri_monai.qspace.reorientation import inverse
+
 __all__ = ["Warp", "bspline_warp", "control_shape", "resample"]
 
 # A cubic B-spline warp is injective while no control point moves by 1 / 2.4798 of their spacing along an axis
@@ -19,7 +21,7 @@ SAFE_FRACTION = 0.4
 
 @dataclass(frozen=True)
 class Warp:
-    """Output voxel x takes its value from `source` (X, Y, Z, 3), in voxels of the input.
+    """Where each output voxel takes its value: `source` (X, Y, Z, 3), in voxels of the input.
 
     jacobian (X, Y, Z, 3, 3): of the forward map, input to output, at the output voxel, in the voxel frame and
     mm: a fibre along v comes to lie along J v.
@@ -30,7 +32,7 @@ class Warp:
 
 
 def control_shape(spatial_size: Sequence[int], spacing_mm: Tensor, control_mm: float) -> tuple[int, ...]:
-    """Number of control points an axis: the grid's extent at `control_mm`, with the spline's margin."""
+    """Number of control points along each axis: grid extent over `control_mm`, and the spline's margin."""
     return tuple(
         math.floor((n - 1) * float(s) / control_mm) + 4 for n, s in zip(spatial_size, spacing_mm, strict=True)
     )
@@ -62,7 +64,7 @@ def bspline_warp(control: Tensor, spatial_size: Sequence[int], stretch: Tensor, 
     backward = to_frame @ along_axes @ torch.linalg.inv(to_frame)
     grid = torch.stack(torch.meshgrid(*(torch.arange(n) for n in spatial_size), indexing="ij"), dim=-1)
     source = grid.to(control) + shift.movedim(0, 3) * (control_mm / spacing)
-    return Warp(source, torch.linalg.inv(backward))
+    return Warp(source, inverse(backward.flatten(0, 2)).view_as(backward))
 
 
 def _separable(control: Tensor, tables: Sequence[Tensor]) -> Tensor:

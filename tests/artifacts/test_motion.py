@@ -16,7 +16,8 @@ from dmri_monai.artifacts import (
     turn_signal,
 )
 from dmri_monai.gradients import grid_rotation
-from dmri_monai.qspace.shell_fit import sh_basis, sh_fit_matrix
+from dmri_monai.qspace.shell_fit import sh_fit_matrix
+from dmri_monai.so3 import sh_basis
 from tests.conftest import ORIENTATIONS, grid_affine
 
 D = torch.float64

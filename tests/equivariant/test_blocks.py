@@ -44,15 +44,15 @@ def shaken(layer: torch.nn.Module) -> torch.nn.Module:
 
 LAYERS = {
     "gate": lambda: Gate(FIELD),
-    "gate relu": lambda: Gate(FIELD, "relu"),
+    "gate relu": lambda: Gate(FIELD, activation="relu"),
     "gate odd tanh": lambda: Gate(FIELD, odd="tanh"),
-    "gate callable": lambda: Gate(FIELD, torch.sin, gate=torch.tanh),
+    "gate callable": lambda: Gate(FIELD, activation=torch.sin, gate=torch.tanh),
     "norm activation": lambda: NormActivation(FIELD),
     "norm activation tanh": lambda: NormActivation(FIELD, norm_activation="tanh", bias=False),
     "instance norm": lambda: EquivariantInstanceNorm(FIELD),
     "batch norm": lambda: EquivariantBatchNorm(FIELD),
     "norm gate": lambda: NormGate(Gate(FIELD)),
-    "batch norm gate": lambda: NormGate(Gate(FIELD), "batch"),
+    "batch norm gate": lambda: NormGate(Gate(FIELD), norm="batch"),
     "invariants": lambda: Invariants(FIELD),
     "block": lambda: SteerableBlock(3, FIELD, "2x0e+2x1o+1x2e"),
     "block down": lambda: SteerableBlock(3, FIELD, "2x0e+2x1o", 2, 2, norm="equivariant_batch", act="norm"),
@@ -151,7 +151,7 @@ def test_max_pooling_and_shifted_striding_are_not_equivariant():
 @pytest.mark.parametrize("samples", [None, 3], ids=["5-D", "6-D"])
 @pytest.mark.parametrize("norm", ["instance", "batch"])
 def test_norm_gate_is_the_norm_followed_by_the_gate(norm, samples, odd):
-    fused = shaken(NormGate(Gate(FIELD, odd=odd), norm))
+    fused = shaken(NormGate(Gate(FIELD, odd=odd), norm=norm))
     x = field(fused.irreps_in, 3, samples)
     mask = None if samples is None else torch.tensor([[True, False, True], [True] * 3])
     assert_close(fused(x, mask), fused.gate(fused.norm(x, mask)))
@@ -266,7 +266,7 @@ def test_batch_norm_synchronises_its_moments_between_ranks(tmp_path):
 
 def test_dropout_drops_whole_channels_and_keeps_the_mean():
     torch.manual_seed(0)
-    drop = EquivariantDropout("50x0e+50x1o", 0.4)
+    drop = EquivariantDropout("50x0e+50x1o", p=0.4)
     y = drop(torch.ones(20, 200, 2, 2, 2))
     vectors = y[:, 50:].unflatten(1, (50, 3)).flatten(2)
     assert ((vectors == 0).all(-1) | (vectors != 0).all(-1)).all()
@@ -275,7 +275,7 @@ def test_dropout_drops_whole_channels_and_keeps_the_mean():
 
 
 def test_dropout_commutes_with_rotations_for_the_same_draw():
-    drop = EquivariantDropout(FIELD, 0.5)
+    drop = EquivariantDropout(FIELD, p=0.5)
 
     def seeded(x):
         torch.manual_seed(3)
@@ -320,11 +320,11 @@ def test_length_weighted_mean_starts_near_the_mean_and_sees_only_lengths():
     ("call", "message"),
     [
         (lambda: Gate("1x0o", odd="silu"), "silu"),
-        (lambda: Gate("1x0e", "swoosh"), "swoosh"),
+        (lambda: Gate("1x0e", activation="swoosh"), "swoosh"),
         (lambda: Gate("1x0e+1x1o")(torch.zeros(1, 4, 2, 2, 2)), "4 channels.*need 5"),
         (lambda: EquivariantInstanceNorm("1x0e")(torch.zeros(1, 2, 2, 2, 2)), "2 channels.*need 1"),
         (lambda: EquivariantInstanceNorm("1x0e")(torch.zeros(1, 1, 2, 2, 2), torch.ones(1, 3)), "mask"),
-        (lambda: EquivariantDropout("1x0e", 1.0), "1.0"),
+        (lambda: EquivariantDropout("1x0e", p=1.0), "1.0"),
         (lambda: EquivariantAvgPool3d(3), "kernel_size 3"),
         (lambda: EquivariantAvgPool3d(antialias=False)(torch.zeros(1, 1, 4, 4, 5)), r"\[4, 4, 5\]"),
         (
@@ -343,3 +343,30 @@ def test_length_weighted_mean_starts_near_the_mean_and_sees_only_lengths():
 def test_wrong_arguments_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [EquivariantBatchNorm, EquivariantInstanceNorm, EquivariantDropout, Gate, NormActivation, Invariants],
+)
+def test_options_are_taken_by_name_only(layer):
+    """e3nn's third argument is the momentum: taken by position, 0.3 would switch `affine` on."""
+    layer("2x0e+1x1o")
+    with pytest.raises(TypeError, match="positional"):
+        layer("2x0e+1x1o", 0.5)
+    with pytest.raises(TypeError, match="positional"):
+        layer("2x0e+1x1o", 1e-5, 0.3)
+
+
+def test_norm_gate_takes_its_options_by_name_only():
+    with pytest.raises(TypeError, match="positional"):
+        NormGate(Gate("2x0e+1x1o"), "instance", 0.3)
+
+
+def test_norm_gate_carries_nothing_from_vectors_to_scalars():
+    layer = NormGate(Gate("2x0e+1x1o"))
+    x = torch.randn(1, layer.irreps_in.dim, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    other = x.clone()
+    other[:, 2:5] = other[:, 2:5].flip(2)
+    assert_close(layer(other)[:, :2], layer(x)[:, :2])
+    assert (layer(other)[:, 2:] - layer(x)[:, 2:]).abs().max() > 0.1

@@ -22,7 +22,9 @@ from dmri_monai.equivariant import (
     irreps_from_multiplicities,
     representation_matrix,
 )
-from dmri_monai.equivariant.pq.orders import Sizes, costs
+from dmri_monai.equivariant.pq.contraction import fourier_blocks, spectral
+from dmri_monai.equivariant.pq.contraction.factorised import costs
+from dmri_monai.equivariant.pq.contraction.interface import Sizes
 from dmri_monai.testing import act_on_field, assert_equivariant, cube_rotations
 
 FIELD_IN, FIELD_OUT = "2x0e+1x1o+1x2e", "3x0e+1x1o+1x2e"
@@ -198,9 +200,9 @@ def test_dense_kernel_is_the_layers_linear_map(name, sides):
 
 
 @pytest.mark.parametrize("sides", SIDES)
-@pytest.mark.parametrize("strategy", ["q_first", "p_first", "p_basis", "p_last", "dense"])
+@pytest.mark.parametrize("strategy", ["p_basis", "p_last", "dense"])
 @pytest.mark.parametrize("name", ["TP", "TP basis", "QSpace", "TP MLP"])
-def test_every_order_of_contraction_gives_the_same(name, strategy, sides):
+def test_every_strategy_of_contraction_gives_the_same(name, strategy, sides):
     args = inputs(SIDES[sides], batch=2)
     expected = layer_of(KERNELS[name], SIDES[sides], strategy="dense")(*args)
     assert_close(layer_of(KERNELS[name], SIDES[sides], strategy=strategy)(*args), expected)
@@ -209,20 +211,82 @@ def test_every_order_of_contraction_gives_the_same(name, strategy, sides):
     assert_close(layer_of(KERNELS[name], SIDES[sides], strategy=strategy)(args[0], *tables), expected)
 
 
-@pytest.mark.parametrize("strategy", ["q_first", "p_first", "p_basis", "p_last"])
+@pytest.mark.parametrize("strategy", ["p_basis", "p_last"])
 @pytest.mark.parametrize(
     "options",
     [{"stride": 2}, {"dilation": 2}, {"padding": "valid"}, {"parity": False, "antipodal": False}],
     ids=["stride", "dilation", "valid", "published"],
 )
-def test_every_order_of_contraction_takes_every_option(options, strategy):
+def test_every_strategy_of_contraction_takes_every_option(options, strategy):
     args = inputs(size=5)
     expected = layer_of(PQTensorProduct(), strategy="dense", **options)(*args)
     assert_close(layer_of(PQTensorProduct(), strategy=strategy, **options)(*args), expected)
 
 
+def gradients(layer, args, strategy):
+    """Output, and the gradients of input and weights for a fixed gradient of the output."""
+    layer.options = layer.options._replace(strategy=strategy)
+    layer.zero_grad()
+    x = args[0].clone().requires_grad_()
+    y = layer(x, *args[1:])
+    y.backward(torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view(y.shape))
+    return [y.detach(), x.grad, *(p.grad for p in layer.parameters())]
+
+
+@pytest.mark.parametrize("antipodal", [True, False], ids=["antipodal", "published"])
+@pytest.mark.parametrize("sides", SIDES)
+@pytest.mark.parametrize("name", ["PQDiff", "PQDiff basis", "PQDiff raw difference", "PQDiff filters"])
+def test_contraction_at_frequencies_is_the_dense_one_with_its_gradients(name, sides, antipodal):
+    x, *tables = inputs(SIDES[sides], batch=2, size=5)
+    several = [None if q is None else torch.stack([q, q.flip(0)]) for q in tables]
+    layer = layer_of(KERNELS[name], SIDES[sides], antipodal=antipodal)
+    for args in ((x, *tables), (x, *several)):
+        assert_close(gradients(layer, args, "spectral"), gradients(layer, args, "dense"))
+
+
+@pytest.mark.parametrize(
+    ("options", "size"),
+    [
+        ({"kernel_size": 2, "padding": 0}, 4),
+        ({"kernel_size": 4, "padding": 2}, 4),
+        ({"kernel_size": 3, "dilation": 2}, 6),
+        ({"kernel_size": 5, "padding": "valid", "spacing": (1, 1, 2)}, 6),
+        ({"kernel_size": 1}, 3),
+        ({"kernel_size": 3, "parity": False}, 4),
+    ],
+    ids=["k2", "k4 padded", "dilation", "valid k5 anisotropic", "k1", "rotations only"],
+)
+def test_contraction_at_frequencies_takes_every_option(options, size):
+    torch.manual_seed(0)
+    layer = PQConv3d(FIELD_IN, FIELD_OUT, kernel=PQDiff(), **options).double()
+    args = inputs(size=size)
+    assert_close(gradients(layer, args, "spectral"), gradients(layer, args, "dense"))
+
+
+def test_large_volumes_are_cut_into_blocks_that_join_without_a_seam(monkeypatch):
+    monkeypatch.setattr(fourier_blocks, "LARGEST_BLOCK", 3)
+    monkeypatch.setattr(spectral, "LARGEST_CHUNK", 1)
+    layer = layer_of(PQDiff())
+    x, q_in, q_out = inputs(batch=2, size=7)
+    args = (x[..., :4], q_in, q_out)
+    assert_close(gradients(layer, args, "spectral"), gradients(layer, args, "dense"))
+
+
+def test_contraction_at_frequencies_knows_gradients_of_its_radial_net():
+    layer = layer_of(PQDiff(q_radial=Gaussian(mlp=RadialMLP((4,), "silu"))))
+    assert_close(gradients(layer, inputs(), "spectral"), gradients(layer, inputs(), "dense"))
+
+
+def test_a_kernel_that_cannot_be_contracted_at_frequencies_is_built_densely():
+    for options in ({"stride": 2}, {"kernel": PQDiff(p_radial=Cosine(mlp=RadialMLP((4,))))}):
+        torch.manual_seed(0)
+        layer = PQConv3d(FIELD_IN, FIELD_OUT, 3, **{"kernel": PQDiff(), **options}).double()
+        args = inputs(size=5)
+        assert_close(gradients(layer, args, "spectral"), gradients(layer, args, "dense"))
+
+
 @pytest.mark.parametrize("multiplicities", [[1], [7, 4]], ids=["narrow", "wide"])
-def test_the_cheapest_order_is_far_below_the_dense_kernel_for_long_tables(multiplicities):
+def test_the_cheapest_strategy_is_far_below_the_dense_kernel_for_long_tables(multiplicities):
     layer = PQConv3d(irreps_from_multiplicities(multiplicities), irreps_from_multiplicities([10, 5]))
     work = [costs(layer.operator.layout, Sizes(n, n, 4096, 1.0, True)) for n in (64, 128)]
     assert min(work[0].values()) < 0.4 * work[0]["dense"]
@@ -239,7 +303,7 @@ def test_one_layer_runs_on_any_table_and_order_of_samples(name):
     assert layer(x[:, :, :3], q_in[:3], table(7, 5)).shape[2] == 7
 
 
-@pytest.mark.parametrize("strategy", ["q_first", "p_first", "p_basis", "p_last", "dense"])
+@pytest.mark.parametrize("strategy", ["p_basis", "p_last", "dense"])
 @pytest.mark.parametrize("name", ["PSpace", "QSpace", "PQDiff", "TP", "Sum", "Concat"])
 def test_padded_batch_gives_the_unpadded_output(name, strategy):
     layer = layer_of(KERNELS[name], strategy=strategy)

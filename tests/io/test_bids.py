@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from dmri_monai.io.bids import data_list, hcp_list, split, split_fold
+from dmri_monai.io.bids import data_list
+from dmri_monai.io.bids_names import parse_filters
+from dmri_monai.io.hcp import hcp_list
+from dmri_monai.io.splits import split, split_fold
 
 
 def touch(*paths: Path) -> None:
@@ -74,6 +77,84 @@ class TestDataList:
         assert {tuple(sorted(set(item) - {"mask"})) for item in data_list(root)} == {
             ("image", "run", "session", "subject")
         }
+
+
+class TestNames:
+    def test_scans_are_found_whatever_the_case_of_the_ending(self, tmp_path):
+        touch(tmp_path / "sub-01/dwi/sub-01_dwi.NII.GZ", tmp_path / "sub-02/dwi/sub-02_dwi.NII")
+        assert [item["subject"] for item in data_list(tmp_path)] == ["01", "02"]
+
+    def test_references_and_other_images_beside_the_scan_are_passed_over(self, root):
+        dwi = root / "sub-01" / "dwi"
+        touch(*(dwi / f"sub-01_{name}.nii.gz" for name in ("sbref", "part-real_dwi", "part-imag_dwi", "ADC")))
+        touch(dwi / ".hidden_dwi.nii.gz", root / "sub-01" / "dwi2" / "sub-01_run-9_dwi.nii.gz")
+        assert len(data_list(root)) == 4
+
+    def test_a_magnitude_takes_the_labels_of_the_scan(self, tmp_path):
+        stem = tmp_path / "sub-01" / "dwi" / "sub-01"
+        touch(
+            Path(f"{stem}_part-mag_dwi.nii.gz"),
+            Path(f"{stem}_part-phase_dwi.nii.gz"),
+            Path(f"{stem}_dseg.nii.gz"),
+        )
+        (item,) = data_list(tmp_path, labels={"label": "dseg"})
+        assert item["label"] == f"{stem}_dseg.nii.gz"
+
+    def test_a_folder_of_derivatives_is_a_data_set(self, tmp_path):
+        """As QSIPrep lays it out, beside its reports and figures."""
+        root = tmp_path / "derivatives" / "qsiprep"
+        stem = root / "sub-01" / "ses-a" / "dwi" / "sub-01_ses-a_space-T1w"
+        touch(Path(f"{stem}_desc-preproc_dwi.nii.gz"), Path(f"{stem}_desc-brain_mask.nii.gz"))
+        touch(Path(f"{stem}_dwiref.nii.gz"), root / "sub-01.html", root / "sub-01" / "figures" / "a.svg")
+        (item,) = data_list(root)
+        assert item["image"].endswith("sub-01_ses-a_space-T1w_desc-preproc_dwi.nii.gz")
+        assert item["mask"] == f"{stem}_desc-brain_mask.nii.gz"
+        assert item["session"] == "a"
+
+
+class TestFilters:
+    @pytest.fixture
+    def root(self, tmp_path):
+        names = ["dir-AP_run-01", "dir-PA_run-01", "dir-AP_run-02", "acq-hi_dir-AP_run-01"]
+        touch(*(tmp_path / f"sub-01/dwi/sub-01_{name}_dwi.nii.gz" for name in names))
+        touch(tmp_path / "sub-02/dwi/sub-02_dir-AP_dwi.nii.gz")
+        return tmp_path
+
+    @pytest.mark.parametrize(
+        ("filters", "count"),
+        [
+            ({}, 5),
+            ({"dir": "AP"}, 4),
+            ({"direction": "PA"}, 1),
+            ({"dir": ["AP", "PA"], "run": 1}, 3),
+            ({"run": "1"}, 3),
+            ({"run": None}, 1),
+            ({"acq": None, "dir": "AP"}, 3),
+            ({"subject": "02"}, 1),
+            ({"sub": "2"}, 1),
+        ],
+        ids=str,
+    )
+    def test_entities_choose_the_scans(self, root, filters, count):
+        assert len(data_list(root, filters=filters)) == count
+
+    def test_a_filter_that_nothing_passes_names_what_there_is(self, root):
+        with pytest.raises(
+            ValueError, match="no scan passes .*'LR'.* there are acq-hi, dir-AP, dir-PA, run-01"
+        ):
+            data_list(root, filters={"dir": "LR"})
+
+    def test_words_of_a_command_line_are_filters(self):
+        assert parse_filters("dir=AP,run=1") == {"dir": ["AP"], "run": ["1"]}
+        for word in ("dir", "dir=", "=AP", ""):
+            with pytest.raises(ValueError, match="expected entity=value"):
+                parse_filters([word])
+
+    def test_labels_are_needed_for_the_chosen_scans_alone(self, root):
+        touch(root / "sub-02/dwi/sub-02_dir-AP_dseg.nii.gz")
+        assert len(data_list(root, labels={"label": "dseg"}, filters={"sub": "02"})) == 1
+        with pytest.raises(FileNotFoundError, match="dseg"):
+            data_list(root, labels={"label": "dseg"})
 
 
 class TestMissingLabels:

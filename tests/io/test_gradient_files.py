@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 from torch.testing import assert_close
 
+from dmri_monai.gradients import b0_threshold_of
 from dmri_monai.io import read_dwi
+from dmri_monai.qspace.harmonics import mean_b0
+from dmri_monai.transforms import LoadDWId
+from dmri_monai.transforms.task_labels import HeadMaskd
 from tests.io.scans import bvals_and_bvecs, rows, save_image, unit_vectors, voxels, write_scan
 
 
@@ -153,9 +157,12 @@ class TestErrors:
             pytest.param("bvec", rows(np.zeros((3, 9))), "9 entries for 8 b-values", id="bvec-long"),
             pytest.param("bvec", rows(np.zeros((7, 3))), "7 entries for 8 b-values", id="bvec-short"),
             pytest.param(
-                "bvec", rows(np.zeros((3, 8))), r"b-vector 1 has length 0\.000, expected 1", id="zeros"
+                "bvec",
+                rows(np.zeros((3, 8))),
+                r"zero vectors at all b above 50 in .*dwi\.bvec: a scan of trace",
+                id="zeros",
             ),
-            pytest.param("bvec", rows(np.full((3, 8), np.nan)), "b-vector 1 is .*nan", id="nan-vectors"),
+            pytest.param("bvec", rows(np.full((3, 8), np.nan)), "zero vectors at all b", id="nan-vectors"),
             pytest.param("bvec", rows(np.full((3, 8), np.inf)), "entry 0 of row 0 is inf", id="inf-vectors"),
         ],
     )
@@ -212,3 +219,82 @@ def test_a_bval_far_beyond_any_scanner_is_refused(tmp_path):
         ValueError, match=rf"b-value 2 is 1e\+09, expected s/mm², at most 1e\+06 in .*{sidecar.name}"
     ):
         read_dwi(path)
+
+
+class TestB0Threshold:
+    def with_bvals(self, folder, bvals, vectors=None):
+        bvecs = unit_vectors(8) if vectors is None else vectors
+        image = write_scan(folder / "dwi.nii.gz")
+        image.with_name("dwi.bval").write_text(rows(np.array(bvals)))
+        image.with_name("dwi.bvec").write_text(rows(bvecs.T))
+        return image
+
+    def test_an_ivim_series_that_would_be_averaged_into_b0_is_named_with_its_range(self, tmp_path):
+        image = self.with_bvals(tmp_path, [0, 10, 20, 50, 1000, 1000, 1000, 1000])
+        with pytest.warns(UserWarning, match=r"4 volumes from b = 0 to 50 count as b0 \(b0_threshold 50\)"):
+            table = read_dwi(image)[1]
+        assert table.b0_range == (0, 50)
+        kept_apart = read_dwi(image, b0_threshold=5)[1]
+        assert kept_apart.b0_range == (0, 0)
+        assert int(kept_apart.b0_mask.sum()) == 1
+
+    def test_b0_that_differ_by_the_rounding_of_a_scanner_say_nothing(self, tmp_path, recwarn):
+        read_dwi(self.with_bvals(tmp_path, [0, 5, 5, 10, 1000, 1000, 1000, 1000]))
+        assert not recwarn
+
+    def test_a_threshold_other_than_the_default_reaches_the_transforms(self, tmp_path):
+        vectors = unit_vectors(8)
+        vectors[:2] = 0
+        image = self.with_bvals(tmp_path, [100, 100, *[1000] * 6], vectors)
+        with pytest.raises(
+            ValueError, match=r"no b0 volume in .*dwi\.bvec: lowest b is 100, above b0_threshold 50"
+        ):
+            read_dwi(image)
+        item = LoadDWId("image", b0_threshold=100)({"image": str(image)})
+        assert b0_threshold_of(item["image"]) == 100
+        mean = HeadMaskd()(item)["head"]
+        assert mean.shape == (1, 5, 4, 3)
+
+    def test_a_scan_without_b0_is_told_the_threshold_to_give(self, tmp_path):
+        image, table = read_dwi(self.with_bvals(tmp_path, [100, 100, *[1000] * 6]))
+        with pytest.raises(ValueError, match="lowest b is 100, above b0_threshold 50; give b0_threshold=100"):
+            mean_b0(image.as_tensor(), table.bvals, table.b0_threshold)
+
+
+@pytest.mark.parametrize(
+    "blank", ["\x1c", "\x1f", "\xa0", "\x0b", "\x0c", "\x85", "\u2003", "\x00"], ids=ascii
+)
+@pytest.mark.parametrize("kind", ["bval", "bvec"])
+def test_only_ascii_blanks_separate_numbers(tmp_path, blank, kind):
+    image = write_scan(tmp_path / "dwi.nii.gz")
+    path = image.with_name(f"dwi.{kind}")
+    path.write_text(path.read_text().replace(" ", blank, 1), encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"expected a number in .*dwi\.{kind}"):
+        read_dwi(image)
+
+
+@pytest.mark.parametrize("blank", ["\t", "   ", " \t "], ids=ascii)
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r", " \n\n"], ids=ascii)
+def test_tabs_and_line_ends_of_every_system_do(tmp_path, blank, end):
+    image = write_scan(tmp_path / "dwi.nii.gz")
+    expected = read_dwi(image)[1]
+    for kind in ("bval", "bvec"):
+        path = image.with_name(f"dwi.{kind}")
+        path.write_bytes(path.read_text().replace(" ", blank).replace("\n", end).encode())
+    assert read_dwi(image)[1] == expected
+
+
+@pytest.mark.parametrize(
+    ("entries", "match"),
+    [
+        (9, "9 entries in .* for 8 volumes.*out of the image"),
+        (7, "7 entries in .* for 8 volumes.*trace or ADC map"),
+    ],
+)
+def test_one_entry_more_or_less_than_volumes_is_explained(tmp_path, entries, match):
+    image = write_scan(tmp_path / "dwi.nii.gz")
+    bvals, bvecs = bvals_and_bvecs(entries)
+    image.with_name("dwi.bval").write_text(rows(bvals))
+    image.with_name("dwi.bvec").write_text(rows(bvecs.T))
+    with pytest.raises(ValueError, match=f"(?s){match}"):
+        read_dwi(image)

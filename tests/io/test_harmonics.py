@@ -13,7 +13,8 @@ from scipy.special import lpmv
 
 from dmri_monai.gradients import grid_rotation
 from dmri_monai.io import read_dwi, read_harmonics, read_nifti, write_harmonics
-from dmri_monai.qspace.shell_fit import n_coefficients, sh_basis, sh_fit_matrix
+from dmri_monai.qspace.shell_fit import sh_fit_matrix
+from dmri_monai.so3 import n_coefficients, sh_basis
 from dmri_monai.transforms import DirectionsToVoxelFramed, LoadHarmonicsd
 from tests.transforms.fields import ORIENTATIONS, SPACINGS, affine_of, directions
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dmri_monai.io import read_dwi
-from dmri_monai.io.sidecars import inherited
+from dmri_monai.io.sidecars import sidecars_of
 from tests.io.scans import bvals_and_bvecs, rows, save_image, voxels, write_scan
 
 
@@ -88,7 +88,7 @@ class TestBidsInheritance:
             image.parent / "sub-01_ses-a_dwi.json",
         ):
             path.write_text("{}")
-        assert [p.name for p in inherited(image, "json")] == [
+        assert [p.name for p in sidecars_of(image, "json")] == [
             "dwi.json",
             "sub-01_dwi.json",
             "sub-01_ses-a_dwi.json",
@@ -138,12 +138,12 @@ def test_two_sidecars_of_one_stem_are_an_error(tmp_path):
         read_dwi(image)
 
 
-def test_a_mrtrix_table_beside_fsl_sidecars_is_reported_and_not_used(tmp_path, caplog):
+def test_a_mrtrix_table_that_cannot_be_read_is_an_error_until_another_is_declared(tmp_path):
     image = write_scan(tmp_path / "dwi.nii.gz")
     image.with_name("dwi.b").write_text("nonsense")
-    with caplog.at_level(logging.WARNING):
-        assert shell_read(image) == 1000
-    assert "dwi.b is present and not used" in caplog.text
+    with pytest.raises(ValueError, match=r"dwi\.b$"):
+        read_dwi(image)
+    assert read_dwi(image, bvecs="fsl")[1].shells()[0].bval == 1000
 
 
 class TestEddy:
@@ -174,5 +174,5 @@ class TestEddy:
             read_dwi(image)
 
     def test_another_choice_is_refused(self, image):
-        with pytest.raises(ValueError, match="bvecs is 'rotated', expected 'auto' or 'eddy'"):
+        with pytest.raises(ValueError, match="bvecs is 'rotated', expected one of 'auto', 'fsl'"):
             read_dwi(image, bvecs="rotated")

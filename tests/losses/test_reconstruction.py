@@ -28,7 +28,7 @@ def channels(seed: int, n: int = N_CHANNELS) -> torch.Tensor:
 
 
 def table(n: int = 30, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """(2, N) b-values and (2, N, 3) b-vectors: 2 b0 and n directions a shell."""
+    """(2, N) b-values and (2, N, 3) b-vectors: 2 b0 and n directions per shell."""
     directions = spread_directions(n)
     bvals = torch.cat([torch.zeros(2), *(torch.full((n,), b) for b in SHELLS)]).double()
     bvecs = torch.cat([torch.zeros(2, 3).double(), directions, directions])

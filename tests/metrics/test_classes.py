@@ -8,6 +8,7 @@ import torch
 from sklearn import metrics as sklearn
 
 from dmri_monai.metrics import ClassificationScore, ConfusionMatrix
+from dmri_monai.metrics.classes import accuracy, confusion_matrix, f1_scores
 
 GENERATOR = torch.Generator().manual_seed(0)
 TRUE = torch.randint(0, 4, (2, 1, 6, 7, 8), generator=GENERATOR)
@@ -96,3 +97,22 @@ def test_a_class_that_does_not_exist_raises():
 def test_masks_that_are_fewer_than_the_subjects_raise():
     with pytest.raises(ValueError, match="mask of 1 subjects for 2 predictions"):
         ConfusionMatrix()(PRED, TRUE, mask=torch.ones(1, 1, 6, 7, 8))
+
+
+def test_scores_are_those_of_the_textbook_to_the_last_bit():
+    matrices = torch.randint(0, 50, (20, 3, 3), generator=GENERATOR)
+    matrices[0, 1], matrices[0, :, 1] = 0, 0
+    hits = matrices.diagonal(dim1=1, dim2=2).double()
+    size = (matrices.sum(dim=1) + matrices.sum(dim=2)).double()
+    expected = torch.where(size > 0, 2 * hits / size, torch.nan)
+    torch.testing.assert_close(f1_scores(matrices), expected, atol=0, rtol=0, equal_nan=True)
+    right = hits.sum(dim=1) / matrices.sum(dim=(1, 2))
+    torch.testing.assert_close(accuracy(matrices), right[:, None], atol=0, rtol=0)
+
+
+def test_without_voxels_there_is_no_score():
+    empty = torch.zeros(0, dtype=torch.int64)
+    matrix = confusion_matrix(empty, empty, 3)
+    torch.testing.assert_close(matrix, torch.zeros(3, 3, dtype=torch.int64))
+    assert f1_scores(matrix).isnan().all()
+    assert accuracy(matrix).isnan().all()

@@ -84,7 +84,7 @@ def test_every_subject_is_measured_with_its_own_mask(tmp_path, batch_size, decol
     np.testing.assert_allclose(engine.state.metrics["angle"], 25, rtol=1e-5)
 
 
-def test_table_has_a_row_a_subject_and_a_column_a_value(tmp_path):
+def test_table_has_one_row_per_subject_and_one_column_per_value(tmp_path):
     evaluator(tmp_path / "table.csv").run()
     rows = read(tmp_path / "table.csv")
     assert [row["subject"] for row in rows] == ["sub-00_dwi", "sub-01_dwi", "sub-02_dwi"]
@@ -126,7 +126,14 @@ def test_columns_can_be_named_in_the_config(tmp_path):
 
 
 def test_details_have_the_form_that_the_comparison_of_evaluators_reads(tmp_path):
-    rows = compare({"net": evaluator(tmp_path / "t.csv")}, ["median", "share"], tmp_path, metric="angle")
+    one = evaluator(tmp_path / "t.csv")
+    one.name = "net"
+    objective = {
+        "key_metric": {"angle": None},
+        "columns": {"angle": ["median", "share"]},
+        "lower_is_better": True,
+    }
+    rows = compare([one], objective, tmp_path)
     np.testing.assert_allclose(rows[0]["median"], 25, rtol=1e-5)
     assert [row["subject"] for row in read(tmp_path / "angle.csv")] == ["0", "1", "2"]
 

@@ -81,9 +81,9 @@ def test_numpy_values_are_the_same_phantom(folder, tmp_path):
 
 
 def test_columns_of_the_participants_are_described(folder):
-    columns = (folder / "participants.tsv").read_text().splitlines()[0].split("\t")
-    assert set(json.loads((folder / "participants.json").read_text())) == set(columns[1:])
-    assert "code/phantom.json" in (folder / "README").read_text()
+    columns = (folder / "participants.tsv").read_text(encoding="utf-8").splitlines()[0].split("\t")
+    assert set(json.loads((folder / "participants.json").read_text(encoding="utf-8"))) == set(columns[1:])
+    assert "code/phantom.json" in (folder / "README").read_text(encoding="utf-8")
 
 
 def test_folder_with_truth_of_another_phantom_is_refused(tmp_path):
@@ -103,16 +103,16 @@ def test_failed_run_of_another_anatomy_leaves_nothing_behind(folder, tmp_path):
 def test_changed_file_of_artifacts_is_another_phantom(tmp_path):
     preset = tmp_path / "mine.json"
     options = TINY | {"acquisition": Acquisition(artifacts=str(preset))}
-    preset.write_text('{"artifacts": {"ghost": {"prob": 0.5}}}')
+    preset.write_text('{"artifacts": {"ghost": {"prob": 0.5}}}', encoding="utf-8")
     write_dataset(tmp_path / "data", subjects=1, **options)
     write_dataset(tmp_path / "data", subjects=1, **options)
-    preset.write_text('{"artifacts": {"ghost": {"prob": 1.0}}}')
+    preset.write_text('{"artifacts": {"ghost": {"prob": 1.0}}}', encoding="utf-8")
     with pytest.raises(FileExistsError, match="artifacts"):
         write_dataset(tmp_path / "data", subjects=2, **options)
 
 
 def test_folder_with_other_content_is_refused(tmp_path):
-    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
     with pytest.raises(FileExistsError, match="not empty"):
         write_dataset(tmp_path, subjects=1, **TINY)
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
@@ -132,13 +132,15 @@ def test_files_have_bids_names(folder):
 
 @pytest.mark.parametrize("part", [".", "derivatives/ground-truth"], ids=["raw", "derivative"])
 def test_data_set_descriptions_hold_what_bids_requires(folder, part):
-    description = json.loads((folder / part / "dataset_description.json").read_text())
+    description = json.loads((folder / part / "dataset_description.json").read_text(encoding="utf-8"))
     assert {"Name", "BIDSVersion", "DatasetType"} <= description.keys()
     assert description["DatasetType"] == ("raw" if part == "." else "derivative")
 
 
 def test_participants_table_names_every_subject(folder):
-    rows = [line.split("\t") for line in (folder / "participants.tsv").read_text().splitlines()]
+    rows = [
+        line.split("\t") for line in (folder / "participants.tsv").read_text(encoding="utf-8").splitlines()
+    ]
     assert rows[0][0] == "participant_id"
     assert [row[0] for row in rows[1:]] == ["sub-01", "sub-02"]
 
@@ -162,13 +164,15 @@ def test_scan_is_read_back_as_it_was_made(folder):
 
 def test_labels_are_whole_numbers_of_their_table(folder):
     labels = nibabel.load(folder / "derivatives/ground-truth/sub-01/dwi/sub-01_dseg.nii.gz")
-    rows = (folder / "derivatives/ground-truth/dseg.tsv").read_text().splitlines()[1:]
+    rows = (folder / "derivatives/ground-truth/dseg.tsv").read_text(encoding="utf-8").splitlines()[1:]
     assert labels.get_data_dtype() == np.uint8
     assert {int(r.split("\t")[0]) for r in rows} == set(np.unique(labels.dataobj).tolist())
 
 
 def test_peak_rule_stands_in_the_sidecar(folder):
-    sidecar = json.loads((folder / "derivatives/ground-truth/sub-01/dwi/sub-01_peaks.json").read_text())
+    sidecar = json.loads(
+        (folder / "derivatives/ground-truth/sub-01/dwi/sub-01_peaks.json").read_text(encoding="utf-8")
+    )
     assert sidecar["PeakRule"] == {"MinimumFraction": 0.1, "MinimumAngleDeg": 25.0}
 
 

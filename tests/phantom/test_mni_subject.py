@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from dmri_monai.check import check_image
 from dmri_monai.gradients import GradientTable
 from dmri_monai.phantom import Acquisition, Subject, crossing_share, make_subject, write_dataset
 
 pytest.importorskip("nilearn", reason="the MNI152 template stands in nilearn's wheel")
 from dmri_monai.phantom.anatomy import voxel_centres
 from dmri_monai.phantom.mni import MAPS, MniAnatomy, MsLesions, tracts
+from tests.check.fibres import checked
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "phantom.py"
 SMALL = {"anatomy": "mni152", "shape": (22, 27, 20), "spacing_mm": (8.0, 8.0, 8.0), "scheme": "clinical-32"}
@@ -92,8 +92,8 @@ def test_share_of_crossings_without_white_matter_is_null_in_json():
 
 def test_check_finds_the_table_consistent_and_a_flipped_one_not(subject):
     mirror = GradientTable(subject.table.bvals, subject.table.bvecs * torch.tensor([-1.0, 1.0, 1.0]))
-    right = check_image(subject.image.as_tensor(), subject.table, subject.affine)
-    wrong = check_image(subject.image.as_tensor(), mirror, subject.affine)
+    right = checked(subject.image.as_tensor(), subject.table, subject.affine)
+    wrong = checked(subject.image.as_tensor(), mirror, subject.affine)
     assert right.to_dict()["coherence"]["verdict"] == "consistent"
     assert wrong.to_dict()["coherence"]["verdict"] != "consistent"
 
@@ -271,13 +271,15 @@ def test_derivatives_hold_every_map_on_the_grid_of_the_scan(folder):
     for name in MAPS:
         image = nibabel.load(truth / f"sub-01/dwi/sub-01_{name}.nii.gz")
         np.testing.assert_array_equal(image.affine, scan.affine)
-        assert json.loads((truth / f"sub-01/dwi/sub-01_{name}.json").read_text())["Description"]
-    rows = (truth / "bundles.tsv").read_text().splitlines()
+        assert json.loads((truth / f"sub-01/dwi/sub-01_{name}.json").read_text(encoding="utf-8"))[
+            "Description"
+        ]
+    rows = (truth / "bundles.tsv").read_text(encoding="utf-8").splitlines()
     assert len(rows) == 1 + image.shape[3] == 1 + len(tracts())
 
 
 def test_sidecar_reports_crossings_and_lesions(folder):
-    phantom = json.loads((folder / "sub-01/dwi/sub-01_dwi.json").read_text())["Phantom"]
+    phantom = json.loads((folder / "sub-01/dwi/sub-01_dwi.json").read_text(encoding="utf-8"))["Phantom"]
     assert phantom["AnatomyName"] == "mni152"
     assert 0.5 < phantom["CrossingShare"] < 1
     assert set(phantom["Lesions"]["count"]) == {"periventricular", "juxtacortical", "deep"}

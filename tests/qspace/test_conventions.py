@@ -7,7 +7,7 @@ from dipy.core.sphere import Sphere
 from dipy.reconst.shm import sh_to_sf
 
 from dmri_monai.qspace.conventions import from_basis, order_of, to_basis
-from dmri_monai.qspace.shell_fit import sh_basis
+from dmri_monai.so3 import sh_basis
 
 FOUR = [(b, legacy) for b in ("descoteaux07", "tournier07") for legacy in (True, False)]
 

@@ -8,8 +8,9 @@ from e3nn import o3
 
 from dmri_monai.qspace.direction_sets import spread_directions
 from dmri_monai.qspace.harmonics import signal_to_harmonics
-from dmri_monai.qspace.shell_fit import ShellFit, harmonic_irreps, sh_basis
+from dmri_monai.qspace.shell_fit import ShellFit, harmonic_irreps
 from dmri_monai.qspace.synthesis import channel_groups, harmonics_to_signal, measurement_groups
+from dmri_monai.so3 import sh_basis
 
 SHELLS = (700.0, 2000.0)
 

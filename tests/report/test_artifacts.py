@@ -52,10 +52,10 @@ def test_every_artifact_can_be_told(name):
 def test_a_record_is_read_from_a_phantoms_sidecar_alone(tmp_path):
     scan, sidecar = tmp_path / "sub-01_dwi.nii.gz", tmp_path / "sub-01_dwi.json"
     assert recorded_artifacts(scan) is None
-    sidecar.write_text('{"EchoTime": 0.08, "Phantom": {"SNR": 20}}')
+    sidecar.write_text('{"EchoTime": 0.08, "Phantom": {"SNR": 20}}', encoding="utf-8")
     assert recorded_artifacts(scan) is None
     record = record_of(Ghost(prob=1.0))
-    sidecar.write_text(json.dumps({"Phantom": {"Artifacts": record}}))
+    sidecar.write_text(json.dumps({"Phantom": {"Artifacts": record}}), encoding="utf-8")
     assert artifact_rows(recorded_artifacts(scan)) == artifact_rows(record)
 
 

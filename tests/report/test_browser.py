@@ -74,7 +74,9 @@ def page(tmp_path_factory) -> Path:
     write_dwi(scan, image, gradients)
     table = {"bvals": gradients.bvals, "bvecs_voxel": gradients.in_voxel_frame(affine)}
     _, record = corrupt(image, **table, affine=affine, preset="all", seed=1)
-    scan.with_name("sub-01_dwi.json").write_text(json.dumps({"Phantom": {"Artifacts": record}}))
+    scan.with_name("sub-01_dwi.json").write_text(
+        json.dumps({"Phantom": {"Artifacts": record}}), encoding="utf-8"
+    )
     labels = blob_at((5, 0, 0), affine)
     maps = {"Uncertainty": torch.rand(labels.shape)}
     case = Case("sub-01 with a rather long name", scan, None, labels, labels, CLASSES, maps=maps)
@@ -86,13 +88,15 @@ def page(tmp_path_factory) -> Path:
 def framed(page: Path, width: int, height: int = 900) -> Path:
     """A page that shows `page` in a frame of that size."""
     frame = page.with_name("frame.html")
-    frame.write_text(FRAME.format(name=page.name, width=width, height=height))
+    frame.write_text(FRAME.format(name=page.name, width=width, height=height), encoding="utf-8")
     return frame
 
 
 def probe(page: Path, tmp_path: Path, width: int) -> dict[str, str]:
     probed = tmp_path / "probed.html"
-    probed.write_text(page.read_text().replace("</body>", PROBE + "</body>"))
+    probed.write_text(
+        page.read_text(encoding="utf-8").replace("</body>", PROBE + "</body>"), encoding="utf-8"
+    )
     dom = browse(
         framed(probed, width), tmp_path / "profile", "--window-size=1300,900", *SETTLED, "--dump-dom"
     )
@@ -118,14 +122,14 @@ def test_pictures_are_large_enough_on_a_phone_and_sticks_take_its_width(page, tm
 
 
 def test_record_of_artifacts_is_a_table_in_its_case(page, tmp_path):
-    rows = re.findall(r"<tr><td>([^<]+)</td><td>\d+ of 33</td><td>\d+ of", page.read_text())
+    rows = re.findall(r"<tr><td>([^<]+)</td><td>\d+ of 33</td><td>\d+ of", page.read_text(encoding="utf-8"))
     assert len(rows) > 3
     assert int(probe(page, tmp_path, 1280)["table"]) == len(rows)
 
 
 def test_the_slider_at_its_end_shows_the_last_slice(page, tmp_path):
     seen = probe(page, tmp_path, 1280)
-    slices = re.search(r'data-slices="([\d,]+)" data-count="(\d+)"', page.read_text())
+    slices = re.search(r'data-slices="([\d,]+)" data-count="(\d+)"', page.read_text(encoding="utf-8"))
     shown = slices[1].split(",")
     assert seen["hidden"] == "false"
     assert seen["text"] == f"'slice {int(shown[-1]) + 1} of {slices[2]}'"
@@ -137,8 +141,10 @@ def test_the_slider_at_its_end_shows_the_last_slice(page, tmp_path):
 @pytest.mark.parametrize("scripts", [True, False], ids=["with-scripts", "without-scripts"])
 def test_screenshot_shows_red_fibres_the_outline_and_sticks(page, tmp_path, scripts, width):
     shown = tmp_path / "shown.html"
-    text = page.read_text()
-    shown.write_text(text if scripts else re.sub(r"<script>.*</script>", "", text, flags=re.S))
+    text = page.read_text(encoding="utf-8")
+    shown.write_text(
+        text if scripts else re.sub(r"<script>.*</script>", "", text, flags=re.S), encoding="utf-8"
+    )
     shot = tmp_path / "shot.png"
     frame = framed(shown, width, 2400)
     options = ("--window-size=1300,2400", *SETTLED, "--hide-scrollbars", f"--screenshot={shot}")

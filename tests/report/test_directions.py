@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from dmri_monai.gradients import grid_rotation
-from dmri_monai.reference.direction_maps import brain_mask, direction_maps, mean_b0
+from dmri_monai.qspace.b0 import head_mask, mean_b0
+from dmri_monai.qspace.direction_maps import direction_maps
 from dmri_monai.report.colour import direction_colours
 from dmri_monai.report.slices import MARGIN, PLANES, Grid
 from tests.conftest import STANDARD_AFFINES
@@ -27,7 +28,7 @@ SIDES = {
 def maps_of(world, affine):
     image, gradients = fibres_along(world, affine)
     plain = image.as_tensor()
-    mask = brain_mask(mean_b0(plain, gradients))
+    mask = head_mask(mean_b0(plain, gradients.bvals, gradients.b0_threshold, without_b0="lowest shell"))
     return direction_maps(plain, gradients, affine, mask), mask
 
 

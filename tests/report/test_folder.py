@@ -22,7 +22,7 @@ def folders(tmp_path):
         write_dwi(data / name / f"{name}_dwi.nii.gz", image, gradients)
         write_nifti(truth / f"{name}_dseg.nii.gz", blob_at((0, 0, 0), AFFINE).byte(), AFFINE)
         write_nifti(out / f"{name}_dseg.nii.gz", blob_at((shift, 0, 0), AFFINE).byte(), AFFINE)
-    (out / "dseg.tsv").write_text("index\tname\n0\tbackground\n1\tblob\n")
+    (out / "dseg.tsv").write_text("index\tname\n0\tbackground\n1\tblob\n", encoding="utf-8")
     return out, data
 
 
@@ -36,7 +36,9 @@ def test_a_folder_of_label_maps_finds_scans_truth_and_names(folders):
 
 
 def test_its_report_can_be_written(folders, tmp_path):
-    html = write_report(tmp_path / "r.html", cases_from_folder(*folders), title="t").read_text()
+    html = write_report(tmp_path / "r.html", cases_from_folder(*folders), title="t").read_text(
+        encoding="utf-8"
+    )
     assert html.count('<details class="card case"') == 2
 
 
@@ -54,7 +56,7 @@ def test_a_folder_without_label_maps_is_named(tmp_path):
 
 def test_a_broken_name_table_is_named(tmp_path):
     table = tmp_path / "dseg.tsv"
-    table.write_text("index\tname\nx\tblob\n")
+    table.write_text("index\tname\nx\tblob\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"expected the columns index .*dseg\.tsv"):
         read_class_names(table)
 
@@ -77,7 +79,7 @@ def test_peaks_are_compared_by_their_angle_and_drawn(folders, tmp_path):
         write_nifti(data / "derivatives" / "ground-truth" / f"{name}_peaks.nii.gz", turned, AFFINE)
     cases = cases_from_folder(out, data, suffix="peaks")
     assert cases[0].metrics["Median angle (°)"] == pytest.approx(60, abs=0.1)
-    html = write_report(tmp_path / "r.html", cases, title="t").read_text()
+    html = write_report(tmp_path / "r.html", cases, title="t").read_text(encoding="utf-8")
     assert html.count("prediction as sticks") == html.count("ground truth as sticks") == 2 * 3
 
 
@@ -88,4 +90,6 @@ def test_an_uncertainty_beside_the_prediction_is_shown(folders, tmp_path):
     first, second = cases_from_folder(out, data)
     assert list(first.maps) == ["Uncertainty"]
     assert not second.maps
-    assert "Uncertainty, 0 to 0.25" in write_report(tmp_path / "r.html", [first], title="t").read_text()
+    assert "Uncertainty, 0 to 0.25" in write_report(tmp_path / "r.html", [first], title="t").read_text(
+        encoding="utf-8"
+    )

@@ -141,14 +141,16 @@ def test_tables_hold_the_values_and_a_missing_one_reads_na(page):
 def test_page_names_the_gradient_table_by_its_hash(case, page, tmp_path):
     found = re.search(r"Table SHA-256</th><td>([0-9a-f]{16})</td>", page)
     other = case.table.select(torch.arange(len(case.table)).roll(1))
-    html = write_report(tmp_path / "r.html", [Case("s", case.image, other)], title="t").read_text()
+    html = write_report(tmp_path / "r.html", [Case("s", case.image, other)], title="t").read_text(
+        encoding="utf-8"
+    )
     assert found
     assert found[1] not in html
 
 
 def test_names_are_escaped(case, tmp_path):
     evil = Case("<script>alert(1)</script>", case.image, case.table)
-    html = write_report(tmp_path / "r.html", [evil], title="<b>&").read_text()
+    html = write_report(tmp_path / "r.html", [evil], title="<b>&").read_text(encoding="utf-8")
     assert "<script>alert" not in html
     assert "&lt;script&gt;alert(1)" in html
     assert "<h1>&lt;b&gt;&amp;</h1>" in html
@@ -156,7 +158,9 @@ def test_names_are_escaped(case, tmp_path):
 
 def test_a_case_may_come_from_a_file_without_labels(case, tmp_path):
     write_dwi(tmp_path / "scan.nii.gz", case.image, case.table)
-    html = write_report(tmp_path / "r.html", [Case("scan", tmp_path / "scan.nii.gz")], title="t").read_text()
+    html = write_report(tmp_path / "r.html", [Case("scan", tmp_path / "scan.nii.gz")], title="t").read_text(
+        encoding="utf-8"
+    )
     assert "Direction-encoded FA" in html
     assert "outlined" not in html
 
@@ -165,13 +169,13 @@ def test_a_table_without_tensor_gives_a_page_that_says_so(case, tmp_path):
     few = torch.arange(5)
     html = write_report(
         tmp_path / "r.html", [Case("s", case.image[few], case.table.select(few))], title="t"
-    ).read_text()
+    ).read_text(encoding="utf-8")
     assert "not shown: the table does not determine a tensor" in html
 
 
 def test_further_maps_get_their_own_pictures(case, tmp_path):
     extra = Case("s", case.image, case.table, maps={"Uncertainty": torch.rand(case.image.shape[1:])})
-    html = write_report(tmp_path / "r.html", [extra], title="t").read_text()
+    html = write_report(tmp_path / "r.html", [extra], title="t").read_text(encoding="utf-8")
     shown = re.findall(r"<figcaption>Uncertainty, 0 to ([\d.]+)</figcaption>", html)
     assert len(shown) == 3
     assert float(shown[0]) == pytest.approx(0.99, abs=0.02)
@@ -180,7 +184,11 @@ def test_further_maps_get_their_own_pictures(case, tmp_path):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"prediction": torch.zeros(2, 2, 2)}, ValueError, r"s: prediction has shape \(2, 2, 2\)"),
+        (
+            {"prediction": torch.zeros(2, 2, 2)},
+            ValueError,
+            r"s: 'prediction' has grid \(2, 2, 2\), the image",
+        ),
         ({"image": torch.zeros(3, 4, 4, 4)}, TypeError, "s: image is a Tensor, expected a MetaTensor"),
         ({"table": None}, ValueError, "s: 0 gradients for 33 volumes"),
     ],
@@ -196,18 +204,18 @@ def test_labels_with_another_affine_are_refused(case, tmp_path):
     moved = AFFINE.clone()
     moved[0, 3] += 2.0
     labels = MetaTensor(case.prediction[None].float(), affine=moved)
-    with pytest.raises(ValueError, match="the affine of prediction differs from the image's by 2 mm"):
+    with pytest.raises(ValueError, match="s: 'prediction' lies up to 2 mm beside the image"):
         write_report(tmp_path / "r.html", [Case("s", case.image, case.table, labels)], title="t")
 
 
 def test_a_failure_leaves_the_old_page_and_nothing_else(case, tmp_path):
     path = tmp_path / "r.html"
-    path.write_text("old")
+    path.write_text("old", encoding="utf-8")
     broken = Case("s", case.image, case.table, prediction=torch.zeros(1))
     with pytest.raises(ValueError, match="prediction"):
         write_report(path, [case, broken], title="t")
     assert [p.name for p in tmp_path.iterdir()] == ["r.html"]
-    assert path.read_text() == "old"
+    assert path.read_text(encoding="utf-8") == "old"
 
 
 def test_outline_is_opaque_inside_is_light_and_background_is_clear():
@@ -222,7 +230,7 @@ def test_outline_is_opaque_inside_is_light_and_background_is_clear():
 
 
 def test_text_colours_reach_the_contrast_of_wcag_aa():
-    style = (files("dmri_monai.report") / "assets" / "style.css").read_text()
+    style = (files("dmri_monai.report") / "assets" / "style.css").read_text(encoding="utf-8")
     colour = {k: tuple(bytes.fromhex(v)) for k, v in re.findall(r"--(\w+): #([0-9a-f]{6})", style)}
     for text in ("text", "muted", "accent"):
         for ground in ("page", "card"):

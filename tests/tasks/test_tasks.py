@@ -100,7 +100,7 @@ def test_unknown_task_names_the_choices():
 
 def test_label_of_another_size_is_refused_with_both_grids():
     with pytest.raises(
-        ValueError, match=r"grid is \(4, 5, 7\), the scan's is \(4, 5, 6\): sub-01_dseg.nii.gz"
+        ValueError, match=r"'label' has grid \(4, 5, 7\), the image \(4, 5, 6\): sub-01_dseg.nii.gz"
     ):
         CheckLabeld("label", 4)(item(grid(torch.zeros(1, 4, 5, 7))))
 
@@ -108,7 +108,7 @@ def test_label_of_another_size_is_refused_with_both_grids():
 def test_label_in_another_space_is_refused():
     moved = torch.eye(4)
     moved[0, 3] = 2.0
-    with pytest.raises(ValueError, match="affine differs from the scan's by 2 mm.*sub-01_dseg"):
+    with pytest.raises(ValueError, match="'label' lies up to 2 mm beside the image; .*sub-01_dseg"):
         CheckLabeld("label", 4)(item(grid(torch.zeros(1, *SIZE), moved)))
 
 
@@ -157,7 +157,7 @@ def test_mask_stored_in_another_orientation_than_the_label_is_refused():
     mirrored = torch.eye(4)
     mirrored[0, 0], mirrored[0, 3] = -1, SIZE[0] - 1.0  # the same brain, the other way round
     mask, label = grid(torch.ones(1, *SIZE), mirrored), grid(torch.ones(1, *SIZE))
-    with pytest.raises(ValueError, match="IgnoreOutsided: 'mask' lies up to 3.0 mm beside the image"):
+    with pytest.raises(ValueError, match="IgnoreOutsided: 'mask' lies up to 3 mm beside the image"):
         IgnoreOutsided("label")({"label": label, "mask": mask})
 
 

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from ignite.engine import Engine
+from monai.optimizers import WarmupCosineSchedule
 
 from dmri_monai.networks import PlainUNet
 from dmri_monai.training.optimization import FreezeBody, cosine, parameter_groups
@@ -55,10 +56,18 @@ def test_negative_number_of_frozen_epochs_is_refused(network):
         FreezeBody(network, -1)
 
 
-def rates(length, epochs, state=None):
+def ours(optimizer, length):
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, cosine(length))
+
+
+def monais(optimizer, length):
+    return WarmupCosineSchedule(optimizer, warmup_steps=0, t_total=length)
+
+
+def rates(length, epochs, state=None, schedule=ours):
     """Learning rate after each of `epochs` epochs, and the state of the schedule."""
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, cosine(length))
+    schedule = schedule(optimizer, length)
     if state:
         schedule.load_state_dict(state)
     found = []
@@ -73,6 +82,17 @@ def test_rate_falls_along_half_a_cosine():
     np.testing.assert_allclose(rates(4, 4)[0], 0.05 * (1 + np.cos(np.pi * np.arange(1, 5) / 4)), atol=1e-12)
 
 
+def test_rates_are_those_of_monais_schedule():
+    np.testing.assert_allclose(rates(7, 7)[0], rates(7, 7, schedule=monais)[0], atol=1e-15)
+
+
 def test_training_resumed_with_more_epochs_has_the_schedule_of_its_new_length():
     _, state = rates(4, 4)
     np.testing.assert_allclose(rates(8, 4, state)[0], rates(8, 8)[0][4:], atol=1e-12)
+
+
+def test_monais_schedule_would_keep_the_old_length():
+    _, state = rates(4, 3, schedule=monais)
+    resumed, _ = rates(8, 1, state, monais)
+    np.testing.assert_allclose(resumed, [0.0], atol=1e-12)
+    assert rates(8, 4)[0][3] > 0.04

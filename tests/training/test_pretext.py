@@ -1,6 +1,6 @@
 import pytest
 import torch
-from monai.data import MetaTensor
+from monai.data import MetaTensor, decollate_batch
 from torch.nn.functional import normalize
 
 from dmri_monai.inference.spec import TAKES, ModelSpec
@@ -51,8 +51,17 @@ def test_phase_encoding_of_the_scan_decides_where_artifacts_go():
     assert (along_x - along_y).norm() > 1e-2 * target.norm()
 
 
+def test_a_scan_is_corrupted_as_alone_whatever_its_neighbour_knows():
+    prepare = PretrainBatch("artifacts", MODEL, corruption="strong")
+    knowing, other = decollate_batch(batch((1.0, 0.0, 0.0)))[0], decollate_batch(batch(seeds=(1, 3)))[1]
+    mixed, _ = prepare(collate_dwi([knowing, other]))
+    torch.testing.assert_close(mixed[0], prepare(batch((1.0, 0.0, 0.0)))[0][0], rtol=0, atol=0)
+    torch.testing.assert_close(mixed[1], prepare(batch(seeds=(1, 3)))[0][1], rtol=0, atol=0)
+    assert (mixed[0] - prepare(batch())[0][0]).norm() > 1e-2 * mixed[0].norm()  # the control: it matters
+
+
 def test_order_scale_scales_input_and_target():
-    plain = PretrainBatch("autoencoder", MODEL)(batch())[1]
+    plain = PretrainBatch("autoencoder", MODEL.replace(order_scale=None))(batch())[1]
     scaled = PretrainBatch("autoencoder", MODEL.replace(order_scale=[1.0, 3.0, 5.0]))(batch())[1]
     factors = torch.tensor([1.0] * 2 + [3.0] * 5 + [5.0] * 9).view(1, -1, 1, 1, 1)
     torch.testing.assert_close(scaled, plain * factors)

@@ -51,6 +51,17 @@ def test_order_is_shuffled_anew_in_every_epoch():
     assert sorted(i for _, i in orders[0]) == list(range(20))
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_of_any_transform_names_the_scan(workers):
+    def broken(_):
+        raise ValueError("no shell near b = 1000")
+
+    data = [{"image": f"sub-0{i}_dwi.nii.gz"} for i in range(2)]
+    loader = DataLoader(SeededDataset(data, Compose([broken])), batch_size=1, num_workers=workers)
+    with pytest.raises(RuntimeError, match=r"sub-00_dwi\.nii\.gz: no shell near b = 1000"):
+        next(iter(loader))
+
+
 class Keys(torch.utils.data.Dataset):
     """Returns the key it is asked for."""
 

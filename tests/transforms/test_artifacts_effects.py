@@ -194,7 +194,8 @@ def test_drawn_field_reaches_its_peak_and_moves_signal_by_the_readout_time():
 
 
 def _scan(item):
-    from dmri_monai.artifacts.engine.scan_context import Reorientation, describe
+    from dmri_monai.artifacts.engine.canonical_grid import Reorientation
+    from dmri_monai.artifacts.engine.scan_context import describe
 
     affine = torch.as_tensor(item["image"].affine).double()
     table = (item["bvals"].numpy(), item["bvecs"].numpy())

@@ -68,7 +68,8 @@ def test_presets_differ_in_the_damage_they_do():
 def test_edited_file_is_used(tmp_path):
     path = tmp_path / "mine.json"
     path.write_text(
-        json.dumps({"artifacts": {"noise": {"prob": 1.0, "snr": 12}, "ghost": {"phase_deg": [1, 2]}}})
+        json.dumps({"artifacts": {"noise": {"prob": 1.0, "snr": 12}, "ghost": {"phase_deg": [1, 2]}}}),
+        encoding="utf-8",
     )
     preset = load_preset(str(path))
     assert preset == Preset("mine", (Ghost(phase_deg=(1, 2)), Noise(snr=12)))
@@ -118,7 +119,7 @@ def test_preset_can_be_given_in_place():
 )
 def test_mistakes_in_a_file_name_it(tmp_path, content, message):
     path = tmp_path / "bad.json"
-    path.write_text(content)
+    path.write_text(content, encoding="utf-8")
     with pytest.raises(ValueError, match=message):
         load_preset(str(path))
 

@@ -54,15 +54,65 @@ def test_lists_of_crops_are_flattened():
     assert batch["image"].shape == (4, 31, 4, 4, 4)
 
 
-def test_meta_data_that_cannot_be_stacked_are_dropped_alone():
+KNOWN = {  # what two scans may know; None: nothing, and absent: not even that
+    "stacked": (torch.tensor([0.0, 1, 0]), torch.tensor([1.0, 0, 0])),
+    "one-none": (torch.tensor([0.0, 1, 0]), None),
+    "one-absent": ("absent", torch.tensor([0.0, 1, 0])),
+    "first-only": (torch.tensor([0.0, 1, 0]), "absent"),
+    "both-none": (None, None),
+    "lengths": (torch.tensor([0.1, 0.2]), torch.tensor([0.3])),
+    "numbers": (0.05, None),
+    "texts": ("an error", None),
+    "lists": ([0.1, 0.2], [0.1]),
+    "kinds": (torch.tensor([0.1, 0.2]), "text"),
+    "mappings": ({"a": 1}, {"b": 2}),
+}
+
+
+def pair_knowing(values) -> list[dict]:
     pair = items()
-    pair[0]["image"].meta["slice_timing_s"], pair[1]["image"].meta["slice_timing_s"] = [0.1, 0.2], [0.1]
-    pair[0]["image"].meta["total_readout_time_s"] = None
-    pair[1]["image"].meta["total_readout_time_s"] = 0.05
-    batch = collate_dwi(pair)
-    assert not {"slice_timing_s", "total_readout_time_s"} & set(batch["image"].meta)
+    for item, value in zip(pair, values, strict=True):
+        if not (isinstance(value, str) and value == "absent"):
+            item["image"].meta["known"] = value
+    return pair
+
+
+def assert_same(found, expected):
+    if isinstance(expected, torch.Tensor):
+        torch.testing.assert_close(torch.as_tensor(found), expected)
+    else:
+        assert found == (None if isinstance(expected, str) and expected == "absent" else expected)
+
+
+@pytest.mark.parametrize("values", KNOWN.values(), ids=KNOWN.keys())
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_one_scan_knows_is_kept_for_it_whatever_its_neighbour_knows(values, workers):
+    loader = DataLoader(
+        Dataset(pair_knowing(values)), batch_size=2, num_workers=workers, collate_fn=collate_dwi
+    )
+    batch = next(iter(loader))
+    for i, value in enumerate(values):
+        assert_same(batch["image"].meta["known"][i], value)
     assert batch["image"].affine.shape == (2, 4, 4)
-    assert "slice_timing_s" in pair[0]["image"].meta
+    for image, value, item in zip(decollate_batch(batch["image"]), values, items(), strict=True):
+        assert_same(image.meta["known"], value)
+        torch.testing.assert_close(image.affine, item["image"].affine)
+
+
+@pytest.mark.parametrize("values", KNOWN.values(), ids=KNOWN.keys())
+def test_a_scan_alone_keeps_what_it_knows(values):
+    for item in pair_knowing(values):
+        expected = item["image"].meta.get("known", "absent")
+        image = decollate_batch(collate_dwi([item])["image"])[0]
+        if isinstance(expected, torch.Tensor):
+            assert_same(image.meta["known"], expected)
+        assert "known" in item["image"].meta or expected == "absent"
+
+
+def test_collating_leaves_the_items_as_they_are():
+    pair = pair_knowing(KNOWN["one-none"])
+    collate_dwi(pair)
+    assert "known" in pair[0]["image"].meta
 
 
 @pytest.mark.parametrize(

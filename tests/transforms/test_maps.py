@@ -133,7 +133,7 @@ def test_invariants_do_not_depend_on_the_rotation():
 
 def test_invariant_power_is_the_energy_of_the_function():
     from dmri_monai.qspace.invariants import power_spectrum
-    from dmri_monai.qspace.shell_fit import sh_basis
+    from dmri_monai.so3 import sh_basis
 
     field = torch.randn(1, 15, 1, 1, 1, dtype=torch.float64)
     points = torch.nn.functional.normalize(torch.randn(200_000, 3, dtype=torch.float64), dim=1)

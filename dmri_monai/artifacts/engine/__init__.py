@@ -1,9 +1,11 @@
 """Random artifacts for raw diffusion scans: what is drawn, presets, records and replay.  Knows nothing of MONAI."""
 
 from dmri_monai.artifacts.engine.artifact import Artifact
-from dmri_monai.artifacts.engine.corruption import corrupt, ground_truth, replay, zero_invalid
-from dmri_monai.artifacts.engine.presets import ARTIFACTS, Preset, describe_presets, load_preset, preset_files
+from dmri_monai.artifacts.engine.catalogue import ARTIFACTS
+from dmri_monai.artifacts.engine.corruption import corrupt, replay
+from dmri_monai.artifacts.engine.presets import Preset, describe_presets, load_preset, preset_files
 from dmri_monai.artifacts.engine.random_distortion import EddyCurrents, FatShift, Susceptibility
+from dmri_monai.artifacts.engine.random_gradients import GradientNonlinearity
 from dmri_monai.artifacts.engine.random_intensity import (
     BiasField,
     Drift,
@@ -11,18 +13,12 @@ from dmri_monai.artifacts.engine.random_intensity import (
     VenetianBlind,
     Vibration,
 )
-from dmri_monai.artifacts.engine.random_kspace import (
-    Aliasing,
-    Ghost,
-    Gibbs,
-    HermitianPartialFourier,
-    PartialFourier,
-    Spike,
-    T2StarBlur,
-    Zipper,
-)
-from dmri_monai.artifacts.engine.random_motion import GradientNonlinearity, Motion, SliceMotion
+from dmri_monai.artifacts.engine.random_kspace import Aliasing, HermitianPartialFourier, Spike, Zipper
+from dmri_monai.artifacts.engine.random_line_filters import Ghost, Gibbs, PartialFourier, T2StarBlur
+from dmri_monai.artifacts.engine.random_motion import Motion, SliceMotion
 from dmri_monai.artifacts.engine.random_noise import Noise
+from dmri_monai.artifacts.engine.raw_scan import zero_invalid
+from dmri_monai.artifacts.engine.record import Record, ground_truth
 
 __all__ = [
     "ARTIFACTS",
@@ -40,6 +36,7 @@ __all__ = [
     "Noise",
     "PartialFourier",
     "Preset",
+    "Record",
     "SliceDropout",
     "SliceMotion",
     "Spike",

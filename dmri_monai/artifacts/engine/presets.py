@@ -10,43 +10,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from dmri_monai.artifacts.engine import (
-    random_distortion,
-    random_intensity,
-    random_kspace,
-    random_motion,
-    random_noise,
-)
 from dmri_monai.artifacts.engine.artifact import Artifact
+from dmri_monai.artifacts.engine.catalogue import ARTIFACTS
 
-__all__ = ["ARTIFACTS", "Preset", "describe_presets", "load_preset", "preset_files"]
+__all__ = ["Preset", "describe_presets", "load_preset", "preset_files"]
 
-# In physical order: signal, then distortion, then k-space, then noise.
-ARTIFACTS: dict[str, type[Artifact]] = {
-    kind.name: kind
-    for kind in (
-        random_motion.GradientNonlinearity,
-        random_motion.Motion,
-        random_motion.SliceMotion,
-        random_intensity.Vibration,
-        random_intensity.SliceDropout,
-        random_intensity.VenetianBlind,
-        random_intensity.BiasField,
-        random_intensity.Drift,
-        random_distortion.FatShift,
-        random_distortion.Susceptibility,
-        random_distortion.EddyCurrents,
-        random_kspace.Aliasing,
-        random_kspace.HermitianPartialFourier,
-        random_kspace.PartialFourier,
-        random_kspace.T2StarBlur,
-        random_kspace.Gibbs,
-        random_kspace.Ghost,
-        random_kspace.Spike,
-        random_kspace.Zipper,
-        random_noise.Noise,
-    )
-}
 PACKAGE = Path(__file__).parents[2]
 # A wheel carries the folder inside the package; in a checkout it is configs/artifacts.
 FOLDERS = (PACKAGE / "presets", PACKAGE.parent / "configs" / "artifacts")
@@ -101,7 +69,7 @@ def load_preset(preset: str | Path | Preset | Artifact | Mapping[str, Any]) -> P
     if not path.is_file():
         raise ValueError(f"preset is {str(preset)!r}, expected one of {', '.join(files)} or a JSON file")
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"not JSON: {path}: {error}") from error
     if not isinstance(content, Mapping):
@@ -127,7 +95,7 @@ def _artifact(name: str, parameters: Any, source: str) -> Artifact:
 
 
 def describe_presets() -> str:
-    """Table of the shipped presets: a line per artifact with its probability and ranges."""
+    """Table of the shipped presets: one line per artifact, with its probability and ranges."""
     blocks = []
     for name in preset_files():
         preset = load_preset(name)

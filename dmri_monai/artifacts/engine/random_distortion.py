@@ -9,15 +9,13 @@ import torch
 from torch import Tensor
 
 from dmri_monai.artifacts import displace, eddy_modes, fat_shift, scalp_rim, susceptibility_field
-from dmri_monai.artifacts.engine.artifact import (
-    Artifact,
-    Drawn,
-    Range,
-    numbers,
+from dmri_monai.artifacts.engine.artifact import Artifact, Drawn, Range
+from dmri_monai.artifacts.engine.random_numbers import (
+    normal_numbers,
     polarity,
     readout_time,
     uniform,
-    whole,
+    whole_number,
 )
 from dmri_monai.artifacts.engine.scan_context import ScanContext
 from dmri_monai.artifacts.spatial_fields import AIR_CAVITIES
@@ -50,7 +48,7 @@ class FatShift(Artifact):
             "height": uniform(R, self.strength) * scan.reference,
             "shift_voxels": polarity(R, scan) * uniform(R, self.frequency_hz) * time,
             "threshold": 0.3 * scan.reference,
-            "thickness": whole(R, (1, 2)),
+            "thickness": whole_number(R, (1, 2)),
         }
 
     @staticmethod
@@ -135,7 +133,7 @@ class EddyCurrents(Artifact):
         largest = float(scan.bvals.max(initial=0.0))
         drive = scan.bvecs_voxel * (scan.bvals / max(largest, 1e-9) * scan.weighted)[:, None]
         blocks = [
-            _scaled(np.asarray(numbers(R, rows, 3)), drive, uniform(R, span))
+            _scaled(np.asarray(normal_numbers(R, rows, 3)), drive, uniform(R, span))
             for rows, span in ((4, self.linear_voxels), (6, self.quadratic_voxels))
         ]
         return {

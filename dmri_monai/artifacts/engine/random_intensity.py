@@ -8,7 +8,8 @@ import numpy as np
 from torch import Tensor, as_tensor
 
 from dmri_monai.artifacts import bias_field, blob, drift, slice_dropout, venetian_blind, vibration
-from dmri_monai.artifacts.engine.artifact import Artifact, Drawn, Range, numbers, some_of, uniform, whole
+from dmri_monai.artifacts.engine.artifact import Artifact, Drawn, Range
+from dmri_monai.artifacts.engine.random_numbers import normal_numbers, random_subset, uniform, whole_number
 from dmri_monai.artifacts.engine.scan_context import ScanContext
 from dmri_monai.artifacts.intensity import multiband_set
 from dmri_monai.artifacts.spatial_fields import n_monomials, polynomial_field
@@ -35,7 +36,7 @@ class SliceDropout(Artifact):
     def draw(self, R: np.random.RandomState, scan: ScanContext) -> Drawn:
         shots = scan.n_slices // scan.multiband
         volumes = np.flatnonzero(scan.weighted)
-        events = some_of(R, np.arange(len(volumes) * shots), uniform(R, self.share))
+        events = random_subset(R, np.arange(len(volumes) * shots), uniform(R, self.share))
         return {
             "axis": scan.slice_axis,
             "multiband": scan.multiband,
@@ -113,7 +114,7 @@ class BiasField(Artifact):
     strength: Range = (0.1, 0.5)
 
     def draw(self, R: np.random.RandomState, scan: ScanContext) -> Drawn:
-        coefficients = [0.0, *numbers(R, n_monomials(BIAS_ORDER) - 1)]
+        coefficients = [0.0, *normal_numbers(R, n_monomials(BIAS_ORDER) - 1)]
         return {"strength": uniform(R, self.strength), "coefficients": coefficients}
 
     @staticmethod
@@ -152,7 +153,7 @@ class Drift(Artifact):
     fraction: Range = (0.01, 0.06)
 
     def draw(self, R: np.random.RandomState, scan: ScanContext) -> Drawn:
-        return {"fraction": uniform(R, self.fraction), "order": whole(R, (1, 2))}
+        return {"fraction": uniform(R, self.fraction), "order": whole_number(R, (1, 2))}
 
     @staticmethod
     def apply(image: Tensor, drawn: Drawn, scan: ScanContext) -> Tensor:

@@ -1,4 +1,4 @@
-"""Random artifacts of k-space sampling."""
+"""Random artifacts of k-space sampling that act on the image as a whole or on single samples."""
 
 from __future__ import annotations
 
@@ -10,33 +10,19 @@ import torch
 from torch import Tensor, as_tensor
 
 from dmri_monai.artifacts import aliasing, partial_fourier, spike, zipper
-from dmri_monai.artifacts.engine.artifact import (
-    Artifact,
-    Drawn,
-    Range,
+from dmri_monai.artifacts.engine.artifact import Artifact, Drawn, Range
+from dmri_monai.artifacts.engine.random_numbers import (
     field_seed,
     generator,
-    numbers,
-    readout_time,
-    some_of,
+    normal_numbers,
+    random_subset,
     uniform,
-    whole,
+    whole_number,
 )
-from dmri_monai.artifacts.engine.random_distortion import READOUT_TIME_S
 from dmri_monai.artifacts.engine.scan_context import ScanContext
-from dmri_monai.artifacts.lines import ghost_gain, partial_fourier_gain, t2star_gain, truncation_gain
 from dmri_monai.artifacts.spatial_fields import polynomial_field
 
-__all__ = [
-    "Aliasing",
-    "Ghost",
-    "Gibbs",
-    "HermitianPartialFourier",
-    "PartialFourier",
-    "Spike",
-    "T2StarBlur",
-    "Zipper",
-]
+__all__ = ["Aliasing", "HermitianPartialFourier", "Spike", "Zipper"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +61,7 @@ class HermitianPartialFourier(Artifact):
             "axis": scan.phase_axis,
             "fraction": uniform(R, self.fraction),
             "phase_deg": uniform(R, self.phase_deg),
-            "coefficients": numbers(R, 10),
+            "coefficients": normal_numbers(R, 10),
         }
 
     @staticmethod
@@ -84,89 +70,6 @@ class HermitianPartialFourier(Artifact):
         phase = field * (math.radians(drawn["phase_deg"]) / field.abs().amax().clamp(min=1e-9))
         fraction = drawn["fraction"]
         return partial_fourier(image, axis=drawn["axis"], fraction=fraction, fill="hermitian", phase=phase)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PartialFourier(Artifact):
-    """Late phase-encoding lines are not acquired and stay zero.  fraction: U(low, high), lines acquired."""
-
-    name = "partial_fourier"
-    bounds = {"fraction": (0.51, 1)}
-    step = "filter"
-
-    fraction: Range = (0.625, 0.875)
-
-    def draw(self, R: np.random.RandomState, scan: ScanContext) -> Drawn:
-        return {"axis": scan.phase_axis, "fraction": uniform(R, self.fraction)}
-
-    @staticmethod
-    def gains(drawn: Drawn, scan: ScanContext) -> dict[int, Tensor]:
-        return {drawn["axis"]: partial_fourier_gain(scan.shape[drawn["axis"]], drawn["fraction"])}
-
-
-@dataclass(frozen=True, kw_only=True)
-class T2StarBlur(Artifact):
-    """Decay during the readout.  t2star_s: U(low, high), T2' in seconds; readout_time_s: where the scan does
-    not tell.
-    """
-
-    name = "t2star_blur"
-    bounds = {"t2star_s": (1e-4, math.inf), "readout_time_s": (0, 1)}
-    step = "filter"
-
-    t2star_s: Range = (0.03, 0.08)
-    readout_time_s: Range = READOUT_TIME_S
-
-    def draw(self, R: np.random.RandomState, scan: ScanContext) -> Drawn:
-        rate = 1 / uniform(R, self.t2star_s)
-        return {
-            "axis": scan.phase_axis,
-            "decay_rate_hz": rate,
-            "readout_time_s": readout_time(R, scan, self.readout_time_s),
-        }
-
-    @staticmethod
-    def gains(drawn: Drawn, scan: ScanContext) -> dict[int, Tensor]:
-        t2star = 1 / drawn["decay_rate_hz"] if drawn["decay_rate_hz"] else math.inf
-        return {drawn["axis"]: t2star_gain(scan.shape[drawn["axis"]], drawn["readout_time_s"], t2star)}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Gibbs(Artifact):
-    """Ringing in the plane of the slices.  fraction: U(low, high), outer share of k-space that is not
-    sampled.
-    """
-
-    name = "gibbs"
-    bounds = {"fraction": (0, 0.9)}
-    step = "filter"
-
-    fraction: Range = (0.1, 0.5)
-
-    def draw(self, R: np.random.RandomState, scan: ScanContext) -> Drawn:
-        return {"axes": sorted((scan.phase_axis, scan.readout_axis)), "fraction": uniform(R, self.fraction)}
-
-    @staticmethod
-    def gains(drawn: Drawn, scan: ScanContext) -> dict[int, Tensor]:
-        return {axis: truncation_gain(scan.shape[axis], drawn["fraction"]) for axis in drawn["axes"]}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ghost(Artifact):
-    """Nyquist (N/2) ghost.  phase_deg: U(low, high), phase error of odd and even lines."""
-
-    name = "ghost"
-    bounds = {"phase_deg": (0, 90)}
-    step = "filter"
-
-    phase_deg: Range = (2.0, 15.0)
-
-    def draw(self, R: np.random.RandomState, scan: ScanContext) -> Drawn:
-        return {"axis": scan.phase_axis, "phase_deg": uniform(R, self.phase_deg)}
-
-    @staticmethod
-    def gains(drawn: Drawn, scan: ScanContext) -> dict[int, Tensor]:
-        return {drawn["axis"]: ghost_gain(scan.shape[drawn["axis"]], drawn["phase_deg"])}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +88,7 @@ class Spike(Artifact):
     amplitude: Range = (0.05, 0.1)
 
     def draw(self, R: np.random.RandomState, scan: ScanContext) -> Drawn:
-        events = some_of(R, np.arange(scan.n_volumes * scan.n_slices), uniform(R, self.share))
+        events = random_subset(R, np.arange(scan.n_volumes * scan.n_slices), uniform(R, self.share))
         sizes = [scan.shape[a] for a in range(3) if a != scan.slice_axis]
         return {
             "axis": scan.slice_axis,
@@ -213,7 +116,7 @@ class Spike(Artifact):
 def _frequency(R: np.random.RandomState, n: int) -> int:
     """Whole cycles per field of view, 3 to n / 2 in magnitude, less on tiny grids."""
     high = max(1, (n - 1) // 2)
-    return (1 if R.uniform() < 0.5 else -1) * whole(R, (min(3, high), high))
+    return (1 if R.uniform() < 0.5 else -1) * whole_number(R, (min(3, high), high))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,11 +134,11 @@ class Zipper(Artifact):
     amplitude: Range = (0.05, 0.3)
 
     def draw(self, R: np.random.RandomState, scan: ScanContext) -> Drawn:
-        width = whole(R, (1, min(2, scan.shape[scan.readout_axis])))
+        width = whole_number(R, (1, min(2, scan.shape[scan.readout_axis])))
         return {
             "readout_axis": scan.readout_axis,
-            "hit_volumes": some_of(R, np.arange(scan.n_volumes), uniform(R, self.share)),
-            "position": whole(R, (0, scan.shape[scan.readout_axis] - width)),
+            "hit_volumes": random_subset(R, np.arange(scan.n_volumes), uniform(R, self.share)),
+            "position": whole_number(R, (0, scan.shape[scan.readout_axis] - width)),
             "width": width,
             "amplitude": uniform(R, self.amplitude) * scan.reference,
             "seed": field_seed(R),

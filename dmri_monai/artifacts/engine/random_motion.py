@@ -1,45 +1,20 @@
-"""Random head motion, between and within volumes, and the gradients that coils really make."""
+"""Random head motion, between and within volumes."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dmri_monai.artifacts import (
-    acquisition_order,
-    gradient_deviation,
-    gradient_nonlinearity,
-    move,
-    rotation_matrix,
-    shuffle_slices,
-    turn_signal,
-)
-from dmri_monai.artifacts.blockwise import combine
-from dmri_monai.artifacts.engine.artifact import (
-    Artifact,
-    Drawn,
-    Range,
-    direction,
-    numbers,
-    some_of,
-    uniform,
-    whole,
-)
+from dmri_monai.artifacts import acquisition_order, move, rotation_matrix, shuffle_slices, turn_signal
+from dmri_monai.artifacts.engine.artifact import Artifact, Drawn, Range
+from dmri_monai.artifacts.engine.random_numbers import random_subset, random_vector, uniform, whole_number
 from dmri_monai.artifacts.engine.scan_context import ScanContext
-from dmri_monai.gradients import cluster_shells
-from dmri_monai.qspace.shell_fit import sh_basis, sh_fit_matrix, supported_order
+from dmri_monai.artifacts.motion import interpolation_weights
 
-__all__ = ["GradientNonlinearity", "Motion", "SliceMotion", "interpolation_weights"]
-
-L_MAX = 8
-TISSUE = 0.7  # mean diffusivity of brain tissue, um2/ms
-RANK_TOLERANCE = (
-    5e-3  # of the largest singular value: scattered b-values of one shell do not make up for a b0
-)
+__all__ = ["Motion", "SliceMotion"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,12 +38,12 @@ class Motion(Artifact):
 
     def draw(self, R: np.random.RandomState, scan: ScanContext) -> Drawn:
         later = np.arange(1, scan.n_volumes)
-        count = min(whole(R, self.events), len(later))
+        count = min(whole_number(R, self.events), len(later))
         starts = sorted(int(v) for v in R.choice(later, count, replace=False)) if count else []
         return {
             "starts": starts,
-            "rotation_deg": [direction(R, uniform(R, self.rotation_deg)) for _ in starts],
-            "translation_mm": [direction(R, uniform(R, self.translation_mm)) for _ in starts],
+            "rotation_deg": [random_vector(R, uniform(R, self.rotation_deg)) for _ in starts],
+            "translation_mm": [random_vector(R, uniform(R, self.translation_mm)) for _ in starts],
         }
 
     @staticmethod
@@ -107,14 +82,14 @@ class SliceMotion(Artifact):
     translation_mm: Range = (0.5, 2.0)
 
     def draw(self, R: np.random.RandomState, scan: ScanContext) -> Drawn:
-        volumes = some_of(R, np.flatnonzero(scan.weighted), uniform(R, self.share))
+        volumes = random_subset(R, np.flatnonzero(scan.weighted), uniform(R, self.share))
         times = _slice_times(scan)
         return {
             "axis": scan.slice_axis,
             "volumes": volumes,
             "slices": [[int(s) for s in np.flatnonzero(times >= R.uniform(0.2, 0.8))] for _ in volumes],
-            "rotation_deg": [direction(R, uniform(R, self.rotation_deg)) for _ in volumes],
-            "translation_mm": [direction(R, uniform(R, self.translation_mm)) for _ in volumes],
+            "rotation_deg": [random_vector(R, uniform(R, self.rotation_deg)) for _ in volumes],
+            "translation_mm": [random_vector(R, uniform(R, self.translation_mm)) for _ in volumes],
         }
 
     @staticmethod
@@ -134,62 +109,6 @@ class SliceMotion(Artifact):
         for volume, slices in zip(drawn["volumes"], drawn["slices"], strict=True):
             hit[volume, slices] = True
         return hit
-
-
-@dataclass(frozen=True, kw_only=True)
-class GradientNonlinearity(Artifact):
-    """Coils make L(x) g instead of g: polynomials of degree 1 and 2 with normal coefficients, none at the
-    centre.
-
-    largest: U(low, high), the largest entry of L - 1 on the grid.  Acts through a tensor fitted to the scan.
-    """
-
-    name = "gradient_nonlinearity"
-    bounds = {"largest": (0, 0.5)}
-
-    largest: Range = (0.02, 0.1)
-
-    def draw(self, R: np.random.RandomState, scan: ScanContext) -> Drawn:
-        return {
-            "largest": uniform(R, self.largest),
-            "coefficients": numbers(R, 9, 9),
-            "hit_volumes": [int(v) for v in np.flatnonzero(scan.weighted)],
-        }
-
-    @staticmethod
-    def apply(image: Tensor, drawn: Drawn, scan: ScanContext) -> Tensor:
-        coefficients = torch.tensor(drawn["coefficients"], dtype=torch.float64)
-        weighted = torch.as_tensor(scan.bvals * scan.weighted)
-        return gradient_nonlinearity(
-            image,
-            bvals=weighted,
-            bvecs_voxel=torch.as_tensor(scan.bvecs_voxel),
-            tensor=_tensor(image, scan),
-            deviation=gradient_deviation(coefficients, scan.shape, largest=drawn["largest"], like=image),
-        )
-
-
-def interpolation_weights(
-    bvals: Tensor, bvecs_voxel: Tensor, rows: Tensor, rotations: Tensor, l_max: int = L_MAX
-) -> Tensor:
-    """(M, N) float64: signal of volumes `rows` (M,) at R^T g from all volumes' signals at g, shell by shell.
-
-    bvals (N,), bvecs_voxel (N, 3), rotations (M, 3, 3) in the same frame.  What harmonics up to `l_max` (less
-    where a shell has too few directions) do not explain stays with its volume: S(R^T g) = S(g) + (Y(R^T g) -
-    Y(g)) c.
-    """
-    weights = torch.eye(len(bvals), dtype=torch.float64)[rows]
-    seen = (bvecs_voxel[rows].double()[:, None] @ rotations.double())[:, 0]
-    for shell in cluster_shells(bvals):
-        inside = torch.isin(rows, shell.indices)
-        directions = bvecs_voxel[shell.indices].double()
-        order = supported_order(directions, l_max)
-        if order < 2 or not inside.any():
-            continue
-        change = sh_basis(seen[inside], order) - sh_basis(bvecs_voxel[rows[inside]].double(), order)
-        index = torch.nonzero(inside).flatten()
-        weights[index[:, None], shell.indices[None]] += change @ sh_fit_matrix(directions, order)
-    return weights
 
 
 def _poses(drawn: Drawn, scan: ScanContext) -> tuple[Tensor, Tensor]:
@@ -214,20 +133,3 @@ def _slice_times(scan: ScanContext) -> np.ndarray:
         return acquisition_order(scan.n_slices, multiband=scan.multiband).numpy()
     times = np.asarray(scan.slice_timing_s) - min(scan.slice_timing_s)
     return times / max(float(times.max()), 1e-9)
-
-
-def _tensor(image: Tensor, scan: ScanContext) -> Tensor:
-    """(6, X, Y, Z) unweighted log-linear tensor in mm2/s.
-
-    What the table cannot tell (without b0, attenuation from a darker voxel) stays as in isotropic tissue.
-    """
-    b, g = scan.bvals * scan.weighted / 1000, scan.bvecs_voxel
-    pairs = ((0, 0, 1), (1, 1, 1), (2, 2, 1), (0, 1, 2), (0, 2, 2), (1, 2, 2))
-    design = np.stack([np.ones_like(b), *(-b * times * g[:, i] * g[:, j] for i, j, times in pairs)], -1)
-    solve = np.linalg.pinv(design, rcond=RANK_TOLERANCE)[1:]
-    unseen = b if scan.weighted.all() else 0 * b  # the reference has lost this much already
-    floor = max(1e-3 * scan.reference, 1e-6)
-    usual = np.array([math.log(max(scan.reference, floor)) + TISSUE * unseen.mean(), *[TISSUE] * 3, 0, 0, 0])
-    rest = torch.as_tensor(usual[1:] - solve @ (design @ usual)).to(image)
-    fitted = combine(torch.as_tensor(solve).to(image), image.clamp(min=floor).log_())
-    return fitted.add_(rest.view(-1, 1, 1, 1)).div_(1000)

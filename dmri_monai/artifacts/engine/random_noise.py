@@ -9,7 +9,8 @@ import numpy as np
 from torch import Tensor
 
 from dmri_monai.artifacts import blob, g_factor_sigma, noncentral_chi, rician
-from dmri_monai.artifacts.engine.artifact import Artifact, Drawn, Range, field_seed, generator, uniform, whole
+from dmri_monai.artifacts.engine.artifact import Artifact, Drawn, Range
+from dmri_monai.artifacts.engine.random_numbers import field_seed, generator, uniform, whole_number
 from dmri_monai.artifacts.engine.scan_context import ScanContext
 
 __all__ = ["Noise"]
@@ -35,7 +36,7 @@ class Noise(Artifact):
     def draw(self, R: np.random.RandomState, scan: ScanContext) -> Drawn:
         return {
             "sigma": scan.reference / uniform(R, self.snr),
-            "coils": whole(R, self.coils),
+            "coils": whole_number(R, self.coils),
             "g_factor": uniform(R, self.g_factor),
             "seed": field_seed(R),
         }

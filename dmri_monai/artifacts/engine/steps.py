@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from dmri_monai.artifacts import displace
-from dmri_monai.artifacts.engine.presets import ARTIFACTS, Preset
+from dmri_monai.artifacts.engine.catalogue import ARTIFACTS
+from dmri_monai.artifacts.engine.presets import Preset
 from dmri_monai.artifacts.engine.scan_context import ScanContext
 from dmri_monai.artifacts.lines import filter_lines
 

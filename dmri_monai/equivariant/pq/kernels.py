@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from dmri_monai.equivariant.radial import Gaussian, Radial
-from dmri_monai.equivariant.steerable_kernel import ZeroOffset, filter_degrees
+from dmri_monai.equivariant.kernel.radial import Gaussian, Radial
+from dmri_monai.equivariant.kernel.steerable_kernel import ZeroOffset, filter_degrees
 
 if TYPE_CHECKING:
     from e3nn.o3 import Irrep
@@ -74,7 +74,7 @@ class QSpace(_Elementary):
 
 @dataclass(frozen=True)
 class PQDiff(_Elementary):
-    """R Y(p - dq): one offset in the joint space. Does not factorise: the kernel is built densely."""
+    """R Y(p - dq): one offset in the joint space. It does not factorise over p and q."""
 
 
 @dataclass(frozen=True)

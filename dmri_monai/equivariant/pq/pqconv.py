@@ -10,14 +10,21 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dmri_monai.equivariant.finite_values import check_finite
-from dmri_monai.equivariant.grid import check_centred, checked_spacing, one_size, resolve_padding
-from dmri_monai.equivariant.kernel_cache import KeptKernel, may_keep, size_in_bytes, state_of_weights
-from dmri_monai.equivariant.pq.contraction import ConvOptions
+from dmri_monai.equivariant.kernel.kernel_cache import (
+    KeptKernel,
+    may_keep,
+    size_in_bytes,
+    state_of_weights,
+)
+from dmri_monai.equivariant.kernel.voxel_grid import (
+    check_centred,
+    checked_spacing,
+    one_size,
+    resolve_padding,
+)
+from dmri_monai.equivariant.pq.contraction import STRATEGY_NAMES, ConvOptions, KernelContext, build_operator
 from dmri_monai.equivariant.pq.kernels import Kernel, PQTensorProduct
-from dmri_monai.equivariant.pq.operators import build_operator
-from dmri_monai.equivariant.pq.orders import ORDERS
-from dmri_monai.equivariant.pq.paths import Setting
-from dmri_monai.equivariant.pq.qinput import check_weights, checked_q
+from dmri_monai.equivariant.pq.qvectors import check_weights, checked_q
 from dmri_monai.so3 import as_irreps, channels_of, check_channels
 
 if TYPE_CHECKING:
@@ -41,7 +48,8 @@ class PQConv3d(nn.Module):
     kernel: `PSpace`, `QSpace`, `PQDiff`, `PQTensorProduct`, `Sum` or `Concat`.  scaling: the sum over q_in is divided
     by the number of valid samples ('mean') or its root ('sqrt').  antipodal: averages the kernel over the signs of all
     b-vectors, S(q) = S(-q); False is the published kernel.  parity, spacing (mm) as in `SteerableConv3d`.
-    strategy: order of contraction of kernels that factorise; 'auto' takes the one with the fewest multiplications.
+    strategy: how the kernel is applied, always with the same result; 'auto' takes the cheapest, and so does a strategy
+    that the kernel lacks: 'p_basis' and 'p_last' are of kernels that factorise, 'spectral' of `PQDiff` at stride 1.
     checkpoint: recompute in the backward pass instead of storing what lies between contractions.
 
     Sizes and strides as in `SteerableConv3d`.  In eval mode without gradients what depends on weights and tables alone
@@ -67,24 +75,26 @@ class PQConv3d(nn.Module):
         parity: bool = True,
         antipodal: bool = True,
         scaling: Literal["mean", "sqrt"] = "mean",
-        strategy: Literal["auto", "q_first", "p_first", "p_basis", "p_last", "dense"] = "auto",
+        strategy: Literal["auto", "dense", "p_basis", "p_last", "spectral"] = "auto",
         checkpoint: bool = False,
     ) -> None:
         super().__init__()
         if scaling not in ("mean", "sqrt"):
             raise ValueError(f"scaling must be 'mean' or 'sqrt', got {scaling!r}")
-        if strategy not in ("auto", *ORDERS):
-            raise ValueError(f"strategy must be one of {['auto', *ORDERS]}, got {strategy!r}")
+        if strategy not in STRATEGY_NAMES:
+            raise ValueError(f"strategy must be one of {STRATEGY_NAMES}, got {strategy!r}")
         self.irreps_in, self.irreps_out = as_irreps(irreps_in), as_irreps(irreps_out)
         self.expected, self.dim_out = channels_of(self.irreps_in), channels_of(self.irreps_out).dim
         self.kernel_size = one_size(kernel_size, "kernel_size")
         step, spread = one_size(stride, "stride"), one_size(dilation, "dilation")
         pad = resolve_padding(padding, self.kernel_size, spread, step, transposed=False)
         self.options = ConvOptions(step, pad, spread, strategy)
-        self.setting = Setting(parity, antipodal, q_in, q_out, self.kernel_size, checked_spacing(spacing))
+        self.context = KernelContext(
+            parity, antipodal, q_in, q_out, self.kernel_size, checked_spacing(spacing)
+        )
         self.scaling, self.checkpoint = scaling, checkpoint
         self.operator = build_operator(
-            kernel or PQTensorProduct(), self.irreps_in, self.irreps_out, self.setting
+            kernel or PQTensorProduct(), self.irreps_in, self.irreps_out, self.context
         )
         self._check_reachable(kernel)
         scalar = [
@@ -100,12 +110,12 @@ class PQConv3d(nn.Module):
         for o, entry in enumerate(self.irreps_out):
             if not self.operator.reaches(o):
                 raise ValueError(
-                    f"{kernel or 'the kernel'} with parity={self.setting.parity}, antipodal={self.setting.antipodal} "
+                    f"{kernel or 'the kernel'} with parity={self.context.parity}, antipodal={self.context.antipodal} "
                     f"carries none of {self.irreps_in} to {entry.ir}"
                 )
 
     def extra_repr(self) -> str:
-        return f"{self.irreps_in} -> {self.irreps_out}, kernel_size={self.kernel_size}, {self.setting}"
+        return f"{self.irreps_in} -> {self.irreps_out}, kernel_size={self.kernel_size}, {self.context}"
 
     def train(self, mode: bool = True) -> PQConv3d:
         self._kept = None
@@ -127,11 +137,11 @@ class PQConv3d(nn.Module):
         mask_out: Tensor | None = None,
         weights_in: Tensor | None = None,
     ) -> Tensor:
-        check_channels(x, self.expected, (6 if self.setting.has_q_in else 5,), "PQConv3d")
+        check_channels(x, self.expected, (6 if self.context.has_q_in else 5,), "PQConv3d")
         check_centred(x.shape[-3:], self.kernel_size, *self.options[:2], self.options.dilation)
         q_in, q_out, mask_out = self._sides(x, q_in, q_out, mask_in, mask_out)
         check_finite(x, "PQConv3d", mask_in)
-        samples = self._weighted(x if self.setting.has_q_in else x.unsqueeze(2), mask_in, weights_in)
+        samples = self._weighted(x if self.context.has_q_in else x.unsqueeze(2), mask_in, weights_in)
         return self._finish(self._contracted(samples, q_out, q_in), mask_out)
 
     def _contracted(self, samples: Tensor, q_out: Tensor | None, q_in: Tensor | None) -> Tensor:
@@ -150,13 +160,13 @@ class PQConv3d(nn.Module):
         return self.operator.contract(samples, kept.arrays, self.options)
 
     def _finish(self, y: Tensor, mask_out: Tensor | None) -> Tensor:
-        """Bias, output mask, and the layout (N, dim_out, [Q_out,] X, Y, Z)."""
+        """Bias, output mask, and the axes (N, dim_out, [Q_out,] X, Y, Z)."""
         if self.bias is not None:
             full = self.bias.new_zeros(self.dim_out).index_copy(0, self.bias_index, self.bias)
             y = y + full.to(y.dtype).view(-1, 1, 1, 1, 1)
         if mask_out is not None:
             y = torch.where(mask_out[:, None, :, None, None, None], y, 0.0)
-        return y if self.setting.has_q_out else y.squeeze(2)
+        return y if self.context.has_q_out else y.squeeze(2)
 
     def _sides(
         self,
@@ -167,11 +177,11 @@ class PQConv3d(nn.Module):
         mask_out: Tensor | None,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Checked q-vectors in the kernel's precision (masked ones set to 0), and the output mask."""
-        if self.setting.has_q_in and self.setting.has_q_out and q_out is None:
+        if self.context.has_q_in and self.context.has_q_out and q_out is None:
             q_out, mask_out = q_in, mask_in if mask_out is None else mask_out
-        n_in = x.shape[2] if self.setting.has_q_in else None
-        q_in = checked_q(q_in, mask_in, "q_in", len(x), n_in, self.setting.has_q_in)
-        q_out = checked_q(q_out, mask_out, "q_out", len(x), None, self.setting.has_q_out)
+        n_in = x.shape[2] if self.context.has_q_in else None
+        q_in = checked_q(q_in, mask_in, "q_in", len(x), n_in, self.context.has_q_in)
+        q_out = checked_q(q_out, mask_out, "q_out", len(x), None, self.context.has_q_out)
         if not len(x):  # tables of an empty batch
             q_in, q_out = (None if q is None else q.new_zeros(q.shape[-2:]) for q in (q_in, q_out))
         batched = [q is not None and q.ndim == 3 for q in (q_in, q_out)]
@@ -211,7 +221,7 @@ class PQConv3d(nn.Module):
         """
         dtype = torch.promote_types(next(self.operator.parameters()).dtype, torch.float32)
         sides = []
-        for name, q, has in (("q_out", q_out, self.setting.has_q_out), ("q_in", q_in, self.setting.has_q_in)):
+        for name, q, has in (("q_out", q_out, self.context.has_q_out), ("q_in", q_in, self.context.has_q_in)):
             checked = checked_q(q, None, name, 1, None, has)
             if checked is not None and checked.ndim != 2:
                 raise ValueError(f"{name} has {checked.ndim} axes, dense_kernel takes one table (Q, 3)")

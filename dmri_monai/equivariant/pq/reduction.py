@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, nn
 
-from dmri_monai.equivariant.pq.qinput import check_mask, checked_q
-from dmri_monai.equivariant.radial import Gaussian, Radial, RadialFunctions
+from dmri_monai.equivariant.kernel.radial import Gaussian, Radial, RadialFunctions
+from dmri_monai.equivariant.pq.qvectors import check_mask, checked_q
 from dmri_monai.so3 import as_irreps, channels_of, check_channels
 
 if TYPE_CHECKING:

@@ -84,7 +84,7 @@ def _background(template: Template, p: Tensor, core: Tensor) -> list[tuple[Tenso
 
 
 def _tangents(fan: Tensor) -> tuple[Tensor, Tensor]:
-    """Unit directions across `fan` (P, 3): as anterior-posterior as can be, and the third one."""
+    """Unit directions across `fan` (P, 3): the one closest to anterior-posterior, and the third axis."""
     ap = fan.new_tensor([0.0, 1.0, 0.15]).expand_as(fan)
     lr = fan.new_tensor([1.0, 0.0, 0.15]).expand_as(fan)
     share = (fan * ap).sum(dim=1, keepdim=True).square()

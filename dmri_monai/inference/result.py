@@ -1,0 +1,188 @@
+"""What a model says of one scan, in memory and in files."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from monai.data.meta_tensor import MetaTensor
+from torch import Tensor
+
+from dmri_monai.io.json_sidecar import read_json
+from dmri_monai.io.locking import alone_with
+from dmri_monai.io.nifti import nifti_stem
+from dmri_monai.io.writing import replacing, save_nifti
+from dmri_monai.scan import Scan
+from dmri_monai.tasks.registry import find_task
+from dmri_monai.tasks.task import Task
+
+if TYPE_CHECKING:
+    from dmri_monai.report import Case
+
+__all__ = ["Prediction", "result_stem"]
+
+MADE_BY = "dmri_monai"
+OTHERS_S = 60.0  # seconds to wait for another process that writes the same names
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What a model says of one scan.
+
+    image: on the scan's grid: class numbers (1, X, Y, Z), or peaks (3n, X, Y, Z), x y z per peak in RAS+ world.
+    uncertainty: (1, X, Y, Z), or None without an ensemble.
+    deviation: by how much overlapping windows disagree, as a part of the prediction; 0 for a whole volume.
+    warnings: what about the scan makes the prediction doubtful.
+    provenance: hashes of model and gradient table, versions; also in the JSON sidecar.
+    files: what was written, by kind; empty until :meth:`write`.
+    """
+
+    task: str
+    image: MetaTensor
+    uncertainty: MetaTensor | None
+    deviation: float
+    warnings: tuple[str, ...]
+    provenance: Mapping[str, Any]
+    scan: Scan
+    files: Mapping[str, Path]
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Of the numbers from 1 on; empty for directions."""
+        return self._task.class_names
+
+    @property
+    def values(self) -> Tensor:
+        """The prediction as it is stored: (X, Y, Z) uint8 class numbers, or (3n, X, Y, Z) float32 peaks."""
+        plain = self.image.as_subclass(Tensor).cpu()
+        return plain.float() if self._task.n_classes is None else plain[0].round().to(torch.uint8)
+
+    def write(
+        self,
+        output_dir: str | os.PathLike[str],
+        *,
+        name: str | None = None,
+        report: bool = False,
+        overwrite: bool = False,
+    ) -> Prediction:
+        """Write map, JSON sidecar, uncertainty and, if wanted, report together or not at all; names them in `files`.
+
+        name: begins the files' names; by default that of the scan without `_dwi`.  What an earlier prediction of the
+        same name left and this one has not, goes.  FileExistsError for a file there that no prediction wrote, without
+        `overwrite`.
+        """
+        stem = f"{name or result_stem(self.scan.path)}_{self._task.label}"
+        return self.write_to(_places(Path(output_dir), stem), report=report, overwrite=overwrite)
+
+    def write_to(
+        self,
+        places: Mapping[str, Path],
+        *,
+        more: Mapping[str, Any] | None = None,
+        report: bool = False,
+        overwrite: bool = False,
+    ) -> Prediction:
+        """:meth:`write` under names of one's own, with `more` entries in the sidecar.
+
+        places: paths of "prediction", "sidecar", "uncertainty" and "report", whether they will be written or not.
+        """
+        wanted = ["prediction", "sidecar", *(["uncertainty"] if self.uncertainty is not None else [])]
+        wanted += ["report"] if report else []
+        files = {kind: places[kind] for kind in wanted}
+        with alone_with(places["sidecar"], OTHERS_S):
+            _check_ours(places, overwrite)
+            self._write_files(files, more or {})
+            for kind in set(places) - set(files):
+                places[kind].unlink(missing_ok=True)
+        return replace(self, files=files)
+
+    def _write_files(self, files: Mapping[str, Path], more: Mapping[str, Any]) -> None:
+        with _replacing(files) as aside:
+            save_nifti(aside["prediction"], self.values, self.image.affine, name=files["prediction"])
+            text = json.dumps({**self.sidecar, **more}, indent=4, ensure_ascii=False)
+            aside["sidecar"].write_text(text + "\n", encoding="utf-8")
+            if self.uncertainty is not None:
+                spread = self.uncertainty.as_subclass(Tensor)[0].float().cpu()
+                save_nifti(aside["uncertainty"], spread, self.image.affine, name=files["uncertainty"])
+            if "report" in files:
+                self._write_report(aside["report"])
+
+    @property
+    def sidecar(self) -> dict[str, Any]:
+        """What the JSON sidecar says."""
+        names = {"0": "background"} | {str(i): name for i, name in enumerate(self.class_names, start=1)}
+        meaning: dict[str, Any] = {"Labels": names}
+        if self._task.n_classes is None:
+            meaning = {"Frame": "RAS+ world", "Values": "x y z of one unit axis per peak, NaN for none"}
+        return {
+            "Task": self.task,
+            "Warnings": list(self.warnings),
+            **meaning,
+            **self.provenance,
+            "GeneratedBy": [{"Name": MADE_BY, "Version": self.provenance["Versions"][MADE_BY]}],
+        }
+
+    def case(self, truth: Tensor | None = None, metrics: Mapping[str, float] | None = None) -> Case:
+        """The prediction as a case of a report, beside a `truth` on the scan's grid where there is one."""
+        from dmri_monai.report import Case
+
+        maps = (
+            {} if self.uncertainty is None else {"Uncertainty": self.uncertainty.as_subclass(Tensor)[0].cpu()}
+        )
+        shown = dict(metrics or {})
+        if self.deviation:
+            shown["Deviation of windows"] = self.deviation
+        names = dict(enumerate(self.class_names, start=1))
+        found, table = self.values, self.scan.table
+        return Case(self.scan.name, self.scan.image, table, found, truth, names, shown, maps)
+
+    def _write_report(self, path: Path) -> None:
+        from dmri_monai.report import write_report
+
+        tables = {"Warnings": [{"warning": w} for w in self.warnings]} if self.warnings else {}
+        write_report(path, [self.case()], title=self._task.title, tables=tables, provenance=self.provenance)
+
+    @property
+    def _task(self) -> Task:
+        return find_task(self.task)
+
+
+def result_stem(path: Path | None) -> str:
+    """With what the names of a scan's results begin: "sub-01" for `sub-01_dwi.nii.gz`."""
+    return "scan" if path is None else nifti_stem(path).removesuffix("_dwi")
+
+
+def _places(folder: Path, stem: str) -> dict[str, Path]:
+    return {
+        "prediction": folder / f"{stem}.nii.gz",
+        "sidecar": folder / f"{stem}.json",
+        "uncertainty": folder / f"{stem}uncertainty.nii.gz",
+        "report": folder / f"{stem}.html",
+    }
+
+
+def _check_ours(places: Mapping[str, Path], overwrite: bool) -> None:
+    """FileExistsError for a file that no prediction wrote: most often a label drawn by hand."""
+    there = [path for path in places.values() if path.exists() or path.is_symlink()]
+    if not there or overwrite:
+        return
+    try:
+        ours = any(entry.get("Name") == MADE_BY for entry in read_json(places["sidecar"])["GeneratedBy"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        ours = False
+    if not ours:
+        raise FileExistsError(
+            f"{there[0]} exists and was not written by a prediction: choose another folder, or overwrite it"
+        )
+
+
+@contextmanager
+def _replacing(files: Mapping[str, Path]) -> Iterator[dict[str, Path]]:
+    with replacing(*files.values()) as temporary:
+        yield dict(zip(files, temporary, strict=True))

@@ -1,0 +1,64 @@
+"""JSON sidecars as converters really write them: what cannot be used is said and left out, and nothing else is lost."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+from dmri_monai.io.present import required
+
+__all__ = ["read_json", "short"]
+
+
+class _Doubled(tuple[Any, ...]):
+    """The values of a key that stands more than once in one object."""
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object a JSON file holds; {} with a warning naming the file for anything else.
+
+    A byte that is not UTF-8 is read as Latin-1, which older converters wrote, and warned of.  A key that stands twice
+    with different values is warned of and left out.
+    """
+    try:
+        content = json.loads(_text(path), object_pairs_hook=_once)
+    except (ValueError, RecursionError) as error:
+        warnings.warn(f"not valid JSON ({error}), nothing of it is used: {path}", stacklevel=2)
+        return {}
+    if not isinstance(content, dict):
+        kind = type(content).__name__
+        warnings.warn(f"JSON holds {kind}, expected an object; nothing of it is used: {path}", stacklevel=2)
+        return {}
+    for key, value in content.items():
+        if isinstance(value, _Doubled):
+            values = " and ".join(short(v) for v in value)
+            warnings.warn(f"{key} stands more than once, as {values}; left out: {path}", stacklevel=2)
+    return {key: value for key, value in content.items() if not isinstance(value, _Doubled)}
+
+
+def short(value: Any) -> str:
+    """`value` as Python writes it, at most 60 characters."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _text(path: Path) -> str:
+    content = required(path).read_bytes()
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        warnings.warn(f"byte {error.start} is not UTF-8, read as Latin-1: {path}", stacklevel=3)
+        return content.decode("latin-1")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key not in found or found[key] == value:
+            found[key] = value
+        else:
+            earlier = found[key]
+            found[key] = _Doubled((*(earlier if isinstance(earlier, _Doubled) else (earlier,)), value))
+    return found
