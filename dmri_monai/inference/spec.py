@@ -22,10 +22,10 @@ from dmri_monai.inference.spec_limits import (
     check_irreps,
     check_plain,
     check_sizes,
+    read_object,
     short,
 )
 from dmri_monai.inference.training_range import Strict, TrainingRange
-from dmri_monai.io.json_sidecar import read_json
 from dmri_monai.io.writing import replacing
 from dmri_monai.qspace.shell_fit import ShellFit, harmonic_irreps
 from dmri_monai.so3 import as_irreps
@@ -225,7 +225,7 @@ class ModelSpec(Strict):
         if not path.is_file():
             raise FileNotFoundError(f"{path} does not exist; weights need their description beside them")
         try:
-            content = converted(read_json(path))
+            content = converted(read_object(path))
         except ValueError as error:
             raise ValueError(f"{path} does not describe a model: {error}") from error
         return cls.of(content, f" in {path}")
