@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 import dmri_monai
+from dmri_monai.signals import end_on_sigterm
 
 __all__ = ["app"]
 
@@ -40,14 +41,18 @@ app = typer.Typer(
 
 
 def _one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
-    """Turn a user's error into one line on stderr and exit code 2; anything else keeps its traceback."""
+    """Turn a user's error into one line on stderr and exit code 2; anything else keeps its traceback.
+
+    SIGTERM ends a command as Ctrl-C does, tidied up.
+    """
 
     @functools.wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> None:
+        end_on_sigterm()
         try:
             command(*args, **kwargs)
-        except (ValueError, OSError) as error:
-            typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+        except (ValueError, OSError, MemoryError) as error:
+            typer.echo(f"error: {' '.join(str(error).split()) or type(error).__name__}", err=True)
             raise typer.Exit(FAILED) from error
 
     return wrapped
@@ -145,32 +150,58 @@ def check(
     sphere: Annotated[Path | None, typer.Option(help="Write the gradient table as a PNG picture.")] = None,
     report: Annotated[Path | None, typer.Option(help="Write an HTML report of the scan.")] = None,
 ) -> None:
-    """Check a scan: gradient table, flipped b-vectors, SNR, dropped slices.
+    """Check a scan: image, b-values against the signal, dropped slices, b-vectors.
 
-    Exit code 0: nothing found; 1: something looks wrong; 2: the scan cannot be read.
+    Exit code 0: nothing looks wrong; 1: something does; 2: the scan cannot be read.
     """
-    from dmri_monai.check import check_image
-    from dmri_monai.io import read_dwi
+    from dmri_monai.check import check_scan
 
-    image, table = read_dwi(scan, bvecs=bvecs, b0_threshold=b0_threshold)
-    slice_world = image.meta.get("slice_world")
-    result = check_image(image.as_tensor(), table, image.affine, slice_world=slice_world)
-    typer.echo(json.dumps(result.to_dict(), indent=2) if as_json else "\n".join(result.lines()))
+    result = check_scan(scan, bvecs=bvecs, b0_threshold=b0_threshold)
+    typer.echo(
+        json.dumps(result.to_dict(), indent=2, allow_nan=False) if as_json else "\n".join(result.lines())
+    )
     if sphere or report:
         from dmri_monai.report import Case, write_report, write_sphere
+        from dmri_monai.scan import Scan
 
+        read = Scan.read(scan, bvecs=bvecs, b0_threshold=b0_threshold)
         if sphere:
-            write_sphere(sphere, table)
+            write_sphere(sphere, read.table)
         if report:
-            findings = [{"finding": f} for f in result.findings] or [{"finding": "nothing looks wrong"}]
+            findings = [{"finding": "nothing looks wrong", "code": ""}] if result.ok else []
+            findings += [{"finding": f.message, "code": f.code} for f in result.findings]
             write_report(
                 report,
-                [Case(scan.name, image, table)],
+                [Case(scan.name, read.image, read.table)],
                 title=f"Check of {scan.name}",
                 tables={"Check": findings},
             )
     if not result.ok:
         raise typer.Exit(FOUND)
+
+
+@app.command()
+@_one_line_errors
+def fix(
+    scan: Annotated[Path, typer.Argument(help="DWI file (.nii, .nii.gz) with its sidecars.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write the mended scan to.")],
+    bvecs: BvecsOption = "auto",
+    b0_threshold: B0Option = 50.0,
+) -> None:
+    """Mend what a check is sure of: wrong axes of the b-vectors, trace, ADC and empty volumes.
+
+    Writes <name>_dwi.nii.gz, .bval, .bvec and .json, which says what was done; nothing is overwritten.
+    Exit code 0: mended, or nothing to mend (then nothing is written); 2: not sure enough, nothing is written.
+    """
+    from dmri_monai.check import fix_scan
+
+    mended = fix_scan(scan, out, bvecs=bvecs, b0_threshold=b0_threshold)
+    for change in mended.changes:
+        typer.echo(change, err=True)
+    if not mended.files:
+        typer.echo("nothing to mend: nothing was written", err=True)
+    for path in mended.files:
+        typer.echo(path)
 
 
 @app.command()
@@ -250,7 +281,7 @@ def artifacts(
 
         typer.echo(describe_presets())
     if gallery is not None:
-        from dmri_monai.report.gallery import gallery as write_gallery
+        from dmri_monai.phantom.gallery import gallery as write_gallery
 
         typer.echo(write_gallery(gallery))
 
@@ -303,6 +334,10 @@ def predict(
         Literal["rotations", "flips"] | None,
         typer.Option(help="Average over turned copies of the scan, with an uncertainty."),
     ] = None,
+    window: Annotated[
+        tuple[int, int, int] | None,
+        typer.Option(help="Voxels along x y z of sliding windows, where the memory is short."),
+    ] = None,
     report: Annotated[
         bool | None,
         typer.Option(help="HTML page with pictures; if not given, for the subjects of a study alone."),
@@ -339,6 +374,7 @@ def predict(
             models=models,
             device=device,
             ensemble=ensemble,
+            window=window,
             workers=workers,
             resume=resume,
             overwrite=overwrite,
@@ -354,7 +390,8 @@ def predict(
     _ = [model.task for model in loaded]  # a pretrained network is refused before the scan is read
     read = Scan.read(scan, **reader)
     for model in loaded:
-        found = model.predict(read, ensemble=ensemble).write(out, report=bool(report), overwrite=overwrite)
+        found = model.predict(read, ensemble=ensemble, window=window)
+        found = found.write(out, report=bool(report), overwrite=overwrite)
         for warning in found.warnings if model is loaded[0] else ():
             typer.echo(f"warning: {warning}", err=True)
         for path in found.files.values():

@@ -83,7 +83,9 @@ def test_check_says_which_axis_is_flipped_and_ends_with_one(scan, tmp_path):
     result = run("check", tmp_path / "f.nii.gz", "--json")
     assert result.exit_code == 1
     content = json.loads(result.stdout)
-    assert content["findings"][0].startswith("your b-vectors look flipped in y")
+    found = [f for f in content["findings"] if f["severity"] != "note"]
+    assert [f["code"] for f in found] == ["bvecs-flipped-y"]
+    assert found[0]["message"].startswith("your b-vectors look flipped in y")
     assert content["coherence"]["verdict"] == "wrong"
 
 
@@ -121,11 +123,34 @@ def test_check_takes_the_b0_threshold_and_names_it(scan, tmp_path):
     assert run("check", path, "--b0-threshold", "100").exit_code == 0
 
 
-@pytest.mark.parametrize("command", ["check", "labels"])
+@pytest.mark.parametrize("command", ["check", "fix", "labels"])
 def test_conventions_of_the_command_line_are_those_of_the_reader(command):
     assert get_args(Bvecs) == get_args(BvecsChoice)
     assert B0_THRESHOLD == 50
     assert all(option in run(command, "--help").output for option in ("--bvecs", "--b0-threshold"))
+
+
+def test_fix_mends_what_check_found_and_says_so(scan, tmp_path):
+    image, table = read_dwi(scan)
+    flipped = table.to_fsl(AFFINE) * table.bvecs.new_tensor([1.0, -1.0, 1.0])
+    write_dwi(tmp_path / "f.nii.gz", image, GradientTable.from_fsl(table.bvals, flipped, AFFINE))
+    result = run("fix", tmp_path / "f.nii.gz", "-o", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "b-vectors mended: they looked flipped in y" in result.stderr
+    assert run("check", tmp_path / "out" / "f_dwi.nii.gz").exit_code == 0
+    again = run("fix", tmp_path / "out" / "f_dwi.nii.gz", "-o", tmp_path / "twice")
+    assert again.exit_code == 0
+    assert "nothing to mend" in again.stderr
+    assert not (tmp_path / "twice").exists()
+
+
+def test_fix_of_volumes_in_another_order_is_refused(scan, tmp_path):
+    image, table = read_dwi(scan)
+    write_dwi(tmp_path / "r.nii.gz", image.flip(0), table)
+    result = run("fix", tmp_path / "r.nii.gz", "-o", tmp_path / "out")
+    assert result.exit_code == 2
+    assert "not sure how to mend this: volumes in another order" in result.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_check_writes_the_sphere_and_a_report(scan, tmp_path):

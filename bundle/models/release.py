@@ -1,4 +1,4 @@
-"""Put trained models into the bundle: weights, their description, and what they were trained on, for `dmri_monai.predict`.
+"""Put trained models into the bundle: weights, description, and what they were trained on, for `dmri_monai.predict`.
 
 Run: python bundle/models/release.py tissue=runs/tissue/model.pt --data DATA
 """

@@ -1,19 +1,22 @@
-"""Checks of a scan: fibre coherence under axis flips, noise level, dropped slices, gradient table."""
+"""Checks of a scan: image, b-values against the signal, dropped slices, b-vectors; and mending."""
 
-from dmri_monai.check.coherence import AXIS_CHANGES, Coherence, coherence_index, describe, judge_coherence
-from dmri_monai.check.quality import Dropout, dropped_slices, estimate_snr
-from dmri_monai.check.scan_check import ScanCheck, check_image, check_scan
+from dmri_monai.lazy import lazy_names
 
-__all__ = [
-    "AXIS_CHANGES",
-    "Coherence",
-    "Dropout",
-    "ScanCheck",
-    "check_image",
-    "check_scan",
-    "coherence_index",
-    "describe",
-    "dropped_slices",
-    "estimate_snr",
-    "judge_coherence",
-]
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "AXIS_CHANGES": "axis_changes",
+        "describe": "axis_changes",
+        "Coherence": "coherence",
+        "CODES": "finding",
+        "Finding": "finding",
+        "fix_scan": "mending",
+        "Dropout": "quality",
+        "dropped_slices": "quality",
+        "estimate_snr": "quality",
+        "ScanCheck": "scan_check",
+        "check": "scan_check",
+        "check_scan": "scan_check",
+        "quick_check": "scan_check",
+    },
+)

@@ -1,160 +1,208 @@
-"""Fibre coherence: do principal directions lead from voxel to voxel, or would they after an axis flip?
+"""Fibre coherence: does a step along the principal direction lead into tissue of the same direction?
 
 A wrong sign or order of the b-vector components turns all directions alike while the voxels stay where they
-are, so neighbouring directions stop pointing at each other.  Reference: Schilling et al. 2019,
-doi:10.1016/j.mri.2019.01.018
+are, so that directions stop leading to their own continuation (Schilling et al. 2019,
+doi:10.1016/j.mri.2019.01.018, and MRtrix's `dwigradcheck`).  Only the step depends on the table: two turned
+directions are as parallel as the two given ones.  What lies at some displacement is therefore compared with
+what lies there on average, whichever way the fibres run.  Without that, displacements to near neighbours win
+on thick slices, and a right table looks wrong there.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-__all__ = ["AXIS_CHANGES", "Coherence", "coherence_index", "describe", "judge_coherence"]
+from dmri_monai.check.axis_changes import AXIS_CHANGES, canonical_sign, change_code, describe, turn_deg
 
-MAX_ANGLE = math.pi / 6
+__all__ = ["Coherence", "continuation", "judge_coherence", "lattice_steps"]
+
 MIN_FA = 0.25
+MAX_SOURCES = 20_000  # voxels to step from: more do not change a verdict
+REACH = (0.7, 1.8)  # lengths of steps, in units of the longest voxel side
+APART_DEG = 15.0  # between the lines of two steps
+CONCENTRATION = 8.0  # of the weight exp(k (cos² - 1)) of a step: half at 17 degrees off the direction
 BLOCK = 3  # voxels; neighbouring voxels are not independent evidence, blocks nearly are
 MIN_BLOCKS = 20
-MIN_Z = 4.0  # 23 alternatives are compared: at z = 4 chance alone alarms in less than 1 of 1000 scans
-MIN_GAIN = 1.15  # to accuse a table: a fan of fibres, right as it is, gains up to 1.12 when turned
-MIN_LEAD = 1.05  # to acquit it
-WHOLE_BRAIN_ML = 100.0  # of anisotropic tissue: many bundles, of which no single fan decides, so that
-MIN_GAIN_WHOLE, MIN_Z_WHOLE = 1.05, 8.0  # a smaller gain with stronger evidence accuses as well
-
-
-def _axis_changes() -> Tensor:
-    """(24, 3, 3) signed permutations up to a common sign, the identity first."""
-    changes = []
-    for order in itertools.permutations(range(3)):
-        for signs in ((1, 1, 1), (-1, 1, 1), (1, -1, 1), (1, 1, -1)):
-            changes.append(
-                torch.diag(torch.tensor(signs, dtype=torch.float64)) @ torch.eye(3).double()[list(order)]
-            )
-    return torch.stack(changes)
-
-
-AXIS_CHANGES = _axis_changes()
+# The winner must lead by both.  How they were set, and what real and simulated scans score: docs/check.md
+MIN_Z = 5.0
+MAX_RATIO = 0.7
+DISTINCT_DEG = 12.0  # a wrong frame closer than this to an axis change cannot be told from it
+SPHERE = 4000  # points that measure solid angles
 
 
 @dataclass(frozen=True)
 class Coherence:
     """Verdict on the axes of a b-vector table.
 
-    verdict: "consistent", "wrong" (another axis change fits significantly better) or "inconclusive" (too
-    little anisotropic tissue, or no clear winner).  index, best_index: coherence as read and of the best axis
-    change. change: (3, 3) signed permutation that, applied to the columns of the FSL table, mends it.  z:
-    evidence.
+    verdict: "consistent", "wrong" (another table fits, and clearly better than all others) or "inconclusive" (too
+    little anisotropic tissue, or no clear winner).  index, best_index: continuation (-1 to 1, 0 is chance) as read
+    and of the best table.  change: (3, 3) matrix that, applied to the columns of the FSL table, makes it the best
+    one.  frame: "" for a flip or permutation, else the frame that the file's vectors are in.  z: evidence, the lead of
+    the best over the second best in standard errors.
     """
 
     verdict: str
     index: float
     best_index: float
-    change: tuple[tuple[int, ...], ...]
+    change: tuple[tuple[float, ...], ...]
     z: float
+    frame: str = ""
 
     @property
     def description(self) -> str:
         """What is wrong, in words; empty where nothing is, whatever the rival with the best index was."""
-        return describe(torch.tensor(self.change)) if self.verdict == "wrong" else ""
+        if self.verdict != "wrong":
+            return ""
+        if self.frame:
+            return f"given in {self.frame} instead of along the image's axes"
+        return describe(torch.tensor(self.change))
+
+    @property
+    def code(self) -> str:
+        """Code of the finding; empty where nothing is wrong."""
+        if self.verdict != "wrong":
+            return ""
+        return "bvecs-frame" if self.frame else change_code(torch.tensor(self.change))
 
 
-def coherence_index(v1: Tensor, fa: Tensor, offsets_mm: Tensor, changes: Tensor = AXIS_CHANGES) -> Tensor:
-    """(K, X, Y, Z) contribution of each voxel to the fibre coherence index of K axis changes.
+def lattice_steps(offsets_mm: Tensor) -> Tensor:
+    """(S, 3) steps in voxels to all sides, one of every two opposite ones, of grid `offsets_mm` (3, 3) columns.
+
+    On cubes the 13 lines to the 26 neighbours.  On other grids steps of about the longest voxel side, whichever way
+    they go, so that they differ in direction and little in length.
+    """
+    spacing = offsets_mm.double().norm(dim=0)
+    longest = float(spacing.max())
+    sizes = [max(1, int(REACH[1] * longest / float(s))) for s in spacing]
+    grid = torch.cartesian_prod(*(torch.arange(-n, n + 1) for n in sizes))
+    lines = grid.double() @ offsets_mm.double().T
+    length = lines.norm(dim=1)
+    usable = (length >= REACH[0] * longest) & (length <= REACH[1] * longest + 1e-6)
+    order = torch.argsort((length - longest).abs()[usable], stable=True)
+    grid, lines = grid[usable][order], (lines / length.clamp(min=1e-9)[:, None])[usable][order]
+    kept: list[int] = []
+    limit = math.cos(math.radians(APART_DEG))
+    for i in range(len(grid)):
+        if not kept or float((lines[kept] @ lines[i]).abs().max()) < limit:
+            kept.append(i)
+    return grid[kept]
+
+
+def continuation(v1: Tensor, fa: Tensor, offsets_mm: Tensor, changes: Tensor = AXIS_CHANGES) -> Tensor:
+    """(K, X, Y, Z) score of each voxel under K changes of the table: what a step along its direction leads to.
 
     v1: (3, X, Y, Z) unit vectors in the voxel frame.  fa: (X, Y, Z), zero where there is no tissue.
     offsets_mm: (3, 3) columns are the steps along the array axes in the same frame (mm).  changes: (K, 3, 3).
-    A pair of neighbours (26-neighbourhood, FA > 0.25 both) adds FA_i + FA_j, half to each, where both
-    directions lie within 30 degrees of the line between them; the index is the sum over voxels.
+    Two voxels agree by FA (v . v')², the average of their displacement subtracted.  The score is FA times the mean over
+    displacements d of that agreement, weighted by the solid angle of d and exp(8 ((P v . d)² - 1)).
     """
-    anisotropic = fa > MIN_FA
-    row = torch.full(fa.shape, -1).masked_scatter_(anisotropic, torch.arange(int(anisotropic.sum())))
-    vectors, weights, changes = v1[:, anisotropic].float(), fa[anisotropic].float(), changes.float()
-    total = torch.zeros(len(weights), len(changes))
-    for step in _half_neighbourhood():
-        here, there = _neighbours(row, step)
-        line = offsets_mm.float() @ torch.tensor(step).float()
-        lines = (
-            line / line.norm()
-        ) @ changes  # |(P v) . d| = |v . (P^T d)|: turn the few lines, not the vectors
-        aligned = (vectors.T @ lines.T).abs() >= math.cos(MAX_ANGLE)
-        share = 0.5 * (weights[here] + weights[there])[:, None] * (aligned[here] & aligned[there])
-        total.index_add_(0, here, share).index_add_(0, there, share)
+    inside = fa > MIN_FA
+    index = torch.nonzero(inside)
+    vectors, weights = v1[:, inside].T.float().contiguous(), fa[inside].float()
+    chosen = torch.linspace(0, len(index) - 1, min(len(index), MAX_SOURCES)).long()
+    source, weight, place = vectors[chosen], weights[chosen], index[chosen]
+    steps = lattice_steps(offsets_mm)
+    lines = torch.nn.functional.normalize(steps.double() @ offsets_mm.double().T, dim=1).float()
+    width = int(steps.abs().max())
+    row, place = _padded_rows(inside, width), place + width
+    total, share = torch.zeros(2, len(chosen), len(changes))
+    for step, line, angle in zip(steps, lines, _solid_angles(lines), strict=True):
+        agreement = _agreement(source, place, row, step, vectors, weights)
+        agreement -= (agreement * weight).sum() / weight.sum().clamp(min=1e-12)
+        # (P v) . d = v . (P^T d): the few lines are turned, not the vectors
+        kernel = (
+            (source @ (line @ changes.float()).T).square_().sub_(1).mul_(CONCENTRATION).exp_().mul_(angle)
+        )
+        total.addcmul_(kernel, agreement[:, None])
+        share += kernel
     out = torch.zeros(len(changes), *fa.shape)
-    out[:, anisotropic] = total.T
+    place = place - width
+    out[:, place[:, 0], place[:, 1], place[:, 2]] = (total / share.clamp(min=1e-12) * weight[:, None]).T
     return out
 
 
-def judge_coherence(v1: Tensor, fa: Tensor, offsets_mm: Tensor, fsl_signs: Tensor) -> Coherence:
-    """Compare the b-vectors as read with all 23 other axis changes; arguments as in `coherence_index`.
+def judge_coherence(
+    v1: Tensor, fa: Tensor, offsets_mm: Tensor, fsl_signs: Tensor, frames: dict[str, Tensor] | None = None
+) -> Coherence:
+    """Compare the b-vectors as read with all 23 other axis changes; first arguments as in `continuation`.
 
-    fsl_signs: (3,) signs that lead from the voxel frame to the FSL file's.  The evidence is a z-score of the
-    difference over blocks of 3 x 3 x 3 voxels, so that a small or noisy scan is inconclusive, not wrong.
+    fsl_signs: (3,) signs that lead from the voxel frame to the FSL file's.  frames: (3, 3) matrices by name that mend
+    the directions in the voxel frame if the file holds them in that frame; those close to an axis change are left out.
+    The evidence is a z-score of the difference over blocks of 3 x 3 x 3 voxels, so that a small or noisy scan is
+    inconclusive, not wrong.
     """
-    score = coherence_index(v1, fa, offsets_mm).double()
+    distinct = {name: m for name, m in (frames or {}).items() if _is_distinct(m)}
+    changes = torch.cat([AXIS_CHANGES, *(m.double()[None] for m in distinct.values())])
+    score = continuation(v1, fa, offsets_mm, changes).double()
     totals = score.flatten(1).sum(1)
     best = int(totals.argmax())
-    rival = 0 if best else int(totals[1:].argmax()) + 1
+    rival = _runner_up(totals, best, changes)
     gain = _block_sums(score[best] - score[rival])
     z = float(gain.sum() / gain.square().sum().sqrt().clamp(min=1e-12))
     verdict = "inconclusive"
-    if len(gain) >= MIN_BLOCKS and z >= MIN_Z:
-        volume_ml = float((fa > MIN_FA).sum()) * abs(float(torch.linalg.det(offsets_mm.double()))) / 1000
-        whole = volume_ml >= WHOLE_BRAIN_ML and z >= MIN_Z_WHOLE
-        if best and totals[best] >= (MIN_GAIN_WHOLE if whole else MIN_GAIN) * totals[0]:
-            verdict = "wrong"
-        elif not best and totals[0] >= MIN_LEAD * totals[rival]:
-            verdict = "consistent"
+    if len(gain) >= MIN_BLOCKS and z >= MIN_Z and totals[rival] <= MAX_RATIO * totals[best]:
+        verdict = "wrong" if best else "consistent"
     signs = torch.diag(fsl_signs.double())
-    change = _canonical_sign(signs @ AXIS_CHANGES[best] @ signs)
-    change_rows = tuple(tuple(int(v) for v in row) for row in change.tolist())
-    size = max(float((fa > MIN_FA).sum()), 1.0)
-    return Coherence(verdict, float(totals[0]) / size, float(totals[best]) / size, change_rows, z)
+    change = signs @ changes[best] @ signs
+    change = canonical_sign(change) if best < len(AXIS_CHANGES) else change
+    size = max(float(fa[score[0] != 0].sum()), 1e-12)
+    return Coherence(
+        verdict,
+        float(totals[0]) / size,
+        float(totals[best]) / size,
+        tuple(tuple(round(float(v), 10) for v in row) for row in change.tolist()),
+        z,
+        frame="" if best < len(AXIS_CHANGES) else list(distinct)[best - len(AXIS_CHANGES)],
+    )
 
 
-def describe(change: Tensor) -> str:
-    """Words for a (3, 3) signed permutation of b-vector components.
-
-    >>> describe(torch.diag(torch.tensor([-1, 1, 1])))
-    'flipped in x'
-    >>> describe(torch.tensor([[0, 1, 0], [1, 0, 0], [0, 0, -1]]))
-    'swapped between x and y, flipped in z'
-    """
-    change = _canonical_sign(change)
-    order = change.abs().argmax(dim=1).tolist()
-    flipped = ["xyz"[i] for i in range(3) if change[i, order[i]] < 0]
-    moved = ["xyz"[i] for i in range(3) if order[i] != i]
-    words = []
-    if len(moved) == 2:
-        words.append(f"swapped between {moved[0]} and {moved[1]}")
-    elif moved:
-        words.append("permuted: x y z stand where " + " ".join("xyz"[i] for i in order) + " belong")
-    if flipped:
-        words.append("flipped in " + " and ".join(flipped))
-    return ", ".join(words)
+def _is_distinct(matrix: Tensor) -> bool:
+    return min(turn_deg(matrix, change) for change in AXIS_CHANGES) >= DISTINCT_DEG
 
 
-def _canonical_sign(change: Tensor) -> Tensor:
-    """Of `change` and its negative the one with fewer minus signs: directions have no sign."""
-    return -change if int((change < 0).sum()) > 1 else change
+def _runner_up(totals: Tensor, best: int, changes: Tensor) -> int:
+    """The second best; a wrong frame never rivals an axis change that wins: it is only a turned copy of one."""
+    rivals = totals[: len(AXIS_CHANGES)].clone() if best < len(AXIS_CHANGES) else totals.clone()
+    rivals[best] = -torch.inf
+    if best >= len(
+        AXIS_CHANGES
+    ):  # nor do axis changes close to the winner rival it, except the table as read
+        close = [i for i in range(1, len(rivals)) if turn_deg(changes[i], changes[best]) < 2 * DISTINCT_DEG]
+        rivals[close] = -torch.inf
+    return int(rivals.argmax())
 
 
-def _half_neighbourhood() -> list[tuple[int, int, int]]:
-    steps = (-1, 0, 1)
-    return [(x, y, z) for x in steps for y in steps for z in steps if (x, y, z) > (0, 0, 0)]
+def _solid_angles(lines: Tensor) -> Tensor:
+    """(S,) share of the sphere that is nearer to each of `lines` (S, 3) than to the others."""
+    k = torch.arange(SPHERE) + 0.5
+    z = 1 - k / SPHERE  # a golden spiral over the half sphere
+    ring, phi = (1 - z * z).sqrt(), math.pi * (1 + 5**0.5) * k
+    nearest = (torch.stack([ring * phi.cos(), ring * phi.sin(), z], dim=1) @ lines.T).abs().argmax(dim=1)
+    return torch.bincount(nearest, minlength=len(lines)).float() / SPHERE
 
 
-def _neighbours(row: Tensor, step: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
-    """Entries of `row` (X, Y, Z) and of their neighbours at `step` where both exist and are not -1."""
-    sizes = list(zip(step, row.shape, strict=True))
-    here = row[tuple(slice(max(0, -s), n - max(0, s)) for s, n in sizes)].flatten()
-    there = row[tuple(slice(max(0, s), n - max(0, -s)) for s, n in sizes)].flatten()
-    both = (here >= 0) & (there >= 0)
-    return here[both], there[both]
+def _padded_rows(inside: Tensor, width: int) -> Tensor:
+    """Number of each voxel of `inside` (X, Y, Z) in its flat list, -1 elsewhere and `width` voxels around."""
+    row = torch.full(inside.shape, -1)
+    row[inside] = torch.arange(int(inside.sum()))
+    return torch.nn.functional.pad(row, [width] * 6, value=-1)
+
+
+def _agreement(
+    source: Tensor, place: Tensor, row: Tensor, step: Tensor, vectors: Tensor, weights: Tensor
+) -> Tensor:
+    """(M,) FA (v . v')² of the voxels at `step` before and behind, their mean; 0 where there is no such tissue."""
+    out = torch.zeros(len(source))
+    for signed in (step, -step):
+        at = place + signed
+        there = row[at[:, 0], at[:, 1], at[:, 2]]
+        found = there.clamp(min=0)
+        out += torch.where(there >= 0, (source * vectors[found]).sum(1).square() * weights[found], 0.0)
+    return out / 2
 
 
 def _block_sums(values: Tensor) -> Tensor:

@@ -6,21 +6,20 @@ Each foreign convention has a file of its own: `fsl`, `dipy`, `mrtrix`, `hcp`, `
 Only ValueError, TypeError and OSError leave these functions, and each names the file.
 """
 
-from dmri_monai.io.datasets import sample_subjects, scans, subjects
-from dmri_monai.io.dwi import read_dwi, read_parts, write_dwi
-from dmri_monai.io.harmonic_images import read_harmonics, write_harmonics
-from dmri_monai.io.nifti_volumes import read_nifti
-from dmri_monai.io.writing import write_nifti
+from dmri_monai.lazy import lazy_names
 
-__all__ = [
-    "read_dwi",
-    "read_harmonics",
-    "read_nifti",
-    "read_parts",
-    "sample_subjects",
-    "scans",
-    "subjects",
-    "write_dwi",
-    "write_harmonics",
-    "write_nifti",
-]
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "read_dwi": "dwi",
+        "read_harmonics": "harmonic_images",
+        "read_nifti": "nifti_volumes",
+        "read_parts": "dwi",
+        "sample_subjects": "datasets",
+        "scans": "datasets",
+        "subjects": "datasets",
+        "write_dwi": "dwi",
+        "write_harmonics": "harmonic_images",
+        "write_nifti": "writing",
+    },
+)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from monai.data.meta_tensor import MetaTensor
 from torch import Tensor
 
 from dmri_monai.gradients import B0_THRESHOLD, GradientTable
@@ -18,7 +18,10 @@ from dmri_monai.io.nifti_volumes import as_meta_tensor, read_volumes
 from dmri_monai.io.sidecars import BvecsChoice, find_sidecars
 from dmri_monai.io.writing import replacing, save_nifti
 
-__all__ = ["read_dwi", "read_parts", "write_dwi"]
+if TYPE_CHECKING:  # importing MONAI takes seconds, which a check of a scan does not need
+    from monai.data.meta_tensor import MetaTensor
+
+__all__ = ["read_dwi", "read_parts", "read_signal", "write_dwi"]
 
 logger = logging.getLogger(__name__)
 
@@ -35,18 +38,27 @@ def read_dwi(
     sidecar adds to `image.meta`: phase_encoding_world, slice_world, total_readout_time_s, slice_timing_s,
     multiband_factor, where known. Raises OSError or ValueError naming the file, the entry and both numbers.
     """
+    signal, source, table, acquisition = read_signal(path, bvecs=bvecs, b0_threshold=b0_threshold)
+    image = as_meta_tensor(signal, source)
+    image.meta.update(acquisition)
+    if b0_threshold != B0_THRESHOLD:
+        image.meta["b0_threshold"] = float(b0_threshold)
+    return image, table
+
+
+def read_signal(
+    path: str | Path, *, bvecs: BvecsChoice = "auto", b0_threshold: float = B0_THRESHOLD
+) -> tuple[Tensor, NiftiSource, GradientTable, dict[str, Any]]:
+    """What :func:`read_dwi` reads, its image a plain tensor: signal, header, table, what the JSON sidecars say."""
     source = _open_series(Path(path))
     sidecars = find_sidecars(source.path, bvecs)
     table = to_gradient_table(read_file_table(sidecars, source, b0_threshold), source, b0_threshold)
     b0 = table.bvals[table.b0_mask]
     if len(b0):
         logger.debug("%d b0 volumes, b = %g to %g: %s", len(b0), b0.min(), b0.max(), source.path)
-    image = as_meta_tensor(read_volumes(source), source)
-    _check_finite(image, source)
-    image.meta.update(acquisition_meta(sidecars.json, source))
-    if b0_threshold != B0_THRESHOLD:
-        image.meta["b0_threshold"] = float(b0_threshold)
-    return image, table
+    signal = read_volumes(source)
+    _check_finite(signal, source)
+    return signal, source, table, acquisition_meta(sidecars.json, source)
 
 
 def read_parts(path: str | Path, *, bvecs: BvecsChoice = "auto") -> tuple[MetaTensor, FileTable]:
@@ -79,10 +91,10 @@ def _open_series(path: Path) -> NiftiSource:
     return source
 
 
-def _check_finite(image: Tensor, source: NiftiSource) -> None:
+def _check_finite(signal: Tensor, source: NiftiSource) -> None:
     if source.dtype.kind != "f" and not source.is_scaled:
         return
-    for i, volume in enumerate(image.as_subclass(Tensor)):
+    for i, volume in enumerate(signal):
         if not volume.sum().isfinite() and (bad := int((~volume.isfinite()).sum())):
             raise ValueError(
                 f"volume {i} has {bad} voxels that are NaN or infinite, expected 0: {source.path}"
@@ -95,6 +107,8 @@ def write_dwi(path: str | Path, image: MetaTensor, table: GradientTable) -> None
     The affine is the image's own; `table` is in the world frame.  Raises TypeError for an image without
     affine, ValueError when counts differ or a voxel is not finite.
     """
+    from monai.data.meta_tensor import MetaTensor
+
     path = Path(path)
     stem = nifti_stem(path)
     if not isinstance(image, MetaTensor):

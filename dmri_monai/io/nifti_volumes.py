@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import torch
-from monai.data.meta_tensor import MetaTensor
 
 from dmri_monai.io.nifti import NiftiSource, open_nifti, open_stream
+
+if TYPE_CHECKING:  # importing MONAI takes seconds, which a check of a scan does not need
+    from monai.data.meta_tensor import MetaTensor
 
 __all__ = ["as_meta_tensor", "read_nifti", "read_volumes"]
 
@@ -72,6 +74,8 @@ def _fill(stream: BinaryIO, raw: np.ndarray, index: int, count: int) -> None:
 
 def as_meta_tensor(data: torch.Tensor, source: NiftiSource) -> MetaTensor:
     """`data` (C, X, Y, Z) with the file's affine and the meta entries MONAI's own loader sets."""
+    from monai.data.meta_tensor import MetaTensor
+
     meta = {
         "filename_or_obj": str(source.path),
         "original_affine": source.affine.clone(),

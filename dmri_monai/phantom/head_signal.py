@@ -17,7 +17,8 @@ from dmri_monai.gradients import GradientTable
 from dmri_monai.phantom.head_contrast import HeadContrast
 from dmri_monai.phantom.head_sampling import CLASSES, SampledHead
 from dmri_monai.phantom.signal import stick_coefficients
-from dmri_monai.qspace.shell_fit import sh_basis, sh_orders
+from dmri_monai.qspace.shell_fit import sh_orders
+from dmri_monai.so3 import sh_basis
 
 __all__ = ["L_MAX", "head_signal", "orientation_density"]
 

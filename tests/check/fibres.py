@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from dmri_monai.check.measured import Measured
+from dmri_monai.check.scan_check import ScanCheck, examine
 from dmri_monai.gradients import GradientTable
 
 EXTENT_MM = 44.0
@@ -63,3 +65,13 @@ def ring_scan(affine: torch.Tensor, sigma: float = 20.0) -> tuple[torch.Tensor, 
     """Image (N, X, Y, Z) and table of rings on the grid `affine`."""
     gradients = table()
     return signal(*rings(positions(affine)), gradients, sigma), gradients
+
+
+def checked(
+    image: torch.Tensor,
+    gradients: GradientTable,
+    affine: torch.Tensor,
+    slice_world: torch.Tensor | None = None,
+) -> ScanCheck:
+    """The check of a scan of arrays."""
+    return examine(Measured(torch.as_tensor(image), gradients, affine.double(), slice_world))

@@ -7,9 +7,9 @@ import json
 import pytest
 import torch
 
-from dmri_monai.check import check_image, dropped_slices, estimate_snr
+from dmri_monai.check import dropped_slices, estimate_snr
 from dmri_monai.gradients import GradientTable
-from tests.check.fibres import ring_scan, table
+from tests.check.fibres import checked, ring_scan, table
 from tests.conftest import STANDARD_AFFINES
 
 AFFINE = STANDARD_AFFINES["oblique-left-iso2"]
@@ -66,30 +66,39 @@ def test_slices_are_searched_along_the_acquisition_direction(scan):
     image = scan[0].clone()
     image[6, 4] *= 0.3
     along_x = AFFINE[:3, 0] / AFFINE[:3, 0].norm()
-    assert [(d.volume, d.slice) for d in check_image(image, scan[1], AFFINE, along_x).dropouts] == [(6, 4)]
+    assert [(d.volume, d.slice) for d in checked(image, scan[1], AFFINE, along_x).dropouts] == [(6, 4)]
 
 
 def test_result_is_plain_json(scan):
-    result = check_image(*scan, AFFINE)
+    result = checked(*scan, AFFINE)
     content = json.loads(json.dumps(result.to_dict()))
     assert content["ok"] is True
     assert content["shells"] == [[1000.0, 30]]
     assert content["handedness"] == "left"
 
 
-def test_missing_b0_coplanar_directions_and_nan_are_findings(scan):
-    image, gradients = scan[0][3:].clone(), table(n_b0=0)
-    image[0, 0, 0, 0] = torch.nan
+def test_missing_b0_and_coplanar_directions_are_findings(scan):
+    image, gradients = scan[0][3:], table(n_b0=0)
     flat = gradients.bvecs * torch.tensor([1.0, 1.0, 0.0])
     planar = GradientTable(gradients.bvals, flat / flat.norm(dim=1, keepdim=True))
-    text = " | ".join(check_image(image, planar, AFFINE).findings)
-    assert "no b0 volume" in text
-    assert "does not determine a tensor" in text
-    assert "1 values of the image are not finite" in text
+    codes = checked(image, planar, AFFINE).codes
+    assert "no-b0" in codes
+    assert "table-undetermined" in codes
 
 
 def test_low_snr_is_a_finding():
     image, gradients = ring_scan(AFFINE, sigma=400.0)
-    assert any(
-        f.startswith("SNR of the b0 volumes is") for f in check_image(image, gradients, AFFINE).findings
-    )
+    assert "low-snr" in checked(image, gradients, AFFINE).codes
+
+
+def test_a_smooth_change_over_neighbouring_slices_is_not_a_dropped_slice(scan, mask):
+    image = scan[0].clone()
+    slices = torch.arange(image.shape[3])
+    image[8] *= 1 - 0.5 * torch.exp(-0.5 * ((slices - 10) / 5.0).square())
+    assert dropped_slices(image, scan[1], mask, axis=2) == []
+
+
+def test_the_outermost_slices_are_not_judged(scan, mask):
+    image = scan[0].clone()
+    image[7, :, :, 0] *= 0.2
+    assert dropped_slices(image, scan[1], mask, axis=2) == []

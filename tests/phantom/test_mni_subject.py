@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from dmri_monai.check import check_image
 from dmri_monai.gradients import GradientTable
 from dmri_monai.phantom import Acquisition, Subject, crossing_share, make_subject, write_dataset
 
 pytest.importorskip("nilearn", reason="the MNI152 template stands in nilearn's wheel")
 from dmri_monai.phantom.anatomy import voxel_centres
 from dmri_monai.phantom.mni import MAPS, MniAnatomy, MsLesions, tracts
+from tests.check.fibres import checked
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "phantom.py"
 SMALL = {"anatomy": "mni152", "shape": (22, 27, 20), "spacing_mm": (8.0, 8.0, 8.0), "scheme": "clinical-32"}
@@ -92,8 +92,8 @@ def test_share_of_crossings_without_white_matter_is_null_in_json():
 
 def test_check_finds_the_table_consistent_and_a_flipped_one_not(subject):
     mirror = GradientTable(subject.table.bvals, subject.table.bvecs * torch.tensor([-1.0, 1.0, 1.0]))
-    right = check_image(subject.image.as_tensor(), subject.table, subject.affine)
-    wrong = check_image(subject.image.as_tensor(), mirror, subject.affine)
+    right = checked(subject.image.as_tensor(), subject.table, subject.affine)
+    wrong = checked(subject.image.as_tensor(), mirror, subject.affine)
     assert right.to_dict()["coherence"]["verdict"] == "consistent"
     assert wrong.to_dict()["coherence"]["verdict"] != "consistent"
 

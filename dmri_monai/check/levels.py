@@ -1,0 +1,34 @@
+"""Level of every volume in tissue, which is found from all volumes together, so that no label is trusted.
+
+A voxel is tissue by the median over volumes of its signal relative to each volume's mean.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+__all__ = ["Levels", "measure_levels"]
+
+MAX_VOXELS = 50_000  # sampled for the levels
+TISSUE = 0.3  # of the 98th percentile
+
+
+@dataclass(frozen=True)
+class Levels:
+    """What the volumes hold: log level (N,) of each, and a sample (N, M) of their signal in tissue, at least 1e-6."""
+
+    log: Tensor
+    sample: Tensor
+
+
+def measure_levels(signal: Tensor) -> Levels:
+    """Levels of `signal` (N, X, Y, Z), none of whose volumes is empty."""
+    flat = signal.reshape(len(signal), -1)
+    sample = flat[:, :: max(1, flat.shape[1] // MAX_VOXELS) | 1].float()  # an odd stride visits all rows
+    relative = (sample / sample.mean(dim=1, keepdim=True).clamp(min=1e-12)).median(dim=0).values
+    tissue = sample[:, relative > TISSUE * relative.quantile(0.98)]
+    floor = 1e-6 * float(sample.mean())
+    tissue = (tissue if tissue.shape[1] else sample).clamp(min=floor)
+    return Levels(tissue.median(dim=1).values.double().log(), tissue)
