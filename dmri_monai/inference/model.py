@@ -117,8 +117,11 @@ class TrainedModel:
         )
 
     def examine(self, scan: Scan) -> tuple[str, ...]:
-        """What about `scan` makes a prediction doubtful, one sentence each."""
+        """What about `scan` makes a prediction doubtful, one sentence each; ValueError where it holds no signal."""
         check = check_scan(scan)
+        for finding in check.findings:
+            if finding.severity == "error":
+                raise ValueError(f"{finding.message}: {scan.path or scan.name}")
         return (*(finding.message for finding in check.findings), *out_of_range(check, self.spec))
 
     def provenance(self, scan: Scan) -> dict[str, Any]:
