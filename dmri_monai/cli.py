@@ -276,7 +276,7 @@ def artifacts(
 
         typer.echo(describe_presets())
     if gallery is not None:
-        from dmri_monai.report.gallery import gallery as write_gallery
+        from dmri_monai.phantom.gallery import gallery as write_gallery
 
         typer.echo(write_gallery(gallery))
 

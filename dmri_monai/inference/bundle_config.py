@@ -13,8 +13,9 @@ from typing import Any
 
 from monai.bundle import ConfigParser
 
-from dmri_monai.inference.spec import EVALUATED, ModelSpec
+from dmri_monai.inference.spec import ModelSpec
 from dmri_monai.inference.spec_history import RENAMED
+from dmri_monai.inference.spec_limits import EVALUATED
 
 __all__ = ["check_keys", "check_model", "check_settings", "current_config", "model_settings"]
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 from PIL import Image
 
-from dmri_monai.report.gallery import gallery
+from dmri_monai.phantom.gallery import gallery
 
 
 def test_gallery_has_a_row_per_artifact_with_a_visible_difference(tmp_path):
