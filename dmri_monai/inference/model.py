@@ -24,6 +24,7 @@ from dmri_monai.inference.released import find_weights
 from dmri_monai.inference.result import Prediction
 from dmri_monai.inference.spec import ModelSpec, spec_path
 from dmri_monai.inference.weights import digest_of, load_weights
+from dmri_monai.out_of_memory import telling_memory
 from dmri_monai.qspace.b0 import head_mask, mean_b0
 from dmri_monai.scan import Scan
 from dmri_monai.tasks.registry import find_task
@@ -32,6 +33,7 @@ from dmri_monai.transforms import collate_dwi
 
 __all__ = ["TrainedModel", "load_model", "out_of_range", "predict"]
 
+MEMORY_ADVICE = "try `--window 64 64 64` (window=), `--device cpu`, or a scan with larger voxels"
 MARGIN = 0.1  # a scan may lie this far outside of the training range before it is worth a warning
 
 
@@ -91,8 +93,20 @@ class TrainedModel:
 
         ensemble: "rotations" or "flips": average over turned copies of the scan, which also gives an uncertainty.
         window, memory_gib: of :class:`VolumeInferer`.  The scan is checked and compared with the training scans; what
-        looks wrong is in `warnings`.  ValueError or TypeError for a scan the model cannot use.
+        looks wrong is in `warnings`.  ValueError or TypeError for a scan the model cannot use, such as one without
+        signal; MemoryError naming it and what to try where the memory does not suffice.
         """
+        scan.require_signal()
+        with telling_memory(f"{scan.name} on {self.device}", MEMORY_ADVICE):
+            return self._predict(scan, ensemble, window, memory_gib)
+
+    def _predict(
+        self,
+        scan: Scan,
+        ensemble: Group | None,
+        window: tuple[int, int, int] | None,
+        memory_gib: float | None,
+    ) -> Prediction:
         task, preprocessing = self.task, self.preprocessing()
         warnings = self.examine(scan)
         whole = VolumeInferer(self.spec.multiple, window=window, memory_gib=memory_gib)
@@ -149,7 +163,7 @@ class TrainedModel:
             return dict(transforms(dict(item)))
         except RuntimeError as error:
             cause = first_cause(error)
-            if isinstance(cause, ValueError | TypeError | OSError):
+            if isinstance(cause, ValueError | TypeError | OSError | MemoryError):
                 raise cause from None
             raise
 

@@ -201,6 +201,10 @@ class ModelSpec(Strict):
         """The same model with other settings, checked like a new one."""
         return type(self)(**{**self.model_dump(), **changes})
 
+    def untrained(self) -> ModelSpec:
+        """The same model without what is known of its weights: what another training begins with."""
+        return self.replace(trained_on={}, scans={}, sha256=None, previous_sha256=None)
+
     def save(self, path: str | Path) -> None:
         """Write the description as JSON, whole or not at all."""
         with replacing(Path(path)) as (temporary,):

@@ -270,7 +270,7 @@ def test_array_without_a_table_is_refused(checkpoint):
     ("spoil", "message"),
     [
         (lambda signal: signal * 0, "no signal|all 0|zero"),
-        (lambda signal: signal * 0 + 7, "constant"),
+        (lambda signal: signal * 0 + 7, "every voxel of every volume is 7"),
         (lambda signal: -signal, "negat"),
     ],
     ids=["blank", "constant", "negated"],
