@@ -153,7 +153,7 @@ def _is_own(value: Any) -> bool:
 def _typed(name: str) -> str | None:
     """What stands after the option `name` on the command line of this process; None without it."""
     found = None
-    for word, following in zip(sys.argv[1:], [*sys.argv[2:], ""], strict=True):
+    for word, following in zip(sys.argv, [*sys.argv[1:], ""], strict=True):
         option, equals, value = word.partition("=")
         if option.startswith("-") and option.lstrip("-").replace("-", "_") == name:
             found = value if equals else following
