@@ -32,7 +32,9 @@ def _scan_record(image: str | Path) -> dict[str, Any]:
 def file_record(item: Mapping[str, Any], tables: Sequence[Path]) -> dict[str, str]:
     """Name of each file of an `item` -> what tells another one from it: bytes of images, SHA-256 of `tables`."""
     paths = {str(key): Path(value) for key, value in item.items() if isinstance(value, str | Path)}
-    sizes = {f"{key} {path.name}": f"{path.stat().st_size} bytes" for key, path in paths.items() if path.is_file()}
+    sizes = {
+        f"{key} {path.name}": f"{path.stat().st_size} bytes" for key, path in paths.items() if path.is_file()
+    }
     return {**sizes, **{f"table {path.name}": f"SHA-256 {_sha256(path)}" for path in tables}}
 
 

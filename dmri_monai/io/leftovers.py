@@ -17,7 +17,9 @@ __all__ = ["remove", "sweep", "temporary_name"]
 
 NAME = re.compile(r"\.tmp-([0-9a-f]{8})-(\d+)-[0-9a-f]{8}\.")
 LONGEST = 48  # characters of the name's end; file systems allow 255 bytes
-ABANDONED_S = 7 * 24 * 3600  # a file of another machine that nobody has written to for so long; writing takes minutes
+ABANDONED_S = (
+    7 * 24 * 3600
+)  # a file of another machine that nobody has written to for so long; writing takes minutes
 
 _swept: set[Path] = set()
 

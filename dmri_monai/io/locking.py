@@ -60,7 +60,9 @@ class FolderLock:
 
 
 @contextmanager
-def locked(folder: Path, purpose: str, share: tuple[int, int] = (0, 1), wait_s: float = 0.0) -> Iterator[None]:
+def locked(
+    folder: Path, purpose: str, share: tuple[int, int] = (0, 1), wait_s: float = 0.0
+) -> Iterator[None]:
     """:class:`FolderLock` on `folder` inside."""
     lock = FolderLock(folder, purpose, share)
     lock.acquire(wait_s)

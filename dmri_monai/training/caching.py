@@ -42,8 +42,8 @@ class DiskCache:
     A file's name is a hash of transforms with their settings, item, versions of torch, MONAI and this package, and
     name, size and times of every file the item is read from, so what has changed is made anew; old files stay.  The
     time of change (ctime), which no program can set back, tells a file apart whose size and modification time are the
-    same.  An entry holds its own name and a checksum of every tensor, which are compared when a training first reads it:
-    a damaged entry is made anew with a warning, one that another item or program left is a ValueError naming it.
+    same.  An entry holds its own name and checksums, which are compared when a training first reads it: a damaged
+    entry is made anew with a warning, one that another item or program left is a ValueError naming it.
     MONAI's `PersistentDataset` reads an item whole, keeps one whose scan has changed, and goes on silently where it
     cannot write.  Raises OSError naming the folder or file that cannot be written,
     TypeError for settings that cannot be compared (a lambda) and items that cannot be read back safely.
@@ -93,7 +93,6 @@ class DiskCache:
             raise OSError(f"cannot write {path}: {error}") from error
         except (pickle.PickleError, AttributeError, TypeError) as error:
             raise TypeError(f"cache: an item may hold tensors, arrays, text and numbers: {error}") from error
-
 
     def _read(self, path: Path, name: str) -> Any:
         """The item in `path`, which must be the entry `name`; its tensors are read from the file when they are used."""

@@ -149,7 +149,9 @@ class Checkpoint:
 
     def _read_last(self) -> dict[str, Any]:
         """The content of `last.pt`; ValueError saying how to go on where it is damaged or another program's."""
-        kept = f"; the weights in {self.best} are not affected: copy them first" if self.best.is_file() else ""
+        kept = (
+            f"; the weights in {self.best} are not affected: copy them first" if self.best.is_file() else ""
+        )
         advice = f"this training cannot be continued; begin anew with `--overwrite true`{kept}"
         try:
             state = read_whole(self.last)
@@ -158,7 +160,9 @@ class Checkpoint:
         expected = ["network", "trainer", *self.stateful, *(["best"] if self.evaluator is not None else [])]
         missing = [name for name in expected if not isinstance(state, dict) or name not in state]
         if missing:
-            raise ValueError(f"resume: {self.last} has no {missing[0]!r}, it is not of such a training; {advice}")
+            raise ValueError(
+                f"resume: {self.last} has no {missing[0]!r}, it is not of such a training; {advice}"
+            )
         check_finite(state["network"], f"{self.last}; {advice}")
         return state  # type: ignore[no-any-return]
 
@@ -172,7 +176,9 @@ class Checkpoint:
         try:
             _ = ModelSpec.load(record) if record.is_file() else None
         except ValueError as error:
-            raise ValueError(f"resume: {error}; delete {record}, it is written anew at the next start") from None
+            raise ValueError(
+                f"resume: {error}; delete {record}, it is written anew at the next start"
+            ) from None
         check_same_model(self.spec, self.best, ("task", *SHAPE_SETTINGS))
 
 

@@ -78,7 +78,7 @@ def check_same_inputs(before: Record, now: Record, path: Path) -> None:
             more = f" ({len(differ) - 1} more differ)" if len(differ) > 1 else ""
             raise ValueError(
                 f"resume: {path} was trained with {what} {key}: {_shown(then, key)}, "
-                f"this run has {_shown(today, key)}{more}; continue with the same, or train anew in another --output_dir"
+                f"this run has {_shown(today, key)}{more}; go on with the same, or train anew in another --output_dir"
             )
 
 
@@ -91,7 +91,9 @@ def _leaves(value: Any, name: str = "") -> list[tuple[str, Any]]:
     nested = [v for v in value if isinstance(v, Mapping | list)] if isinstance(value, list) else []
     if (isinstance(value, Mapping) and value) or nested:
         entries = value.items() if isinstance(value, Mapping) else enumerate(value)
-        return [leaf for key, part in entries for leaf in _leaves(part, f"{name}#{key}" if name else str(key))]
+        return [
+            leaf for key, part in entries for leaf in _leaves(part, f"{name}#{key}" if name else str(key))
+        ]
     return [(name, _plain(value))]
 
 
@@ -105,7 +107,7 @@ def _plain(value: Any) -> Any:
 def _scans(part: str, dataset: Any) -> dict[str, str]:
     items: Sequence[Any] = getattr(dataset, "data", [])
     load = _loader(getattr(dataset, "transform", None))
-    found = {}
+    found: dict[str, str] = {}
     for index, item in enumerate(items if isinstance(items, Sequence) else []):
         if isinstance(item, Mapping):
             paths = load.files({"image": item["image"]})[1:] if load and _is_file(item.get("image")) else []

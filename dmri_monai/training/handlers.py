@@ -1,4 +1,4 @@
-"""Small ignite handlers: progress, early stopping whose state can be saved, the end of a training gone wrong, a picture."""
+"""Small ignite handlers: progress, early stopping whose state can be saved, the end of a lost training, a picture."""
 
 from __future__ import annotations
 
@@ -90,7 +90,11 @@ class StopAtNonFinite:
         others = int(idist.all_reduce(0 if finite else 1)) if idist.get_world_size() > 1 else 0
         if finite and not others:
             return
-        value = f"{float(loss):g}" if not finite else f"not finite in {others} of {idist.get_world_size()} processes"
+        value = (
+            f"{float(loss):g}"
+            if not finite
+            else f"not finite in {others} of {idist.get_world_size()} processes"
+        )
         scans = "" if finite else f" for {scans_of(engine.state.batch)}"
         raise FloatingPointError(
             f"the loss is {value} in epoch {engine.state.epoch}, iteration {engine.state.iteration}{scans}; nothing of "

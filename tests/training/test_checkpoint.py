@@ -114,7 +114,11 @@ INPUTS = {"settings": {"seed": 0, "learning_rate": 0.1}, "scans": {"train 0 tabl
         ("settings", {"seed": 1}, "with the setting seed: 0, this run has 1;"),
         ("settings", {"seed": 1, "learning_rate": 1.0}, r"this run has 1 \(1 more differ\)"),
         ("settings", {"amp": True}, "with the setting amp: nothing, this run has True"),
-        ("scans", {"train 0 table a.bvec": "SHA-256 34"}, "table a.bvec: 'SHA-256 12', this run has 'SHA-256 34'"),
+        (
+            "scans",
+            {"train 0 table a.bvec": "SHA-256 34"},
+            "table a.bvec: 'SHA-256 12', this run has 'SHA-256 34'",
+        ),
     ],
     ids=["seed", "several", "new", "table"],
 )
@@ -146,7 +150,9 @@ def test_torn_last_epoch_is_named_with_the_way_on(tmp_path, left):
     make(tmp_path)[0].run(DATA, max_epochs=1)
     last, model = tmp_path / "last.pt", (tmp_path / "model.pt").read_bytes()
     os.truncate(last, left if isinstance(left, int) else int(left * last.stat().st_size))
-    expected = rf"resume: {last} cannot be read .*begin anew with `--overwrite true`; .*model.pt are not affected"
+    expected = (
+        rf"resume: {last} cannot be read .*begin anew with `--overwrite true`; .*model.pt are not affected"
+    )
     with pytest.raises(ValueError, match=expected):
         make(tmp_path, resume=True)[0].run(DATA, max_epochs=2)
     assert (tmp_path / "model.pt").read_bytes() == model
@@ -181,7 +187,9 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path):
     def spoil():
         network.weight.data.fill_(torch.nan)
 
-    with pytest.raises(ValueError, match=r"2 of 2 weights of weight are not finite: epoch 2 is not saved to .*last.pt"):
+    with pytest.raises(
+        ValueError, match=r"2 of 2 weights of weight are not finite: epoch 2 is not saved to .*last.pt"
+    ):
         resumed.run(DATA, max_epochs=3)
     assert (tmp_path / "last.pt").read_bytes() == last
 
@@ -193,7 +201,9 @@ def test_second_training_in_a_folder_is_refused_while_the_first_runs(tmp_path):
 
     @first.on(Events.EPOCH_COMPLETED)
     def intrude():
-        with pytest.raises(BlockingIOError, match=f"{tmp_path} is in use by a training: process {os.getpid()} on"):
+        with pytest.raises(
+            BlockingIOError, match=f"{tmp_path} is in use by a training: process {os.getpid()} on"
+        ):
             second.run(DATA, max_epochs=1)
 
     first.run(DATA, max_epochs=1)

@@ -56,7 +56,9 @@ def test_words_of_a_command_line_count_as_what_they_mean(typed):
 def test_of_pretrained_weights_the_content_counts(tmp_path):
     for name, content in (("a.pt", b"1"), ("moved.pt", b"1"), ("b.pt", b"2")):
         (tmp_path / name).write_bytes(content)
-    one, moved, other = (settings_of(config(pretrained=str(tmp_path / n))) for n in ("a.pt", "moved.pt", "b.pt"))
+    one, moved, other = (
+        settings_of(config(pretrained=str(tmp_path / n))) for n in ("a.pt", "moved.pt", "b.pt")
+    )
     assert one == moved
     assert one != other
 
@@ -82,7 +84,9 @@ def test_another_table_is_refused_with_both_digests(copied, ending):
     table = copied.with_name(copied.name.replace("nii.gz", ending))
     rows = table.read_text(encoding="utf-8").splitlines()
     table.write_text("\n".join([rows[0] + " ", *rows[1:]]), encoding="utf-8")
-    expected = rf"last.pt was trained with the file train 0 table {table.name}: 'SHA-256 \w+', this run has 'SHA-256"
+    expected = (
+        rf"last.pt was trained with the file train 0 table {table.name}: 'SHA-256 \w+', this run has 'SHA-256"
+    )
     with pytest.raises(ValueError, match=expected):
         check_same_inputs(before, record(copied), Path("last.pt"))
 

@@ -73,7 +73,9 @@ def test_first_loss_that_is_not_finite_stops_before_a_weight_moves(value, option
     trainer, network = trainer_of([1, 1, 1, value, 1, 1], **options)
     saved = []
     trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: saved.append(trainer.state.epoch))
-    expected = rf"the loss is {value} in epoch 2, iteration 4 for c.nii, d.nii; nothing of this epoch was saved"
+    expected = (
+        rf"the loss is {value} in epoch 2, iteration 4 for c.nii, d.nii; nothing of this epoch was saved"
+    )
     with pytest.raises(FloatingPointError, match=expected):
         trainer.run()
     assert saved == [1]
