@@ -9,6 +9,7 @@ import tempfile
 import warnings
 import zipfile
 from collections.abc import Hashable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,9 @@ class DiskCache:
         releases = [dmri_monai.__version__, version("monai"), version("torch")]
         self.settings = [*releases, _settings_hash(self.leading)]
         # which entries have been compared, shared with the processes that load data; one in a million is mistaken
-        self._verified = torch.zeros(2**20, dtype=torch.uint8).share_memory_()
+        self._verified = torch.zeros(2**20, dtype=torch.uint8)
+        with suppress(RuntimeError):  # no shared memory is left: each process compares for itself
+            self._verified.share_memory_()
         _check_writable(self.folder)
 
     def __call__(self, item: Mapping[Hashable, Any]) -> Any:

@@ -19,7 +19,8 @@ def table(counts: Mapping[str, Counter[str]]) -> str:
     lines = [f"| fault | attempts | {' | '.join(OUTCOMES)} |", f"|---|--:|{'--:|' * len(OUTCOMES)}"]
     for kind, found in rows.items():
         shown = " | ".join(f"{found[outcome]}" for outcome in OUTCOMES)
-        lines.append(f"| {kind} | {sum(found.values()):,} | {shown} |".replace(",", " "))
+        attempts = f"{found.total():,}".replace(",", " ")
+        lines.append(f"| {kind} | {attempts} | {shown} |")
     return "\n".join(lines)
 
 

@@ -22,11 +22,15 @@ from tests.faults.counting import ended, fork
 from tests.faults.trainings import train, training
 
 
+def begin_alone(folder: Path) -> None:
+    engine, _ = training(folder, overwrite=True)
+    engine.run([torch.ones(4, 96)] * 400, max_epochs=2)
+
+
 def test_of_many_trainings_in_one_folder_one_trains(tmp_path, count):
     def begin() -> None:
-        engine, _ = training(tmp_path, overwrite=True)
         try:
-            engine.run([torch.ones(4, 96)] * 400, max_epochs=2)
+            begin_alone(tmp_path)
         except BlockingIOError:
             raise SystemExit(7) from None
 
@@ -34,7 +38,7 @@ def test_of_many_trainings_in_one_folder_one_trains(tmp_path, count):
     assert set(codes) <= {0, 7}, count("two writers", "wrong")
     assert codes.count(0) >= 1
     count("two writers", "right", len(codes))
-    train(tmp_path)
+    begin_alone(tmp_path)
     left = [path for path in tmp_path.iterdir() if path.name.startswith(".")]
     count("two writers", "left over", len(left))
     assert not left

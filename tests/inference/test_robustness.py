@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 
 import pytest
@@ -101,3 +103,17 @@ def test_prediction_waits_for_another_of_the_same_name(model, read, tmp_path):
     other.join(30)
     assert ended
     assert not list(tmp_path.glob(".*"))
+
+
+def killed(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_killed_process_of_a_study_is_told_with_what_to_try(checkpoint, scan, tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "_work", killed)
+    options = StudyOptions(models=(str(checkpoint),), device="cpu", workers=2)
+    with pytest.raises(
+        MemoryError, match="one of 2 processes was killed; try fewer --workers .* go on with --resume"
+    ):
+        predict_study([{"image": str(scan)}], scan.parents[2], tmp_path / "out", options)
+    assert not list((tmp_path / "out").glob(".*"))
