@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from dmri_monai.inference.components import as_data, check_components, made
 from dmri_monai.inference.spec_history import converted
 from dmri_monai.io.json_sidecar import read_json
+from dmri_monai.io.present import present
 from dmri_monai.io.writing import replacing
 from dmri_monai.qspace.shell_fit import ShellFit, harmonic_irreps
 from dmri_monai.so3 import as_irreps
@@ -231,10 +232,10 @@ class ModelSpec(_Strict):
         FileNotFoundError without the file; ValueError naming file, field, value and what was expected.
         """
         path = Path(path)
-        if not path.is_file():
+        if present(path) is None:
             raise FileNotFoundError(f"{path} does not exist; weights need their description beside them")
         try:
-            content = converted(read_json(path))
+            content = converted(read_json(path, strict=True))
         except ValueError as error:
             raise ValueError(f"{path} does not describe a model: {error}") from error
         return cls.of(content, f" in {path}")
