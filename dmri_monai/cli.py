@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 import dmri_monai
+from dmri_monai.signals import end_on_sigterm
 
 __all__ = ["app"]
 
@@ -40,14 +41,18 @@ app = typer.Typer(
 
 
 def _one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
-    """Turn a user's error into one line on stderr and exit code 2; anything else keeps its traceback."""
+    """Turn a user's error into one line on stderr and exit code 2; anything else keeps its traceback.
+
+    SIGTERM ends a command as Ctrl-C does, tidied up.
+    """
 
     @functools.wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> None:
+        end_on_sigterm()
         try:
             command(*args, **kwargs)
-        except (ValueError, OSError) as error:
-            typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+        except (ValueError, OSError, MemoryError) as error:
+            typer.echo(f"error: {' '.join(str(error).split()) or type(error).__name__}", err=True)
             raise typer.Exit(FAILED) from error
 
     return wrapped
@@ -329,6 +334,10 @@ def predict(
         Literal["rotations", "flips"] | None,
         typer.Option(help="Average over turned copies of the scan, with an uncertainty."),
     ] = None,
+    window: Annotated[
+        tuple[int, int, int] | None,
+        typer.Option(help="Voxels along x y z of sliding windows, where the memory is short."),
+    ] = None,
     report: Annotated[
         bool | None,
         typer.Option(help="HTML page with pictures; if not given, for the subjects of a study alone."),
@@ -365,6 +374,7 @@ def predict(
             models=models,
             device=device,
             ensemble=ensemble,
+            window=window,
             workers=workers,
             resume=resume,
             overwrite=overwrite,
@@ -380,7 +390,8 @@ def predict(
     _ = [model.task for model in loaded]  # a pretrained network is refused before the scan is read
     read = Scan.read(scan, **reader)
     for model in loaded:
-        found = model.predict(read, ensemble=ensemble).write(out, report=bool(report), overwrite=overwrite)
+        found = model.predict(read, ensemble=ensemble, window=window)
+        found = found.write(out, report=bool(report), overwrite=overwrite)
         for warning in found.warnings if model is loaded[0] else ():
             typer.echo(f"warning: {warning}", err=True)
         for path in found.files.values():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sized
 
 import ignite.distributed as idist
 import torch
@@ -10,7 +11,14 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-__all__ = ["data_parallel", "is_main", "local_device", "start_parallel", "stop_parallel"]
+__all__ = [
+    "check_enough_scans",
+    "data_parallel",
+    "is_main",
+    "local_device",
+    "start_parallel",
+    "stop_parallel",
+]
 
 
 def start_parallel() -> None:
@@ -25,6 +33,16 @@ def stop_parallel() -> None:
     """Leave the other processes."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def check_enough_scans(dataset: Sized, name: str = "validation") -> None:
+    """ValueError naming both numbers where `dataset` has fewer scans than there are processes: one would have none."""
+    scans, processes = len(dataset), int(idist.get_world_size())
+    if scans < processes:
+        raise ValueError(
+            f"{scans} {name} scan{'s' if scans != 1 else ''} for {processes} processes, expected at least one for each: "
+            f"start fewer processes (--nproc_per_node={scans}), or change the split"
+        )
 
 
 def is_main() -> bool:

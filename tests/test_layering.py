@@ -13,7 +13,7 @@ import pytest
 PACKAGE = "dmri_monai"
 ROOT = Path(__file__).resolve().parents[1] / PACKAGE
 RANKS = (
-    ("gradients", "so3", "lazy", "flags", "parallel"),
+    ("gradients", "so3", "lazy", "flags", "parallel", "failures", "out_of_memory", "signals"),
     ("qspace", "equivariant"),
     ("artifacts", "io", "networks"),
     ("scan", "transforms", "losses", "metrics", "testing"),

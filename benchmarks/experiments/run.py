@@ -24,17 +24,18 @@ from dmri_monai.io.datasets import subjects
 __all__ = ["Runner", "config_keys", "objective", "workflow"]
 
 BUNDLE = Path(__file__).parents[2] / "bundle"
-NEW_NAMES = {"too_few": "insufficient_directions"}  # of settings in lines that were written before
-VALIDATIONS = 3  # a training
+# names that settings have in the stored lines -> where they stand in the configs of today
+NEW_NAMES = {"too_few": "insufficient_directions", "loss": "objective::loss"}
+VALIDATIONS = 3  # per training
 WORKERS = 8  # beside a GPU, which else waits for the fit of harmonics
 NEVER = 10**6  # epochs: no early stopping, so that budgets are kept
 SEARCH_SEED = 1000  # of trials of learning rates; no arm has it
 
 
 def config_keys(config: str) -> set[str]:
-    """Keys that a bundle config takes: its own and, where it trains, the settings of a model."""
-    own = set(json.loads((BUNDLE / "configs" / f"{config}.json").read_text(encoding="utf-8")))
-    return own if config == "evaluate" else own | set(ModelSpec.model_fields)
+    """Keys that :func:`workflow` takes: those of a bundle config, its task and, where it trains, those of a model."""
+    own = {"task", *json.loads((BUNDLE / "configs" / f"{config}.json").read_text(encoding="utf-8"))}
+    return own if config == "evaluate" else own | set(ModelSpec.model_fields) | set(NEW_NAMES)
 
 
 def objective(task: str) -> dict[str, Any]:
@@ -46,13 +47,12 @@ def objective(task: str) -> dict[str, Any]:
 
 def workflow(config: str, **settings: Any) -> ConfigWorkflow:
     """Initialised workflow of a bundle config with `settings` laid over it; `task` brings its objective."""
-    settings = {NEW_NAMES.get(name, name): value for name, value in settings.items()}
-    files = [BUNDLE / "configs" / f"{config}.json"]
-    if "task" in settings:
-        files.append(BUNDLE / "configs" / "tasks" / f"{settings.pop('task')}.json")
     unknown = sorted(set(settings) - config_keys(config))
     if unknown:
         raise ValueError(f"{config}.json has no key {unknown[0]!r}")
+    files = [BUNDLE / "configs" / f"{config}.json"]
+    if "task" in settings:
+        files.append(BUNDLE / "configs" / "tasks" / f"{settings.pop('task')}.json")
     training = config != "evaluate"
     made = ConfigWorkflow(
         config_file=[str(file) for file in files],
@@ -61,7 +61,7 @@ def workflow(config: str, **settings: Any) -> ConfigWorkflow:
         workflow_type="train" if training else "infer",
         bundle_root=str(BUNDLE),
         mlflow=False,
-        **settings,
+        **{NEW_NAMES.get(name, name): value for name, value in settings.items()},
     )
     made.initialize()
     return made
@@ -176,7 +176,7 @@ class Runner:
         self, cohort: Cohort, settings: Mapping[str, Any], checkpoint: Path, folder: Path
     ) -> dict[str, Any]:
         """Column of the metrics -> values of the subjects, in their order; None where undefined."""
-        known = {*config_keys("evaluate"), "task"}
+        known = config_keys("evaluate")
         own = {key: value for key, value in settings.items() if key in known}
         made = workflow(
             "evaluate",
@@ -186,9 +186,8 @@ class Runner:
             output_dir=str(folder),
             split={"test": 1.0},
             device=self.device,
-            run=["$@evaluator.run()"],  # without shuffled b-vectors and clustering
         )
-        made.run()
+        made.parser.get_parsed_content("evaluator").run()  # without shuffled b-vectors and clustering
         with (folder / "metrics.csv").open(encoding="utf-8") as file:
             rows = sorted(csv.DictReader(file), key=lambda row: row["subject"])
         names = [name for name in rows[0] if name != "subject"]

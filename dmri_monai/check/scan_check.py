@@ -20,6 +20,7 @@ from dmri_monai.check.image_state import judge_image
 from dmri_monai.check.measured import Measured
 from dmri_monai.check.quality import Dropout, dropped_slices, estimate_snr
 from dmri_monai.gradients import B0_THRESHOLD, grid_rotation
+from dmri_monai.out_of_memory import telling_memory
 from dmri_monai.qspace.b0 import head_mask, mean_b0
 from dmri_monai.qspace.direction_maps import direction_maps
 
@@ -115,7 +116,8 @@ def check_scan(
     """Check the DWI file at `path` with its sidecars; options and errors as :func:`dmri_monai.io.read_dwi`."""
     from dmri_monai.check.reading import read_measured
 
-    return examine(read_measured(path, bvecs=bvecs, b0_threshold=b0_threshold))
+    with telling_memory(str(path), "check a scan with fewer volumes or larger voxels"):
+        return examine(read_measured(path, bvecs=bvecs, b0_threshold=b0_threshold))
 
 
 def check(scan: Scan) -> ScanCheck:

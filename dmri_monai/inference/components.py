@@ -34,7 +34,9 @@ HOMES = ("dmri_monai.equivariant", "dmri_monai.networks")  # where descriptions 
 def as_data(value: Any) -> Any:
     """`value` with every component in it as {"_target_": its name, its arguments ...}; tuples become lists."""
     if isinstance(value, Mapping):
-        return {str(key): as_data(entry) for key, entry in value.items()}
+        if odd := [key for key in value if not isinstance(key, str)]:
+            raise ValueError(f"a description cannot hold a mapping from {odd[0]!r}, only from names")
+        return {key: as_data(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
         return [as_data(entry) for entry in value]
     if type(value) not in COMPONENTS.values():

@@ -8,15 +8,23 @@ of a model is a new field here.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from dmri_monai.inference.components import as_data, check_components, made
 from dmri_monai.inference.spec_history import converted
+from dmri_monai.inference.spec_limits import (
+    LARGEST_DEGREE,
+    LARGEST_NUMBER,
+    check_irreps,
+    check_plain,
+    check_sizes,
+    short,
+)
+from dmri_monai.inference.training_range import Strict, TrainingRange
 from dmri_monai.io.json_sidecar import read_json
 from dmri_monai.io.present import present
 from dmri_monai.io.writing import replacing
@@ -24,14 +32,10 @@ from dmri_monai.qspace.shell_fit import ShellFit, harmonic_irreps
 from dmri_monai.so3 import as_irreps
 from dmri_monai.tasks.registry import TASKS
 
-__all__ = ["FORMAT_VERSION", "ModelSpec", "TrainingRange", "spec_path"]
+__all__ = ["FORMAT_VERSION", "ModelSpec", "spec_path"]
 
 FORMAT_VERSION = 2
-LONGEST_TEXT = 200
-LARGEST_NUMBER = 1e6
-LARGEST_SIZE = 256  # of anything that counts channels, layers or degrees
-MOST_ENTRIES, DEEPEST = 256, 8  # of lists and mappings in a file
-EVALUATED = "$@%"  # MONAI's config parser runs or resolves texts that begin so; no setting needs one
+MOST_LEVELS = 8  # of an equivariant network
 
 # what the network takes in: harmonic channels, fixed directions, or the samples with their table
 TAKES = {"equivariant": "harmonics", "plain": "harmonics", "plain-directions": "directions", "pq": "samples"}
@@ -40,25 +44,9 @@ Policy = Literal["error", "zero"]
 Bval = Annotated[float, Field(strict=True, gt=0, le=50_000)]
 Millimetres = Annotated[float, Field(strict=True, ge=0.1, le=50)]
 Directions = Annotated[int, Field(strict=True, ge=1, le=10_000)]
-Low = Annotated[float, Field(strict=True, ge=0, le=LARGEST_NUMBER)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, arbitrary_types_allowed=False)
-
-
-class TrainingRange(_Strict):
-    """Lowest and highest value among the training scans; None where it is not known.
-
-    directions: of the model's shells together.  voxel_mm: along any axis.  snr: of one b0 volume.
-    """
-
-    directions: tuple[Low, Low] | None = None
-    voxel_mm: tuple[Low, Low] | None = None
-    snr: tuple[Low, Low] | None = None
-
-
-class ModelSpec(_Strict):
+class ModelSpec(Strict):
     """What a network is, what it takes in, and what it was trained for.
 
     task: what it was trained for; None for a pretrained network, which has no task yet.
@@ -82,7 +70,7 @@ class ModelSpec(_Strict):
     network_options: dict[str, Any] = Field(default_factory=dict)
     shells: Annotated[tuple[Bval, ...], Field(min_length=1, max_length=16)] = (1000.0,)
     shell_tolerance: Annotated[float, Field(strict=True, gt=0, le=1)] = 0.2
-    l_max: Annotated[int, Field(strict=True, ge=0, le=12, multiple_of=2)] = 4
+    l_max: Annotated[int, Field(strict=True, ge=0, le=LARGEST_DEGREE, multiple_of=2)] = 4
     order_scale: tuple[Annotated[float, Field(strict=True, gt=0, le=LARGEST_NUMBER)], ...] | None = (
         1.0,
         15.0,
@@ -118,7 +106,7 @@ class ModelSpec(_Strict):
             raise ValueError("expected a mapping from arguments to values")
         options = as_data(value)
         check_components(options)
-        _check_sizes(options)
+        check_sizes(options)
         plain: dict[str, Any] = as_data(made(options))  # one spelling for equal components
         return plain
 
@@ -128,7 +116,7 @@ class ModelSpec(_Strict):
         if isinstance(values, Mapping):
             for name, value in values.items():
                 if name != "scans":  # names of files, which are never parsed
-                    _check_plain(as_data(value), str(name))
+                    check_plain(as_data(value), str(name))
         return values
 
     @model_validator(mode="after")
@@ -137,11 +125,10 @@ class ModelSpec(_Strict):
         if (named or self.architecture != "equivariant") and self.size not in ("tiny", "small", "base"):
             raise ValueError(f"size is {self.size!r}, expected one of tiny, small, base")
         if not named:
+            if not 2 <= len(self.size) <= MOST_LEVELS:
+                raise ValueError(f"size lists {len(self.size)} levels, expected 2 to {MOST_LEVELS}")
             for level in self.size:
-                if (width := as_irreps(level).dim) > 8 * LARGEST_SIZE:
-                    raise ValueError(
-                        f"size: a level of {width} channels, expected at most {8 * LARGEST_SIZE}"
-                    )
+                check_irreps(level, "size")
         if self.missing == "zero" and self.takes == "directions":
             raise ValueError(
                 "missing='zero' needs harmonic channels; 'plain-directions' has no presence channel"
@@ -149,7 +136,7 @@ class ModelSpec(_Strict):
         if (
             self.order_scale is not None
             and self.takes == "harmonics"
-            and len(self.order_scale) <= self.l_max // 2
+            and len(self.order_scale) != self.l_max // 2 + 1
         ):
             raise ValueError(
                 f"order_scale has {len(self.order_scale)} factors for the {self.l_max // 2 + 1} degrees up to "
@@ -213,7 +200,11 @@ class ModelSpec(_Strict):
 
     def replace(self, **changes: Any) -> ModelSpec:
         """The same model with other settings, checked like a new one."""
-        return ModelSpec(**{**self.model_dump(), **changes})
+        return type(self)(**{**self.model_dump(), **changes})
+
+    def untrained(self) -> ModelSpec:
+        """The same model without what is known of its weights: what another training begins with."""
+        return self.replace(trained_on={}, scans={}, sha256=None, previous_sha256=None)
 
     def save(self, path: str | Path) -> None:
         """Write the description as JSON, whole or not at all."""
@@ -248,7 +239,7 @@ class ModelSpec(_Strict):
         except ValidationError as error:
             first = error.errors()[0]
             name = ".".join(map(str, first["loc"]))
-            value = f"{name} is {_short(first['input'])}: " if name else ""
+            value = f"{name} is {short(first['input'])}: " if name else ""
             message = str(first["msg"]).removeprefix("Value error, ")
             raise ValueError(f"model: {value}{message}{place}") from error
 
@@ -256,41 +247,3 @@ class ModelSpec(_Strict):
 def spec_path(weights: str | Path) -> Path:
     """Where the description of the weights is: `model.json` for `model.pt`."""
     return Path(weights).with_suffix(".json")
-
-
-def _check_plain(value: Any, name: str, depth: int = 0) -> None:
-    """ValueError for what no setting needs: text that a config parser would run, huge or non-finite numbers."""
-    if isinstance(value, str):
-        if value[:1] in EVALUATED and value:
-            raise ValueError(f"{name} begins with {value[0]!r}, which would be evaluated: {_short(value)}")
-        if len(value) > LONGEST_TEXT:
-            raise ValueError(f"{name} has {len(value)} characters, at most {LONGEST_TEXT} are allowed")
-    elif isinstance(value, int | float) and not (math.isfinite(value) and abs(value) <= LARGEST_NUMBER):
-        raise ValueError(f"{name} is {value!r}, expected a finite number of at most {LARGEST_NUMBER:g}")
-    elif isinstance(value, Mapping | list | tuple):
-        if len(value) > MOST_ENTRIES or depth > DEEPEST:
-            raise ValueError(f"{name} has {len(value)} entries on level {depth}, more than any model has")
-        entries = value.items() if isinstance(value, Mapping) else enumerate(value)
-        for key, entry in entries:
-            _check_plain(str(key), f"a key of {name}", depth)
-            _check_plain(entry, f"{name}.{key}" if isinstance(value, Mapping) else name, depth + 1)
-
-
-def _check_sizes(options: Any, name: str = "network_options") -> None:
-    """ValueError for a number of channels, layers or degrees that no network of ours has; they would fill the
-    memory.
-    """
-    if isinstance(options, Mapping):
-        for key, value in options.items():
-            if key != "b_max":  # the one physical quantity among them
-                _check_sizes(value, str(key))
-    elif isinstance(options, list):
-        for value in options:
-            _check_sizes(value, name)
-    elif isinstance(options, int) and abs(options) > LARGEST_SIZE:
-        raise ValueError(f"{name} is {options}, expected at most {LARGEST_SIZE}")
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -19,9 +19,10 @@ from tqdm import tqdm
 import dmri_monai
 from dmri_monai.inference.ensemble import Group
 from dmri_monai.inference.model import TrainedModel, load_model
-from dmri_monai.inference.prediction import result_stem
+from dmri_monai.inference.result import result_stem
 from dmri_monai.inference.weights import digest_of
 from dmri_monai.io.json_sidecar import read_json
+from dmri_monai.io.locking import locked
 from dmri_monai.io.writing import replacing
 from dmri_monai.report import write_report
 from dmri_monai.report.index import IndexRow, write_index
@@ -48,7 +49,7 @@ UNITS = {"tissue": "class numbers", "lesion": "0 or 1", "crossings": "number of 
 class StudyOptions:
     """How a study is predicted.
 
-    models: names of released models, or paths of weights.  device, ensemble: as of :func:`load_model` and
+    models: names of released models, or paths of weights.  device, ensemble, window: as of :func:`load_model` and
     :meth:`TrainedModel.predict`.  workers: processes on this machine.  resume: scans whose prediction by the same
     weights of the same gradient table is there are passed over.  reports: one HTML page per subject.
     """
@@ -56,6 +57,7 @@ class StudyOptions:
     models: Sequence[str] = ("tissue",)
     device: str | None = None
     ensemble: Group | None = None
+    window: tuple[int, int, int] | None = None
     workers: int = 1
     resume: bool = False
     overwrite: bool = False
@@ -78,13 +80,18 @@ def own_share(items: Sequence[Any], environment: Mapping[str, str] | None = None
     >>> own_share("abcde", {"SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_MIN": "2", "SLURM_ARRAY_TASK_COUNT": "2"})
     ['b', 'd']
     """
-    known = os.environ if environment is None else environment
+    first, step = _share(os.environ if environment is None else environment)
+    return list(items)[first::step]
+
+
+def _share(known: Mapping[str, str]) -> tuple[int, int]:
+    """Number of this process, from 0, and how many there are."""
     if "RANK" in known and "WORLD_SIZE" in known:
-        return list(items)[int(known["RANK"]) :: int(known["WORLD_SIZE"])]
+        return int(known["RANK"]), int(known["WORLD_SIZE"])
     if "SLURM_ARRAY_TASK_ID" in known and "SLURM_ARRAY_TASK_COUNT" in known:
         first = int(known["SLURM_ARRAY_TASK_ID"]) - int(known.get("SLURM_ARRAY_TASK_MIN", "0"))
-        return list(items)[first :: int(known["SLURM_ARRAY_TASK_COUNT"])]
-    return list(items)
+        return first, int(known["SLURM_ARRAY_TASK_COUNT"])
+    return 0, 1
 
 
 def predict_study(
@@ -94,14 +101,16 @@ def predict_study(
 
     Every map is written with its sidecar, whole or not at all; a scan that fails is reported, and the others are done.
     A page per subject and `index.html` show what is there, also from other processes and earlier runs.  Models are
-    loaded once per process; ValueError or OSError before any work where one of them cannot be used.
+    loaded once per process; ValueError or OSError before any work where one of them cannot be used, or another study
+    is being written to `out`.
     """
     for name in options.models:
         _ = load_model(name, "cpu").task
-    _write_description(out, source)
-    todo = own_share([dict(item) for item in items])
-    outcomes = list(_outcomes(todo, source, out, options))
-    write_index(out / "index.html", _index_rows(out, outcomes), title=f"Predictions of {source.name}")
+    with locked(out, "a study", _share(os.environ)):
+        _write_description(out, source)
+        todo = own_share([dict(item) for item in items])
+        outcomes = list(_outcomes(todo, source, out, options))
+        write_index(out / "index.html", _index_rows(out, outcomes), title=f"Predictions of {source.name}")
     return outcomes
 
 
@@ -178,7 +187,7 @@ def _predict_subject(
             }
             warnings: dict[str, None] = {}
             for model in models:
-                found = model.predict(scan, ensemble=options.ensemble)
+                found = model.predict(scan, ensemble=options.ensemble, window=options.window)
                 more = {**sources, **_meaning(model.task.name)}
                 overwrite = options.overwrite or options.resume
                 found.write_to(places[model.task.name], more=more, overwrite=overwrite)

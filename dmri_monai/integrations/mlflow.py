@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
@@ -18,9 +17,11 @@ from mlflow.pyfunc import PythonModel
 
 import dmri_monai
 from dmri_monai.inference.model import load_model
-from dmri_monai.inference.prediction import Prediction
+from dmri_monai.inference.result import Prediction
 from dmri_monai.inference.spec import spec_path
 from dmri_monai.integrations.mlflow_runs import store_uri
+from dmri_monai.integrations.tracking import run_record
+from dmri_monai.io.leftovers import sweep, temporary_name
 from dmri_monai.parallel import is_main
 from dmri_monai.scan import Scan
 
@@ -73,10 +74,11 @@ def register_model(
     """
     checkpoint = Path(checkpoint)
     _ = load_model(checkpoint, "cpu").task
-    record = _training_of(checkpoint)
-    uri = str(record["tracking_uri"]) if store is None and record else store_uri(store)
+    record = run_record(checkpoint.parent)
+    uri = record["tracking_uri"] if store is None and record else store_uri(store)
     run_id = run_id or (record.get("run_id") if store is None else None)
-    with _store(uri), tempfile.TemporaryDirectory() as temporary:
+    sweep(Path(tempfile.gettempdir()))
+    with _store(uri), tempfile.TemporaryDirectory(prefix=temporary_name("model")) as temporary:
         folder, code = Path(temporary, "weights"), Path(temporary, "model.py")
         folder.mkdir()
         code.write_text(CODE, encoding="utf-8")
@@ -115,17 +117,12 @@ def register_best(output_dir: str | Path, name: str | None) -> None:
     if not name or not is_main():
         return
     checkpoint = Path(output_dir, "model.pt")
-    if not _training_of(checkpoint):
+    if not run_record(output_dir):
         raise ValueError(
             f"registered_model is {name!r}, but the training was not tracked (mlflow = false); its model {checkpoint} "
             f"can be entered with `dmri-monai register-model {checkpoint} --name {name} --store ...`"
         )
     logger.info("registered %s", register_model(checkpoint, name))
-
-
-def _training_of(checkpoint: Path) -> dict[str, Any]:
-    record = checkpoint.parent / "mlflow_run.json"
-    return json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
 
 
 def _rows(model_input: Any) -> Iterable[Mapping[str, Any]]:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
-import signal
 import subprocess
-import sys
-import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,12 +15,14 @@ from typing import Any
 
 from ignite.engine import Engine, Events
 
+from dmri_monai.failures import on_failure
 from dmri_monai.flags import flag
-from dmri_monai.io.sidecars import find_sidecars
+from dmri_monai.io.data_record import data_record
 from dmri_monai.io.writing import replacing
 from dmri_monai.parallel import is_main
+from dmri_monai.signals import end_on_sigterm
 
-__all__ = ["MLflowRun", "LogMetrics", "data_record", "default_store"]
+__all__ = ["MLflowRun", "LogMetrics", "default_store", "run_record"]
 
 logger = logging.getLogger(__name__)
 RUN_FILE = "mlflow_run.json"
@@ -37,30 +35,26 @@ def default_store(output_dir: str | Path, resume: bool = False) -> str:
     resume: without MLFLOW_TRACKING_URI, the store of the training that lies in the folder.
     """
     beside = Path(output_dir).resolve().parent / "mlruns.db"
-    record = Path(output_dir, RUN_FILE)
-    before = (
-        json.loads(record.read_text(encoding="utf-8"))["tracking_uri"]
-        if resume and record.is_file()
-        else None
-    )
+    before = run_record(output_dir).get("tracking_uri") if resume else None
     return os.environ.get("MLFLOW_TRACKING_URI") or before or f"sqlite:///{beside}"
 
 
-def data_record(data: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
-    """What a model was trained on: per part of `data` the scans and the SHA-256 of their gradient tables, and a digest.
+def run_record(output_dir: str | Path) -> dict[str, str]:
+    """Id and store of the run of the training in `output_dir`; {} where it was not tracked.
 
-    data: part ("train", "val" ...) -> items with an `image` file. The hash is of the files of the table, so that it can
-    be checked with sha256sum; the images are not read.
+    ValueError naming the file where it is damaged.
     """
-    parts = {name: [_scan_record(item["image"]) for item in items] for name, items in data.items()}
-    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-    return {"digest": digest[:16], "parts": parts}
-
-
-def _scan_record(image: str | Path) -> dict[str, Any]:
-    files = find_sidecars(Path(image)).tables
-    hashes = {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
-    return {"scan": Path(image).name, "table": hashes}
+    path = Path(output_dir, RUN_FILE)
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_bytes())
+        return {name: str(content[name]) for name in ("run_id", "tracking_uri")}
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(
+            f"{path} is damaged ({type(error).__name__}: {error}): delete it, and the training goes on in a new run of "
+            "MLflow; the training itself loses nothing"
+        ) from None
 
 
 def _revision() -> str | None:
@@ -104,14 +98,13 @@ class MLflowRun:
         self.config = config
         self.artifacts = artifacts or []
         self.resume = flag("resume", resume)
-        self.tracking_uri = tracking_uri or default_store(output_dir, self.resume)
         self.enabled = flag("mlflow", enabled)
+        self.tracking_uri = tracking_uri or default_store(output_dir, self.resume and self.enabled)
         self.data = data
         self.parent = parent
         self.run_id: str | None = None
         self._client: Any = None
         self._lost = False
-        self._sigterm: Any = None
 
     def attach(self, engine: Engine) -> None:
         if not (self.enabled and is_main()):
@@ -119,7 +112,7 @@ class MLflowRun:
         engine.add_event_handler(Events.STARTED, self.start)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.log_metrics)
         engine.add_event_handler(Events.COMPLETED, self.finish)
-        engine.add_event_handler(Events.EXCEPTION_RAISED, self.fail)
+        on_failure(engine, self.fail)
 
     def start(self, engine: Engine) -> None:
         """Begin a run, or go on with the one being resumed; OSError when the store does not answer."""
@@ -156,10 +149,10 @@ class MLflowRun:
         if self.tracking_uri.startswith("sqlite:///"):
             Path(self.tracking_uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
         self._client = MlflowClient(tracking_uri=self.tracking_uri)
-        self._catch_sigterm()
-        run_file = self.output_dir / RUN_FILE
-        if self.resume and run_file.is_file():
-            self.run_id = json.loads(run_file.read_text(encoding="utf-8"))["run_id"]
+        end_on_sigterm()
+        record = run_record(self.output_dir) if self.resume else {}
+        if record:
+            self.run_id = record["run_id"]
             self._client.update_run(self.run_id, status="RUNNING")
             return
         name = f"{self.kind}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
@@ -169,20 +162,12 @@ class MLflowRun:
             tags["mlflow.source.git.commit"] = revision
         self.run_id = self._client.create_run(experiment, run_name=name, tags=tags).info.run_id
         content = {"run_id": self.run_id, "run_name": name, "tracking_uri": self.tracking_uri}
-        with replacing(run_file) as (temporary,):
+        with replacing(self.output_dir / RUN_FILE) as (temporary,):
             temporary.write_text(json.dumps(content, indent=2), encoding="utf-8")
         self._log_config()
         self._log_data()
 
-    def _catch_sigterm(self) -> None:
-        """Let SIGTERM end the process as an exception does, so that the run is settled; only a main thread may."""
-        if threading.current_thread() is threading.main_thread():
-            self._sigterm = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-
     def _settle(self, status: str) -> None:
-        if self._sigterm is not None:
-            signal.signal(signal.SIGTERM, self._sigterm)
-            self._sigterm = None
         if self._tracks():
             with self._reaching():
                 self._client.set_terminated(self.run_id, status)
@@ -248,7 +233,6 @@ class MLflowRun:
             with self._reaching():
                 self._client.set_tag(self.run_id, "error", f"{type(error).__name__}: {error}"[:500])
         self._settle("FAILED")
-        raise error  # ignite swallows an exception that has a handler
 
 
 class LogMetrics:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,9 +15,10 @@ from nibabel.spatialimages import HeaderDataError
 from torch import Tensor
 
 from dmri_monai.gradients import grid_rotation
+from dmri_monai.io.leftovers import remove, sweep, temporary_name
 from dmri_monai.io.nifti import nifti_stem
 
-__all__ = ["replacing", "save_nifti", "write_nifti"]
+__all__ = ["full_disk_names", "replacing", "save_nifti", "write_nifti"]
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SCANNER = 1  # NIfTI code: scanner-based anatomical coordinates
@@ -26,25 +26,35 @@ SCANNER = 1  # NIfTI code: scanner-based anatomical coordinates
 
 @contextmanager
 def replacing(*targets: Path) -> Iterator[tuple[Path, ...]]:
-    """Temporary paths beside `targets`: renamed onto them in order if the block succeeds, removed if not.
+    """Temporary paths beside `targets`, files or folders: renamed onto them in order if the block succeeds, removed
+    if not.
 
-    OSError for a full disk names the last of `targets`, which the operating system does not.
+    OSError for a full disk names the last of `targets`, which the operating system does not.  What killed processes
+    left in the folders goes.
     """
     for folder in {target.parent for target in targets}:
         folder.mkdir(parents=True, exist_ok=True)
-    token = uuid.uuid4().hex[:12]
-    temporary = tuple(target.with_name(f".{token}.{target.name}") for target in targets)
+        sweep(folder)
+    temporary = tuple(target.with_name(temporary_name(target.name)) for target in targets)
     try:
-        yield temporary
-        for source, target in zip(temporary, targets, strict=True):
-            source.replace(target)
-    except OSError as error:
-        if error.errno in FULL and error.filename is None:
-            raise OSError(error.errno, error.strerror, str(targets[-1])) from error
-        raise
+        with full_disk_names(targets[-1]):
+            yield temporary
+            for source, target in zip(temporary, targets, strict=True):
+                source.replace(target)
     finally:
         for path in temporary:
-            path.unlink(missing_ok=True)
+            remove(path)
+
+
+@contextmanager
+def full_disk_names(target: Path) -> Iterator[None]:
+    """Around what writes `target`: let the error of a full disk name it, which the operating system does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL and error.filename is None:
+            raise OSError(error.errno, error.strerror, str(target)) from error
+        raise
 
 
 def write_nifti(path: str | Path, array: Any, affine: Any, *, dtype: Any = None) -> None:

@@ -66,6 +66,7 @@ class EquivariantUNet(ResidualUNet):
         )
         self.expected = channels_of(fields)
         self.irreps_in, self.irreps_features = str(fields), str(levels[0])
+        self.irreps_levels = [str(irreps) for irreps in levels]
         self.irreps_out = self.irreps_features if irreps_out is None else str(as_irreps(irreps_out))
 
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:

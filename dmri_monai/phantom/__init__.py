@@ -10,22 +10,27 @@ Each stage is a value computed from the one before, so a stage can be replaced o
 
 from dmri_monai.phantom.anatomy import Anatomy
 from dmri_monai.phantom.dataset import write_dataset, write_subject
+from dmri_monai.phantom.head_bank import HeadSources, head_models
 from dmri_monai.phantom.microstructure import Contrast, Microstructure
 from dmri_monai.phantom.scan_plan import Acquisition
 from dmri_monai.phantom.schemes import draw_scheme, shell_table
 from dmri_monai.phantom.signal import simulate
 from dmri_monai.phantom.stream import PhantomStream, subject_item
+from dmri_monai.phantom.streamed_heads import StreamedHeads
 from dmri_monai.phantom.subject import Subject, crossing_share, make_subject
 
 __all__ = [
     "Acquisition",
     "Anatomy",
     "Contrast",
+    "HeadSources",
     "Microstructure",
     "PhantomStream",
+    "StreamedHeads",
     "Subject",
     "crossing_share",
     "draw_scheme",
+    "head_models",
     "make_subject",
     "shell_table",
     "simulate",

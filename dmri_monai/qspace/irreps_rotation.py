@@ -40,7 +40,8 @@ def rotate_voxelwise(coefficients: Tensor, rotations: Tensor, l_max: int) -> Ten
     parts = []
     for start in range(0, coefficients.shape[1], chunk):
         where = slice(start, start + chunk)
-        turned = (points @ rotations[where]).movedim(2, 0).mT.to(coefficients)  # (3, P, V), rows are R^T p
+        columns = rotations[where].permute(2, 1, 0)
+        turned = torch.stack([points @ column for column in columns]).to(coefficients)  # (3, P, V): R^T p
         parts.append(back @ _evaluate(polynomial[:, where], turned, l_max))
     return torch.cat(parts, dim=1) if parts else coefficients.clone()
 

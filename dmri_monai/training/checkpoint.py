@@ -10,26 +10,30 @@ from typing import Any
 from ignite.engine import Engine, Events
 from torch import nn
 
-from dmri_monai.flags import flag
-from dmri_monai.inference.spec import ModelSpec
+from dmri_monai.failures import on_failure
+from dmri_monai.flags import NO_PATH, flag
+from dmri_monai.inference.spec import ModelSpec, spec_path
 from dmri_monai.inference.weights import (
     SHAPE_SETTINGS,
+    check_finite,
     check_fit,
     check_same_model,
+    digest_of,
     load_weights,
     read_weights,
     read_whole,
     save_model,
     save_whole,
 )
+from dmri_monai.io.locking import FolderLock, locked
 from dmri_monai.io.present import present
 from dmri_monai.parallel import is_main
+from dmri_monai.training.continuation import Record, check_same_inputs
 
 __all__ = ["Checkpoint", "copy_with_weights", "load_pretrained"]
 
 logger = logging.getLogger(__name__)
 HEAD_OPTIONS = ("deep_supervision",)  # options of a network that change nothing but its head
-NO_PATH = ("", "null", "none")  # how a command line says None
 
 
 class Checkpoint:
@@ -39,8 +43,10 @@ class Checkpoint:
     the trainer and of the best metric; `model.pt` holds the network alone, the latest where there is no `evaluator`,
     and `model.json` its `spec`.  Attach it last, after validation, schedule and early stopping.
 
-    resume: continue from `last.pt`; ValueError when there is none, and for another model, data or batch sizes.
+    resume: continue from `last.pt`; ValueError when there is none, when it is damaged, and for another model or other
+    `inputs` (of :func:`inputs_of`), of which it holds a record.
     overwrite: start anew in a folder that already holds a `last.pt`; ValueError otherwise, because it would be lost.
+    While the trainer runs, the folder is locked: BlockingIOError names another training in it.
     """
 
     def __init__(
@@ -52,6 +58,7 @@ class Checkpoint:
         evaluator: Engine | None = None,
         resume: bool = False,
         overwrite: bool = False,
+        inputs: Record | None = None,
     ) -> None:
         self.spec = spec
         self.last = Path(output_dir) / "last.pt"
@@ -59,25 +66,44 @@ class Checkpoint:
         self.network = network
         self.stateful = stateful
         self.evaluator = evaluator
-        self.resume = resume = flag("resume", resume)
-        overwrite = flag("overwrite", overwrite)
-        if resume and present(self.last) is None:
+        self.inputs = inputs
+        self.resume = flag("resume", resume)
+        self.overwrite = flag("overwrite", overwrite)
+        self._lock = FolderLock(Path(output_dir), "a training")
+        self._check_folder()
+
+    def _check_folder(self) -> None:
+        if self.resume and present(self.last) is None:
             raise ValueError(f"resume: there is no checkpoint {self.last}")
-        if not resume and not overwrite and present(self.last):
+        if not self.resume and not self.overwrite and present(self.last):
             raise ValueError(
                 f"{self.last} exists: continue that training with `--resume true`, choose another `--output_dir`, "
                 "or discard it with `--overwrite true`"
             )
 
     def attach(self, engine: Engine) -> None:
+        if is_main():
+            engine.add_event_handler(Events.STARTED, self._begin)
         if self.resume:
             engine.add_event_handler(Events.STARTED, self.restore)
         if is_main():
             engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
+            engine.add_event_handler(Events.COMPLETED, self._end)
+            on_failure(engine, self._end)
+
+    def _begin(self, engine: Engine) -> None:
+        self._lock.acquire()
+        self._check_folder()  # another training may have ended since
+
+    def _end(self, *_: Any) -> None:
+        self._lock.release()
 
     def save(self, engine: Engine) -> None:
         state = {name: part.state_dict() for name, part in self.stateful.items()}
         state["network"] = self.network.state_dict()
+        check_finite(state["network"], f"epoch {engine.state.epoch} is not saved to {self.last}")
+        if self.inputs is not None:
+            state["inputs"] = self.inputs
         state["trainer"] = {"epoch": engine.state.epoch, "epoch_length": engine.state.epoch_length}
         if self.evaluator is not None:
             best = self.evaluator.state
@@ -91,9 +117,19 @@ class Checkpoint:
         """Write the network alone to `model.pt`, and its description beside it."""
         save_model(self.network, self.best, self.spec)
 
+    def save_alone(self) -> None:
+        """:meth:`save_network` of a network that is not trained."""
+        with locked(self.last.parent, "a training"):
+            self._check_folder()
+            self.save_network()
+
     def restore(self, engine: Engine) -> None:
-        check_same_model(self.spec, self.best, ("task", *SHAPE_SETTINGS))
-        state = read_whole(self.last)
+        state = self._read_last()
+        self._check_description()
+        if self.inputs is not None and "inputs" in state:
+            check_same_inputs(state["inputs"], self.inputs, self.last)
+        elif self.inputs is not None:
+            logger.warning("%s does not say with which settings and scans it was trained", self.last)
         length = state["trainer"]["epoch_length"]
         if length != engine.state.epoch_length:
             raise ValueError(
@@ -109,6 +145,40 @@ class Checkpoint:
             self.evaluator.state.best_metric = state["best"]["metric"]
             self.evaluator.state.best_metric_epoch = state["best"]["epoch"]
         logger.info("resumed from %s after epoch %d", self.last, engine.state.epoch)
+
+    def _read_last(self) -> dict[str, Any]:
+        """The content of `last.pt`; ValueError saying how to go on where it is damaged or another program's."""
+        kept = (
+            f"; the weights in {self.best} are not affected: copy them first" if self.best.is_file() else ""
+        )
+        advice = f"this training cannot be continued; begin anew with `--overwrite true`{kept}"
+        try:
+            state = read_whole(self.last)
+        except ValueError as error:
+            raise ValueError(f"resume: {error}; {advice}") from None
+        expected = ["network", "trainer", *self.stateful, *(["best"] if self.evaluator is not None else [])]
+        missing = [name for name in expected if not isinstance(state, dict) or name not in state]
+        if missing:
+            raise ValueError(
+                f"resume: {self.last} has no {missing[0]!r}, it is not of such a training; {advice}"
+            )
+        check_finite(state["network"], f"{self.last}; {advice}")
+        return state  # type: ignore[no-any-return]
+
+    def _check_description(self) -> None:
+        """The model in `model.json` must be this one; where the file is missing it is written anew."""
+        record = spec_path(self.best)
+        if self.best.is_file() and not record.is_file() and is_main():
+            read_weights(self.best)
+            self.spec.replace(sha256=digest_of(self.best)).save(record)
+            logger.warning("resume: %s was missing and is written anew", record)
+        try:
+            _ = ModelSpec.load(record) if record.is_file() else None
+        except ValueError as error:
+            raise ValueError(
+                f"resume: {error}; delete {record}, it is written anew at the next start"
+            ) from None
+        check_same_model(self.spec, self.best, ("task", *SHAPE_SETTINGS))
 
 
 def load_pretrained(network: nn.Module, path: str | Path | None, spec: ModelSpec | None = None) -> nn.Module:

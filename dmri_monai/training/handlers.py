@@ -1,4 +1,6 @@
-"""Small ignite handlers: progress, early stopping whose state can be saved, and a picture of the last validation."""
+"""Small ignite handlers: progress, early stopping whose state can be saved, the end of a training gone wrong, a
+picture.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +9,18 @@ from math import inf, isnan
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import EarlyStopping as IgniteEarlyStopping
 from ignite.handlers import ProgressBar
-from monai.engines import Evaluator
+from monai.engines import Evaluator, IterationEvents
 
+from dmri_monai.failures import scans_of
 from dmri_monai.io.writing import replacing
 from dmri_monai.parallel import is_main
 
-__all__ = ["EarlyStopping", "Progress", "ValidationPicture", "reuse_handler"]
+__all__ = ["EarlyStopping", "Progress", "StopAtNonFinite", "ValidationPicture", "reuse_handler"]
 
 
 class Progress:
@@ -70,6 +74,34 @@ class EarlyStopping:
         if self._handler is None:
             raise RuntimeError("EarlyStopping: attach it to a trainer first")
         return self._handler
+
+
+class StopAtNonFinite:
+    """Ignite handler of a MONAI trainer: the first loss that is not finite ends the training, before it moves a weight.
+
+    Raises FloatingPointError naming epoch, iteration, loss and the scans of the batch; of several processes all end,
+    and each says whether it was its own batch.
+    """
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        loss = engine.state.output["loss"].detach()
+        finite = bool(loss.isfinite())
+        others = int(idist.all_reduce(0 if finite else 1)) if idist.get_world_size() > 1 else 0
+        if finite and not others:
+            return
+        value = (
+            f"{float(loss):g}"
+            if not finite
+            else f"not finite in {others} of {idist.get_world_size()} processes"
+        )
+        scans = "" if finite else f" for {scans_of(engine.state.batch)}"
+        raise FloatingPointError(
+            f"the loss is {value} in epoch {engine.state.epoch}, iteration {engine.state.iteration}{scans}; nothing of "
+            "this epoch was saved: check these scans, or lower the learning rate"
+        )
 
 
 def reuse_handler(handler: Any) -> Any:

@@ -185,7 +185,7 @@ def pretext_loss(pretext: Pretext, model: ModelSpec) -> nn.Module:
 def pretrain(trainer: Engine, pretext: Pretext, checkpoint: Checkpoint) -> None:
     """Run the trainer; for pretext "none" only save the initial weights, the control of every comparison."""
     if pretext == "none":
-        checkpoint.save_network()
+        checkpoint.save_alone()
     else:
         trainer.run()
 

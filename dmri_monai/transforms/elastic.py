@@ -121,11 +121,12 @@ def _warped_scan(image: MetaTensor, table: tuple[Tensor, Tensor], warp: Warp, l_
         moved.unsqueeze(0), bvals.unsqueeze(0), bvecs_voxel.unsqueeze(0), brain=inside[None, None]
     )
     metrics = tensor_metrics(tensor[:, :, inside].unsqueeze(-1).unsqueeze(-1))
-    fa, v1 = metrics.fa[0, 0, :, 0, 0].double(), metrics.v1[0, :, :, 0, 0].T.double()
-    rotations = principal_rotation(warp.jacobian.to(moved.device)[inside], v1, fa).to(moved)
-    out = moved.clone()
-    out[:, inside] = reorient_signal(moved[:, inside], bvals, bvecs_voxel, rotations, l_max)
-    return out.clamp_(min=0.0)
+    fa, v1 = metrics.fa[0, 0, :, 0, 0], metrics.v1[0, :, :, 0, 0].T
+    voxels = inside.flatten().nonzero().flatten()
+    jacobian = warp.jacobian.to(moved).flatten(0, 2).index_select(0, voxels)
+    rotations = principal_rotation(jacobian, v1, fa)
+    turned = reorient_signal(moved.flatten(1), bvals, bvecs_voxel, rotations, l_max, voxels=voxels)
+    return turned.view_as(moved).clamp_(min=0.0)
 
 
 def _warped_peaks(peaks: Tensor, warp: Warp, rotation: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 from dmri_monai.gradients import B0_THRESHOLD
 from dmri_monai.qspace.b0 import b0_reference, mean_b0
 from dmri_monai.qspace.harmonics import ShellFit, harmonic_irreps, signal_to_harmonics
+from dmri_monai.qspace.shell_set import shell_channels, shell_irreps, shell_set
 from dmri_monai.transforms.frames import fix_voxel_frame, voxel_rotation
 from dmri_monai.transforms.rows import item_mask, item_table, like, plain, select_rows
 
@@ -98,9 +99,13 @@ class SphericalHarmonicsd(MapTransform):
     median, then S/S0 of the `shells` (s/mm², ascending) grouped by order; e3nn's real orthonormal harmonics.
     The vectors are turned by the *current* affine, so spatial transforms come before.  Writes
     `meta["irreps"]`, records the frame.
+    shells="auto": the scan's own shells, whatever their number and b-values, ascending in `slots` slots, in the
+    layout of :func:`dmri_monai.qspace.shell_set.shell_channels`, which `ShellEncoder` takes (to l_max = 6 by default).
+    No shell is refused; more shells than slots are merged by nearest b, with a message.
     mask_key: brain mask (1, X, Y, Z) for the median of the b0.  weights_key: weights (N,) of the
     measurements.
-    fit: fields of :class:`dmri_monai.qspace.shell_fit.ShellFit`, for example `missing="zero"`.
+    fit: fields of :class:`dmri_monai.qspace.shell_fit.ShellFit`, for example `missing="zero"`; with shells="auto"
+    only `clip`, `min_b0` and `b0_threshold`.
     Raises ValueError for a scan without b0, without a shell, with too few directions; and as
     `voxel_rotation`.
     """
@@ -108,9 +113,10 @@ class SphericalHarmonicsd(MapTransform):
     def __init__(
         self,
         keys: KeysCollection = "image",
-        shells: Sequence[float] = (1000.0,),
+        shells: Sequence[float] | Literal["auto"] = (1000.0,),
         l_max: int = 4,
         *,
+        slots: int = 4,
         mask_key: str | None = None,
         weights_key: str | None = None,
         allow_lambda: bool = False,
@@ -118,9 +124,15 @@ class SphericalHarmonicsd(MapTransform):
         **fit: Any,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.shells, self.l_max, self.fit = [float(b) for b in shells], l_max, ShellFit(**fit)
+        self.l_max, self.slots, self.fit = l_max, slots, ShellFit(**fit)
         self.mask_key, self.weights_key, self.allow_lambda = mask_key, weights_key, allow_lambda
-        self.irreps = harmonic_irreps(len(self.shells), l_max, presence=self.fit.missing == "zero")
+        if isinstance(shells, str):
+            _checked_auto(shells, weights_key, fit)
+            self.shells: list[float] | None = None
+            self.irreps = shell_irreps(slots, l_max)
+        else:
+            self.shells = [float(b) for b in shells]
+            self.irreps = harmonic_irreps(len(self.shells), l_max, presence=self.fit.missing == "zero")
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
@@ -134,20 +146,38 @@ class SphericalHarmonicsd(MapTransform):
         rotation = voxel_rotation(image, "SphericalHarmonicsd", self.allow_lambda)
         refuse_normalized(image, "SphericalHarmonicsd")
         brain = item_mask(item, self.mask_key, key, "SphericalHarmonicsd")
-        channels = signal_to_harmonics(
-            image.as_tensor().unsqueeze(0),
-            bvals.unsqueeze(0),
-            (bvecs.double().cpu() @ rotation).unsqueeze(0),
-            shells=self.shells,
-            l_max=self.l_max,
-            brain=None if brain is None else brain.unsqueeze(0),
-            weights=self._weights(item, len(bvals)),
-            fit=self.fit,
-        )
-        result = like(image, channels[0])
+        bvecs_voxel = bvecs.double().cpu() @ rotation
+        if self.shells is None:
+            channels = self._own_shells(image.as_tensor(), bvals, bvecs_voxel, brain)
+        else:
+            channels = signal_to_harmonics(
+                image.as_tensor().unsqueeze(0),
+                bvals.unsqueeze(0),
+                bvecs_voxel.unsqueeze(0),
+                shells=self.shells,
+                l_max=self.l_max,
+                brain=None if brain is None else brain.unsqueeze(0),
+                weights=self._weights(item, len(bvals)),
+                fit=self.fit,
+            )[0]
+        result = like(image, channels)
         result.meta["irreps"] = self.irreps
         fix_voxel_frame(result, rotation)
         return result
+
+    def _own_shells(self, image: Tensor, bvals: Tensor, bvecs_voxel: Tensor, brain: Tensor | None) -> Tensor:
+        """(C, X, Y, Z) channels of the shells that this scan has."""
+        threshold = self.fit.b0_threshold
+        shells = shell_set(bvals, bvecs_voxel, slots=self.slots, l_max=self.l_max, b0_threshold=threshold)
+        return shell_channels(
+            image,
+            bvals,
+            shells,
+            brain=brain,
+            clip=self.fit.clip,
+            min_b0=self.fit.min_b0,
+            b0_threshold=threshold,
+        )
 
     def _weights(self, item: dict[Hashable, Any], n: int) -> Tensor | None:
         """(1, N) weights of the measurements."""
@@ -157,3 +187,12 @@ class SphericalHarmonicsd(MapTransform):
             found = "no" if self.weights_key not in item else len(item[self.weights_key])
             raise ValueError(f"SphericalHarmonicsd: {found} weights {self.weights_key!r} for {n} b-values")
         return plain(item[self.weights_key]).unsqueeze(0)
+
+
+def _checked_auto(shells: str, weights_key: str | None, fit: Mapping[str, Any]) -> None:
+    """ValueError for another word than "auto", or for options that only named shells have."""
+    if shells != "auto":
+        raise ValueError(f"SphericalHarmonicsd: shells must be b-values or 'auto', got {shells!r}")
+    surplus = sorted(set(fit) - {"clip", "min_b0", "b0_threshold"}) + (["weights_key"] if weights_key else [])
+    if surplus:
+        raise ValueError(f"SphericalHarmonicsd: shells='auto' takes no {', '.join(surplus)}")

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from dmri_monai.qspace.reorientation import inverse
+
 __all__ = ["Warp", "bspline_warp", "control_shape", "resample"]
 
 # A cubic B-spline warp is injective while no control point moves by 1 / 2.4798 of their spacing along an axis
@@ -62,7 +64,7 @@ def bspline_warp(control: Tensor, spatial_size: Sequence[int], stretch: Tensor, 
     backward = to_frame @ along_axes @ torch.linalg.inv(to_frame)
     grid = torch.stack(torch.meshgrid(*(torch.arange(n) for n in spatial_size), indexing="ij"), dim=-1)
     source = grid.to(control) + shift.movedim(0, 3) * (control_mm / spacing)
-    return Warp(source, torch.linalg.inv(backward))
+    return Warp(source, inverse(backward.flatten(0, 2)).view_as(backward))
 
 
 def _separable(control: Tensor, tables: Sequence[Tensor]) -> Tensor:

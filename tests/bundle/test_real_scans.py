@@ -37,9 +37,10 @@ def check_results(out, path):
     assert (out / "report.html").is_file()
 
 
-def test_inferring_a_real_scan_with_the_released_model_needs_nothing_but_paths(prepare, tmp_path, scan):
-    prepare("inference", dataset_dir=str(scan[0]), output_dir=str(tmp_path)).run()
-    check_results(tmp_path, scan[0])
+def test_inferring_a_real_scan_with_the_released_model_needs_nothing_but_paths(prepare, tmp_path, shared_dir):
+    path = shared_dir / "data" / "mrtrix_dwi" / "dwi.nii.gz"
+    prepare("inference", dataset_dir=str(path), output_dir=str(tmp_path)).run()
+    check_results(tmp_path, path)
 
 
 def test_model_of_another_shell_infers_a_real_scan_that_has_it(prepare, tmp_path, scan):

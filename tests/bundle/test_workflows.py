@@ -9,8 +9,8 @@ import pytest
 import torch
 from monai.transforms import Compose
 
+from dmri_monai.inference.bundle_results import WriteResults
 from dmri_monai.inference.model import load_model
-from dmri_monai.inference.outputs import WriteResults
 from dmri_monai.inference.spec import ModelSpec
 from tests.small_models import save_model
 
@@ -79,7 +79,8 @@ def test_all_configs_make_the_same_network_and_channels_of_a_model(prepare, data
     images.append(Compose(steps)(dict(item))["image"])
     for image in images[1:]:
         torch.testing.assert_close(image.as_tensor(), images[0].as_tensor(), rtol=0, atol=0)
-    networks = [parser.get_parsed_content("network_def") for parser in parsers.values()]
+    ids = {"train": "network", "evaluate": "network_def", "inference": "network_def"}
+    networks = [parsers[name].get_parsed_content(key) for name, key in ids.items()]
     assert len({str(network) for network in networks}) == 1
     body = {n: v for n, v in weights(trained / "model.pt").items() if not n.startswith("head.")}
     for network in networks:

@@ -14,7 +14,8 @@ from ignite.engine import Engine, Events
 from mlflow import MlflowClient
 
 from dmri_monai.integrations.mlflow_runs import list_runs
-from dmri_monai.integrations.tracking import MLflowRun, data_record
+from dmri_monai.integrations.tracking import MLflowRun
+from dmri_monai.io.data_record import data_record
 
 SLEEPER = """
 import sys, time

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import shutil
+import warnings
 from pathlib import Path
 
 import pytest
@@ -106,11 +108,11 @@ def test_the_second_time_the_scan_is_not_read(scan, tmp_path, monkeypatch):
 def test_a_crop_does_not_bring_the_volume_into_memory(tmp_path, mapped):
     volume = torch.zeros(64, 64, 64, 64)  # 64 MiB
     path = tmp_path / "large.pt"
-    torch.save({"image": volume}, path)
+    torch.save({"entry": path.name, "item": {"image": volume}}, path)
     cache = DiskCache(tmp_path / "cache", Compose([]))
     cache.path = lambda item: path
     before = resident_bytes("RssAnon")
-    item = cache({}) if mapped else torch.load(path, weights_only=True)
+    item = cache({}) if mapped else torch.load(path, weights_only=True)["item"]
     crop = item["image"][:, :8, :8, :8].clone()
     grown = resident_bytes("RssAnon") - before
     torch.testing.assert_close(crop, volume[:, :8, :8, :8])
@@ -119,7 +121,7 @@ def test_a_crop_does_not_bring_the_volume_into_memory(tmp_path, mapped):
 
 def test_volumes_that_are_not_used_are_not_read(tmp_path):
     path = tmp_path / "large.pt"
-    torch.save({"image": torch.zeros(64, 64, 64, 64)}, path)
+    torch.save({"entry": path.name, "item": {"image": torch.zeros(64, 64, 64, 64)}}, path)
     cache = DiskCache(tmp_path / "cache", Compose([]))
     cache.path = lambda item: path
     before = resident_bytes("RssFile")
@@ -158,6 +160,60 @@ def test_another_image_under_the_same_name_gives_another_item(scan, tmp_path, su
     first = cache({"image": str(scan)})["image"].as_tensor().clone()
     write_dwi(scan, 2 * subject.image, subject.table)
     torch.testing.assert_close(cache({"image": str(scan)})["image"].as_tensor(), 2 * first)
+
+
+def test_other_content_of_the_same_size_and_time_gives_another_item(scan, tmp_path, subject):
+    cache = DiskCache(tmp_path / "cache", preprocessing())
+    first = cache({"image": str(scan)})["bvecs"].clone()
+    table = scan.with_name("sub-01_dwi.bvec")
+    status = table.stat()
+    rows = table.read_text(encoding="utf-8").splitlines()
+    table.write_text("\n".join([rows[1], rows[0], rows[2]]) + "\n", encoding="utf-8")
+    os.utime(table, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert table.stat().st_size == status.st_size
+    assert (cache({"image": str(scan)})["bvecs"] - first).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("kind", ["of-another-item", "of-another-program"])
+def test_a_foreign_entry_is_refused_by_name(scan, tmp_path, kind):
+    cache = DiskCache(tmp_path / "cache", preprocessing())
+    cache({"image": str(scan)})
+    (entry,) = entries(tmp_path / "cache")
+    other = cache.path({"image": str(scan), "subject": "02"})
+    if kind == "of-another-item":
+        shutil.copy(entry, other)
+    else:
+        torch.save({"image": torch.zeros(3, 4, 4, 4)}, other)
+    with pytest.raises(ValueError, match=f"{other} is .*: another program or hand put it there; delete it"):
+        cache({"image": str(scan), "subject": "02"})
+
+
+def test_no_single_flipped_bit_of_an_entry_is_read(scan, tmp_path):
+    whole = DiskCache(tmp_path / "cache", preprocessing())({"image": str(scan)})["image"].as_tensor().clone()
+    (entry,) = entries(tmp_path / "cache")
+    content, draw = entry.read_bytes(), random.Random(0)
+    for _ in range(20):
+        place = draw.randrange(8 * len(content))
+        spoilt = bytearray(content)
+        spoilt[place // 8] ^= 1 << place % 8
+        entry.write_bytes(spoilt)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            again = DiskCache(tmp_path / "cache", preprocessing())({"image": str(scan)})
+        torch.testing.assert_close(again["image"].as_tensor(), whole, rtol=0, atol=0)
+
+
+def test_an_entry_is_compared_once_for_all_processes_that_load_data(scan, tmp_path, monkeypatch):
+    cache = DiskCache(tmp_path / "cache", preprocessing())
+    cache({"image": str(scan)})
+    pid = os.fork()
+    if pid == 0:
+        again = DiskCache(tmp_path / "cache", preprocessing())
+        again._verified = cache._verified
+        monkeypatch.setattr("dmri_monai.training.caching._check_sums", lambda path: os._exit(1))
+        again({"image": str(scan)})
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
 def changes() -> dict[str, Compose]:

@@ -1,8 +1,10 @@
 import hashlib
+import json
+import os
 
 import pytest
 import torch
-from ignite.engine import Engine
+from ignite.engine import Engine, Events
 from torch import nn
 
 from dmri_monai.inference.spec import ModelSpec
@@ -101,6 +103,126 @@ def test_resume_under_other_settings_names_both(tmp_path):
     expected = r"made with order_scale = \(1.0, 15.0\), the configuration says \(1.0, 1.0\)"
     with pytest.raises(ValueError, match=expected):
         engine.run(DATA, max_epochs=2)
+
+
+INPUTS = {"settings": {"seed": 0, "learning_rate": 0.1}, "scans": {"train 0 table a.bvec": "SHA-256 12"}}
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "expected"),
+    [
+        ("settings", {"seed": 1}, "with the setting seed: 0, this run has 1;"),
+        ("settings", {"seed": 1, "learning_rate": 1.0}, r"this run has 1 \(1 more differ\)"),
+        ("settings", {"amp": True}, "with the setting amp: nothing, this run has True"),
+        (
+            "scans",
+            {"train 0 table a.bvec": "SHA-256 34"},
+            "table a.bvec: 'SHA-256 12', this run has 'SHA-256 34'",
+        ),
+    ],
+    ids=["seed", "several", "new", "table"],
+)
+def test_resume_with_other_inputs_names_both_values(tmp_path, kind, change, expected):
+    make(tmp_path, inputs=INPUTS)[0].run(DATA, max_epochs=1)
+    inputs = {**INPUTS, kind: {**INPUTS[kind], **change}}
+    engine, network = make(tmp_path, resume=True, inputs=inputs)
+    before = network.weight.clone()
+    with pytest.raises(ValueError, match=rf"resume: {tmp_path}/last.pt was trained .*{expected}"):
+        engine.run(DATA, max_epochs=2)
+    torch.testing.assert_close(network.weight, before, rtol=0, atol=0)
+
+
+def test_resume_with_the_same_inputs_goes_on(tmp_path):
+    make(tmp_path, inputs=INPUTS)[0].run(DATA, max_epochs=1)
+    engine, _ = make(tmp_path, resume=True, inputs=INPUTS)
+    engine.run(DATA, max_epochs=2)
+    assert engine.state.epoch == 2
+
+
+def test_resume_of_a_training_without_a_record_of_its_inputs_is_warned_of(tmp_path, caplog):
+    make(tmp_path)[0].run(DATA, max_epochs=1)
+    make(tmp_path, resume=True, inputs=INPUTS)[0].run(DATA, max_epochs=2)
+    assert "last.pt does not say with which settings and scans it was trained" in caplog.text
+
+
+@pytest.mark.parametrize("left", [0, 100, 0.5, 0.99], ids=["empty", "100-bytes", "half", "end-missing"])
+def test_torn_last_epoch_is_named_with_the_way_on(tmp_path, left):
+    make(tmp_path)[0].run(DATA, max_epochs=1)
+    last, model = tmp_path / "last.pt", (tmp_path / "model.pt").read_bytes()
+    os.truncate(last, left if isinstance(left, int) else int(left * last.stat().st_size))
+    expected = (
+        rf"resume: {last} cannot be read .*begin anew with `--overwrite true`; .*model.pt are not affected"
+    )
+    with pytest.raises(ValueError, match=expected):
+        make(tmp_path, resume=True)[0].run(DATA, max_epochs=2)
+    assert (tmp_path / "model.pt").read_bytes() == model
+
+
+def test_last_epoch_of_something_else_is_named_with_what_it_lacks(tmp_path):
+    make(tmp_path)[0].run(DATA, max_epochs=1)
+    (tmp_path / "last.pt").write_bytes((tmp_path / "model.pt").read_bytes())
+    with pytest.raises(ValueError, match=r"last.pt has no 'network', it is not of such a training"):
+        make(tmp_path, resume=True)[0].run(DATA, max_epochs=2)
+
+
+def test_torn_description_is_named_and_written_anew_once_it_is_deleted(tmp_path):
+    make(tmp_path)[0].run(DATA, max_epochs=1)
+    record = tmp_path / "model.json"
+    whole = record.read_bytes()
+    record.write_bytes(whole[:100])
+    with pytest.raises(ValueError, match=rf"resume: {record} does not describe a model.*; delete {record}"):
+        make(tmp_path, resume=True)[0].run(DATA, max_epochs=1)
+    record.unlink()
+    make(tmp_path, resume=True)[0].run(DATA, max_epochs=1)
+    assert ModelSpec.load(record) == ModelSpec.of(json.loads(whole))
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path):
+    engine, network = make(tmp_path)
+    engine.run(DATA, max_epochs=1)
+    last = (tmp_path / "last.pt").read_bytes()
+    resumed, network = make(tmp_path, resume=True)
+
+    @resumed.on(Events.ITERATION_COMPLETED(once=4))
+    def spoil():
+        network.weight.data.fill_(torch.nan)
+
+    with pytest.raises(
+        ValueError, match=r"2 of 2 weights of weight are not finite: epoch 2 is not saved to .*last.pt"
+    ):
+        resumed.run(DATA, max_epochs=3)
+    assert (tmp_path / "last.pt").read_bytes() == last
+
+
+def test_second_training_in_a_folder_is_refused_while_the_first_runs(tmp_path):
+    first, _ = make(tmp_path)
+    second, _ = make(tmp_path)
+    third, _ = make(tmp_path)
+
+    @first.on(Events.EPOCH_COMPLETED)
+    def intrude():
+        with pytest.raises(
+            BlockingIOError, match=f"{tmp_path} is in use by a training: process {os.getpid()} on"
+        ):
+            second.run(DATA, max_epochs=1)
+
+    first.run(DATA, max_epochs=1)
+    assert first.state.epoch == 1
+    with pytest.raises(ValueError, match="last.pt exists: continue that training"):
+        third.run(DATA, max_epochs=1)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_folder_is_free_again_after_an_error(tmp_path):
+    engine, _ = make(tmp_path)
+
+    @engine.on(Events.ITERATION_COMPLETED(once=3))
+    def fail():
+        raise RuntimeError("out of luck")
+
+    with pytest.raises(RuntimeError, match="out of luck"):
+        engine.run(DATA, max_epochs=3)
+    make(tmp_path, resume=True)[0].run(DATA, max_epochs=2)
 
 
 @pytest.fixture

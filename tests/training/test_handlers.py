@@ -1,7 +1,14 @@
-import pytest
-from ignite.engine import Engine, Events
+import json
+from pathlib import Path
 
-from dmri_monai.training.handlers import EarlyStopping
+import pytest
+import torch
+from ignite.engine import Engine, Events
+from monai.data import MetaTensor
+from monai.engines import SupervisedTrainer
+
+from dmri_monai.inference.precision import autocast
+from dmri_monai.training.handlers import EarlyStopping, StopAtNonFinite
 
 NAN = float("nan")
 
@@ -33,3 +40,56 @@ def epochs(values, patience, sign=1.0):
 )
 def test_training_stops_after_two_validations_that_are_no_better(values, sign, expected):
     assert epochs(values, patience=2, sign=sign) == expected
+
+
+def trainer_of(factor, accumulation_steps=1, amp=False):
+    """MONAI trainer on two batches of two scans, and its network; the loss is the output times `factor`."""
+    torch.manual_seed(0)
+    network = torch.nn.Conv3d(1, 1, 1)
+    files = [["a.nii", "b.nii"], ["c.nii", "d.nii"]]
+    batches = []
+    for names in files:
+        image = MetaTensor(torch.ones(2, 1, 4, 4, 4), meta={"filename_or_obj": names})
+        batches.append({"image": image, "label": torch.ones(2, 1, 4, 4, 4)})
+    factors = iter(factor)
+    trainer = SupervisedTrainer(
+        device="cpu",
+        max_epochs=3,
+        train_data_loader=batches,
+        network=autocast(network, amp, torch.device("cpu")),
+        optimizer=torch.optim.SGD(network.parameters(), lr=0.1),
+        loss_function=lambda pred, label: (pred.float().mean() - 1).square() * next(factors),
+        accumulation_steps=accumulation_steps,
+        train_handlers=[StopAtNonFinite()],
+    )
+    return trainer, network
+
+
+@pytest.mark.parametrize("value", [NAN, float("inf")], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"accumulation_steps": 2}, {"amp": True}], ids=["plain", "accumulated", "amp"]
+)
+def test_first_loss_that_is_not_finite_stops_before_a_weight_moves(value, options):
+    trainer, network = trainer_of([1, 1, 1, value, 1, 1], **options)
+    saved = []
+    trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: saved.append(trainer.state.epoch))
+    expected = (
+        rf"the loss is {value} in epoch 2, iteration 4 for c.nii, d.nii; nothing of this epoch was saved"
+    )
+    with pytest.raises(FloatingPointError, match=expected):
+        trainer.run()
+    assert saved == [1]
+    assert all(bool(p.isfinite().all()) for p in network.parameters())
+
+
+def test_finite_losses_go_through():
+    trainer, _ = trainer_of([1] * 6)
+    trainer.run()
+    assert trainer.state.epoch == 3
+
+
+@pytest.mark.parametrize("config", ["train", "pretrain"])
+def test_trainings_of_the_bundle_stop_at_losses_that_are_not_finite(config):
+    path = Path(__file__).parents[2] / "bundle" / "configs" / f"{config}.json"
+    handlers = json.loads(path.read_text(encoding="utf-8"))["train"]["handlers"]
+    assert {"_target_": "dmri_monai.training.StopAtNonFinite"} in handlers

@@ -61,7 +61,7 @@ def test_a_scan_is_corrupted_as_alone_whatever_its_neighbour_knows():
 
 
 def test_order_scale_scales_input_and_target():
-    plain = PretrainBatch("autoencoder", MODEL.replace(order_scale=[1.0, 1.0, 1.0]))(batch())[1]
+    plain = PretrainBatch("autoencoder", MODEL.replace(order_scale=None))(batch())[1]
     scaled = PretrainBatch("autoencoder", MODEL.replace(order_scale=[1.0, 3.0, 5.0]))(batch())[1]
     factors = torch.tensor([1.0] * 2 + [3.0] * 5 + [5.0] * 9).view(1, -1, 1, 1, 1)
     torch.testing.assert_close(scaled, plain * factors)

@@ -15,6 +15,7 @@ from monai.data.meta_tensor import MetaTensor
 from torch import Tensor
 
 from dmri_monai.io.json_sidecar import read_json
+from dmri_monai.io.locking import alone_with
 from dmri_monai.io.nifti import nifti_stem
 from dmri_monai.io.writing import replacing, save_nifti
 from dmri_monai.scan import Scan
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["Prediction", "result_stem"]
 
 MADE_BY = "dmri_monai"
+OTHERS_S = 60.0  # seconds to wait for another process that writes the same names
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,22 +92,26 @@ class Prediction:
 
         places: paths of "prediction", "sidecar", "uncertainty" and "report", whether they will be written or not.
         """
-        _check_ours(places, overwrite)
         wanted = ["prediction", "sidecar", *(["uncertainty"] if self.uncertainty is not None else [])]
         wanted += ["report"] if report else []
         files = {kind: places[kind] for kind in wanted}
+        with alone_with(places["sidecar"], OTHERS_S):
+            _check_ours(places, overwrite)
+            self._write_files(files, more or {})
+            for kind in set(places) - set(files):
+                places[kind].unlink(missing_ok=True)
+        return replace(self, files=files)
+
+    def _write_files(self, files: Mapping[str, Path], more: Mapping[str, Any]) -> None:
         with _replacing(files) as aside:
             save_nifti(aside["prediction"], self.values, self.image.affine, name=files["prediction"])
-            text = json.dumps({**self.sidecar, **(more or {})}, indent=4, ensure_ascii=False)
+            text = json.dumps({**self.sidecar, **more}, indent=4, ensure_ascii=False)
             aside["sidecar"].write_text(text + "\n", encoding="utf-8")
             if self.uncertainty is not None:
                 spread = self.uncertainty.as_subclass(Tensor)[0].float().cpu()
                 save_nifti(aside["uncertainty"], spread, self.image.affine, name=files["uncertainty"])
-            if report:
+            if "report" in files:
                 self._write_report(aside["report"])
-        for kind in set(places) - set(files):
-            places[kind].unlink(missing_ok=True)
-        return replace(self, files=files)
 
     @property
     def sidecar(self) -> dict[str, Any]:

@@ -1,0 +1,107 @@
+"""Shells of any number and b-value as channels that do not depend on the protocol."""
+
+from __future__ import annotations
+
+from math import pi, sqrt
+
+import torch
+from torch import Tensor, nn
+
+from dmri_monai.equivariant.sphere_activation import Pointwise, from_functions, to_functions
+from dmri_monai.so3 import as_irreps
+
+__all__ = ["ShellEncoder"]
+
+SCALARS_PER_SHELL = 4  # l = 0, presence, b, log n
+
+
+class ShellEncoder(nn.Module):
+    """Shells as a set, b as a number: K functions on the sphere and a code of scalars, from any protocol.
+
+    forward: (B, C, ...) -> (B, irreps_out.dim, ...), any number of voxel axes, also none.  C: dimension of
+    :func:`dmri_monai.qspace.shell_set.shell_irreps` for any number of slots, which is read from the input: the
+    parameters do not depend on it.
+    Channels: b0 / its median; the l = 0 coefficient (orthonormal harmonics of S/S0) of every slot; presence, 0 or 1;
+    b in ms/µm² (b / 1000 s/mm²); log of the number of directions; then l = 2 of every slot, l = 4, ....
+    irreps_out: `scalars` 0e of the pooled code, then `channels` functions, so many 0e, 2e, ..., l_max e each.
+
+    A small network, the same for every shell, reads a shell's invariants (mean, power of each degree, b, log n) and
+    b0; the codes of the shells that are present are summed; gates from a shell's code and the sum weight its
+    coefficients: x_lm^k = sum over shells of g_l^k(code of the shell, sum) · c_lm(shell).  The order of the shells
+    and absent slots change nothing, and rotations pass through, as gates are scalars.
+    """
+
+    def __init__(self, channels: int = 16, *, scalars: int = 32, l_max: int = 6, hidden: int = 32) -> None:
+        super().__init__()
+        self.channels, self.scalars, self.l_max = channels, scalars, l_max
+        self.degrees = list(range(0, l_max + 1, 2))
+        functions = "+".join(f"{channels}x{degree}e" for degree in self.degrees)
+        self.irreps_out = as_irreps(f"{scalars}x0e+{functions}")
+        self.per_slot = SCALARS_PER_SHELL - 1 + sum(2 * degree + 1 for degree in self.degrees)
+        features = len(self.degrees) + 5
+        self.shell = nn.Sequential(
+            Pointwise(features, hidden), nn.SiLU(), Pointwise(hidden, hidden), nn.SiLU()
+        )
+        self.pool = nn.Sequential(Pointwise(hidden + 1, scalars), nn.SiLU(), Pointwise(scalars, scalars))
+        self.gate = nn.Sequential(
+            Pointwise(hidden + scalars, hidden), nn.SiLU(), Pointwise(hidden, channels * len(self.degrees))
+        )
+
+    def extra_repr(self) -> str:
+        return f"shells to l = {self.l_max} -> {self.irreps_out}"
+
+    def forward(self, shells: Tensor) -> Tensor:
+        flat = shells.T.unsqueeze(0) if shells.ndim == 2 else shells.flatten(2)
+        scalars, functions = self.encode(flat)
+        out = torch.cat([scalars, from_functions(functions, self.l_max)], dim=1)
+        return out[0].T if shells.ndim == 2 else out.unflatten(2, shells.shape[2:])
+
+    def encode(self, shells: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, C, V) -> scalars (B, scalars, V) and functions (B, n_coef, channels, V)."""
+        slots = self._slots(shells.shape[1])
+        b0, rest = shells[:, :1], shells[:, 1:]
+        mean, presence, b, log_n = rest[:, : SCALARS_PER_SHELL * slots].split(slots, dim=1)
+        others = rest[:, SCALARS_PER_SHELL * slots :]
+        c = to_functions(torch.cat([mean, others], dim=1), slots, self.l_max)
+        c = torch.where(presence.unsqueeze(1) > 0, c, torch.zeros_like(c))  # (B, n_coef, S, V)
+        presence = presence.unsqueeze(2)
+        code = self.shell(self._invariants(c, b0, b, log_n)) * presence  # (B, S, hidden, V)
+        total = torch.cat([code.sum(1), b0.clamp(max=8.0)], dim=1)
+        pooled = self.pool(total)  # (B, scalars, V)
+        context = pooled.unsqueeze(1).expand(-1, slots, -1, -1)
+        gates = self.gate(torch.cat([code, context], dim=2)) * presence
+        gates = gates.unflatten(2, [self.channels, len(self.degrees)]).transpose(2, 3)  # (B, S, L, K, V)
+        return pooled, self._weighted(gates, c, slots)
+
+    def _weighted(self, gates: Tensor, c: Tensor, slots: int) -> Tensor:
+        """Sum over shells of gate times coefficients, degree by degree: (B, n_coef, channels, V)."""
+        parts, start = [], 0
+        for i, degree in enumerate(self.degrees):
+            block = c[:, start : start + 2 * degree + 1]
+            start += 2 * degree + 1
+            total = gates[:, 0, i].unsqueeze(1) * block[:, :, :1]
+            for s in range(1, slots):
+                total = torch.addcmul(total, gates[:, s, i].unsqueeze(1), block[:, :, s : s + 1])
+            parts.append(total)
+        return torch.cat(parts, dim=1)
+
+    def _invariants(self, c: Tensor, b0: Tensor, b: Tensor, log_n: Tensor) -> Tensor:
+        """(B, S, features, V): of coefficients (B, n_coef, S, V), and b0 (B, 1, V), b and log n (B, S, V)."""
+        mean = c[:, 0] / sqrt(4 * pi)
+        decay = -mean.clamp(0.02, 1.2).log() / b.clamp(min=0.2)  # an apparent diffusivity
+        features = [mean, decay, b, log_n / 4, b0.clamp(max=8.0).expand_as(b)]
+        start = 1
+        for degree in self.degrees[1:]:
+            power = c[:, start : start + 2 * degree + 1].square().sum(1)
+            features.append((power + 1e-5).sqrt() * (1.0 + degree / 2))
+            start += 2 * degree + 1
+        features.append((features[5] / (mean.abs() + 0.05)) if self.l_max else mean)  # an anisotropy
+        return torch.stack(features, dim=2)
+
+    def _slots(self, channels: int) -> int:
+        slots = (channels - 1) // self.per_slot
+        if slots < 1 or 1 + slots * self.per_slot != channels:
+            raise ValueError(
+                f"ShellEncoder: {channels} channels are not 1 + {self.per_slot} for every slot (l_max = {self.l_max})"
+            )
+        return slots

@@ -1,0 +1,187 @@
+"""`AnyProtocolUNet`: each voxel on its own, from any shells, then its surroundings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from dmri_monai.equivariant import EquivariantAvgPool3d, SteerableConv3d, as_irreps
+from dmri_monai.equivariant.finite_values import is_recording
+from dmri_monai.networks.equivariant_unet import EquivariantUNet
+from dmri_monai.networks.input_checks import as_plain, check_harmonics, with_meta_of
+from dmri_monai.networks.voxelwise import CHUNK, SphereFeatures, VoxelHead
+from dmri_monai.so3 import channels_of
+
+if TYPE_CHECKING:
+    from e3nn.o3 import Irreps
+
+__all__ = ["AnyProtocolUNet"]
+
+CONTEXT = "12x0e+2x2e+1x4e"  # what the surroundings are told of a voxel
+SIZES: dict[str, Sequence[str] | str] = {
+    "tiny": ("6x0e+1x1o+1x2e", "12x0e+2x1o+2x2e+1x4e", "24x0e+4x1o+4x2e+2x4e"),
+    "small": "tiny",
+    "base": "small",
+}
+TRAINING_CHUNK = (
+    8192  # voxels whose intermediate values are kept at once; they are computed again for gradients
+)
+
+
+class AnyProtocolUNet(nn.Module):
+    """Encoder of shells and steps on the sphere at each voxel; a U-Net of the surroundings; a head of both.
+
+    forward: (B, irreps_in.dim, X, Y, Z) as `SphericalHarmonicsd(shells="auto")` makes it, any number of shells at any
+    b-values -> (B, irreps_out.dim, X, Y, Z), or a list of the decoder's levels, finest first, in training mode with
+    deep supervision.
+
+        out = v · (1 + g) + u
+
+    v is the answer of the voxel alone, u and the scalars g those of the surroundings, both 0 before training: a head
+    starts from what a voxel tells, and v passes no bottleneck.  Without `irreps_out` the output is the features of
+    the U-Net and `CONTEXT`.  Equivariant as :class:`EquivariantUNet`.
+
+    size: of the U-Net, "tiny", "small", "base" or the irreps of every level.  channels, scalars, hidden, blocks: of
+    :class:`SphereFeatures`, whose weights, called `voxelwise.*`, may come from a `VoxelwiseNet` (`load_voxelwise`).
+    Voxels without signal are all alike and computed once; the others by chunks.
+    """
+
+    def __init__(
+        self,
+        irreps_in: str | Irreps,
+        irreps_out: str | Irreps | None = None,
+        size: str | Sequence[str] = "small",
+        deep_supervision: bool = False,
+        spacing: Sequence[float] = (1.0, 1.0, 1.0),
+        *,
+        channels: int = 12,
+        scalars: int = 32,
+        hidden: int = 24,
+        blocks: int = 3,
+    ) -> None:
+        super().__init__()
+        fields = as_irreps(irreps_in)
+        self.expected, self.irreps_in = channels_of(fields), str(fields)
+        self.slots, l_shells = _slots_of(fields)
+        self.deep_supervision = deep_supervision
+        self.voxelwise = SphereFeatures(channels, scalars, hidden, blocks, l_shells)
+        self.tell = VoxelHead(channels, scalars, CONTEXT)
+        levels = SIZES.get(size, size) if isinstance(size, str) else size
+        self.context = EquivariantUNet(CONTEXT, None, levels, spacing=spacing)
+        self.pool = EquivariantAvgPool3d()
+        self.irreps_features = str(as_irreps(f"{self.context.irreps_features}+{CONTEXT}"))
+        self.irreps_out = self.irreps_features if irreps_out is None else str(as_irreps(irreps_out))
+        self.head = nn.ModuleDict()
+        if irreps_out is not None:
+            self.head["voxel"] = VoxelHead(channels, scalars, irreps_out)
+            self.head["levels"] = self._level_heads(as_irreps(irreps_out), spacing)
+
+    def _level_heads(self, irreps_out: Irreps, spacing: Sequence[float]) -> nn.ModuleList:
+        """One map of the U-Net's features to u and g for every level that gives an output, zero to begin with."""
+        self.told, self.repeats = (
+            as_irreps(CONTEXT).dim,
+            [ir.dim for mul, ir in irreps_out for _ in range(mul)],
+        )
+        wanted = as_irreps(f"{irreps_out}+{irreps_out.num_irreps}x0e")
+        levels = [as_irreps(irreps) for irreps in self.context.irreps_levels[:-1]]
+        heads = nn.ModuleList()
+        for irreps in levels if self.deep_supervision else levels[:1]:
+            known = {ir for _, ir in irreps}
+            kernel = 1 if all(ir in known for _, ir in wanted) else 3
+            l_max = max(4, *(ir.l for _, ir in wanted))
+            heads.append(SteerableConv3d(irreps, wanted, kernel, spacing=spacing, l_max=l_max))
+            for parameter in heads[-1].parameters():
+                nn.init.zeros_(parameter)
+        return heads
+
+    def forward(self, image: Tensor) -> Tensor | list[Tensor]:
+        check_harmonics(image, self.expected, type(self).__name__)
+        fields = self.alone(as_plain(image))
+        told = fields[:, : as_irreps(CONTEXT).dim]
+        levels = self.context.features(told)
+        if not len(self.head):
+            return with_meta_of(image, torch.cat([levels[0], told], dim=1))
+        answer, outputs = fields[:, self.told :], []
+        heads: nn.ModuleList = self.head["levels"]  # type: ignore[assignment]
+        for level, head in zip(levels, heads, strict=False):
+            outputs.append(with_meta_of(image, self._combined(answer, head(level))))
+            if self.deep_supervision:
+                answer = self.pool(answer)
+        return outputs if self.training and len(outputs) > 1 else outputs[0]
+
+    def _combined(self, answer: Tensor, around: Tensor) -> Tensor:
+        change, gates = around.split([answer.shape[1], len(self.repeats)], dim=1)
+        factors = torch.cat(
+            [
+                gate.expand(-1, n, -1, -1, -1)
+                for gate, n in zip(gates.split(1, dim=1), self.repeats, strict=True)
+            ],
+            dim=1,
+        )
+        return torch.addcmul(answer + change, answer, factors)
+
+    def alone(self, image: Tensor) -> Tensor:
+        """(B, C, X, Y, Z) -> (B, CONTEXT + irreps_out, X, Y, Z): what each voxel tells by itself."""
+        if is_recording():
+            return self._voxels(image.flatten(2)).unflatten(2, image.shape[2:])
+        means = image[:, 1 : 1 + self.slots]
+        signal = (means != 0).any(dim=1).flatten(1)  # `shell_channels` sets S/S0 to 0 in air
+        return torch.stack(
+            [
+                self._item(item, used).unflatten(1, image.shape[2:])
+                for item, used in zip(image, signal, strict=True)
+            ]
+        )
+
+    def _item(self, image: Tensor, used: Tensor) -> Tensor:
+        """(C, X, Y, Z), (V,) bool -> (D, V); all voxels that are not used get the same answer."""
+        flat = image.flatten(1)
+        index = torch.nonzero(used).flatten()
+        empty = flat[:, :1].clone()  # presence, b and log n are those of the scan
+        empty[0], empty[1 : 1 + self.slots], empty[1 + 4 * self.slots :] = 0.0, 0.0, 0.0
+        values = torch.cat([empty, flat.index_select(1, index)], dim=1)
+        keeps = torch.is_grad_enabled()
+        parts = [self._part(part, keeps) for part in values.split(TRAINING_CHUNK if keeps else CHUNK, dim=1)]
+        found = torch.cat(parts, dim=1)
+        where = torch.zeros(flat.shape[1], dtype=torch.long, device=flat.device)
+        where[index] = torch.arange(1, len(index) + 1, device=flat.device)
+        return found.index_select(1, where)
+
+    def _part(self, values: Tensor, keeps_gradient: bool) -> Tensor:
+        values = values.unsqueeze(0)
+        if keeps_gradient and values.shape[2] >= TRAINING_CHUNK // 2:
+            found: Tensor = checkpoint(self._voxels, values, use_reentrant=False)
+            return found[0]
+        return self._voxels(values)[0]
+
+    def _voxels(self, values: Tensor) -> Tensor:
+        scalars, functions = self.voxelwise(values)
+        told = self.tell(scalars, functions)
+        if not len(self.head):
+            return told
+        return torch.cat([told, self.head["voxel"](scalars, functions).to(told.dtype)], dim=1)
+
+    def load_voxelwise(self, state: dict[str, Tensor]) -> None:
+        """Take the features of a trained `VoxelwiseNet` from its state dict; RuntimeError where they do not fit."""
+        prefix = "features."
+        features = {
+            name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)
+        }
+        self.voxelwise.load_state_dict(features)
+
+
+def _slots_of(fields: Irreps) -> tuple[int, int]:
+    """Number of slots and l_max of shells' irreps; ValueError for irreps that are not those of shells in slots."""
+    from dmri_monai.qspace.shell_set import shell_irreps
+
+    l_max = max(ir.l for _, ir in fields)
+    slots = (fields.count("0e") - 1) // 4
+    if slots < 1 or str(as_irreps(shell_irreps(slots, l_max))) != str(fields):
+        raise ValueError(
+            f"AnyProtocolUNet: irreps {fields} are not those of shells in slots, such as {shell_irreps(4, 6)}"
+        )
+    return slots, l_max

@@ -1,0 +1,180 @@
+"""What can be said of each voxel on its own, from any shells: features, orientation density, tissue fractions."""
+
+from __future__ import annotations
+
+from math import pi, sqrt
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from dmri_monai.equivariant.shell_encoder import ShellEncoder
+from dmri_monai.equivariant.sphere_activation import Pointwise, SphereActivation
+from dmri_monai.so3 import as_irreps
+
+if TYPE_CHECKING:
+    from e3nn.o3 import Irreps
+
+__all__ = ["L_MAX", "SphereBlock", "SphereFeatures", "VoxelHead", "VoxelwiseNet"]
+
+L_MAX = 8  # of the functions after the first step
+SIZES = [2 * degree + 1 for degree in range(0, L_MAX + 1, 2)]
+DENSITY = "+".join(f"1x{degree}e" for degree in range(0, L_MAX + 1, 2))
+FRACTIONS = 4  # white matter, grey matter, CSF, other
+CHUNK = 256  # voxels at a time where no gradient is wanted: values on the sphere stay in the cache
+
+
+class SphereBlock(nn.Module):
+    """Residual step of scalars and functions at each voxel: the scalars read the powers, then steer the sphere.
+
+    forward: scalars (B, P, V), functions (B, n_in, K, V) -> (B, P, V), (B, 45, K, V).
+    """
+
+    def __init__(self, channels: int, scalars: int, hidden: int, l_in: int) -> None:
+        super().__init__()
+        self.sizes = [2 * degree + 1 for degree in range(0, l_in + 1, 2)]
+        self.grown = sum(2 * degree + 1 for degree in range(l_in + 2, L_MAX + 1, 2))
+        self.read = _reader(channels * len(self.sizes), scalars)
+        self.sphere = SphereActivation(
+            _functions(channels, l_in), _functions(channels, L_MAX), hidden=hidden, scalars=scalars
+        )
+        self.keep = Pointwise(scalars, channels * len(self.sizes))
+
+    def forward(self, scalars: Tensor, functions: Tensor) -> tuple[Tensor, Tensor]:
+        found = torch.cat([scalars, powers(functions, self.sizes)], dim=1)
+        scalars = bounded(scalars + self.read(found))
+        changed = self.sphere.on_functions(functions, scalars)
+        kept = weighted(functions, self.keep(scalars), self.sizes)
+        if self.grown > 0:
+            gap = kept.new_zeros([kept.shape[0], self.grown, kept.shape[2], kept.shape[3]])
+            kept = torch.cat([kept, gap], dim=1)
+        return scalars, kept + changed
+
+
+class SphereFeatures(nn.Module):
+    """The encoder of shells and `blocks` steps on the sphere.
+
+    forward: (B, C, V) as :class:`ShellEncoder` takes it -> scalars (B, P, V) and functions (B, 45, K, V).
+    """
+
+    def __init__(
+        self, channels: int = 12, scalars: int = 32, hidden: int = 24, blocks: int = 3, l_shells: int = 6
+    ) -> None:
+        super().__init__()
+        self.channels, self.scalars = channels, scalars
+        self.encoder = ShellEncoder(channels, scalars=scalars, l_max=l_shells)
+        self.blocks = nn.ModuleList(
+            SphereBlock(channels, scalars, hidden, l_shells if i == 0 else L_MAX) for i in range(blocks)
+        )
+        self.read = _reader(channels * len(SIZES), scalars)
+
+    def forward(self, shells: Tensor) -> tuple[Tensor, Tensor]:
+        scalars, functions = self.encoder.encode(shells)
+        for block in self.blocks:
+            scalars, functions = block(scalars, functions)
+        found = torch.cat([scalars, powers(functions, SIZES)], dim=1)
+        return bounded(scalars + self.read(found)), functions
+
+
+class VoxelHead(nn.Module):
+    """Fields of `irreps_out` at each voxel, linear in the functions with weights that the scalars choose.
+
+    forward: scalars (B, P, V), functions (B, 45, K, V) -> (B, irreps_out.dim, V).  0e channels are linear in the
+    scalars; 2e to 8e are weighted sums over the K functions; voxels on their own say nothing of any other irrep: zeros.
+    """
+
+    def __init__(self, channels: int, scalars: int, irreps_out: str | Irreps) -> None:
+        super().__init__()
+        fields = [(mul, ir.l, ir.p == 1) for mul, ir in as_irreps(irreps_out)]
+        self.channels = channels
+        # multiplicity, number of components, first of the 45 components or -1 for zeros
+        self.blocks = [
+            (
+                mul,
+                2 * order + 1,
+                order * (order - 1) // 2 if even and order % 2 == 0 and order <= L_MAX else -1,
+            )
+            for mul, order, even in fields
+        ]
+        self.counts = [
+            0 if first < 0 else mul if dim == 1 else mul * channels for mul, dim, first in self.blocks
+        ]
+        self.weights = Pointwise(scalars, max(1, sum(self.counts)))
+
+    def forward(self, scalars: Tensor, functions: Tensor) -> Tensor:
+        weights, start, parts = self.weights(scalars), 0, []
+        for (mul, dim, first), count in zip(self.blocks, self.counts, strict=True):
+            factors = weights[:, start : start + count]
+            start += count
+            if first < 0:
+                parts.append(weights.new_zeros(len(weights), mul * dim, weights.shape[2]))
+            elif dim == 1:
+                parts.append(factors)
+            else:
+                block = functions[:, first : first + dim]
+                for own in factors.split(self.channels, dim=1):
+                    parts.append((block * own.unsqueeze(1)).sum(2))
+        return torch.cat(parts, dim=1)
+
+
+class VoxelwiseNet(nn.Module):
+    """Fibre orientation density and tissue fractions of each voxel on its own.
+
+    forward: (B, C, ...) as :class:`ShellEncoder` takes it, any number of slots and of voxel axes ->
+    (B, 45 + 4, ...): orthonormal even harmonics to l = 8 of the fibre orientation density, in the frame of the input,
+    then the volume fractions of white matter, grey matter, CSF and anything else, which sum to 1.  The mass of the
+    density is the white-matter fraction.
+    """
+
+    def __init__(
+        self, channels: int = 12, scalars: int = 32, hidden: int = 24, blocks: int = 3, l_shells: int = 6
+    ) -> None:
+        super().__init__()
+        self.features = SphereFeatures(channels, scalars, hidden, blocks, l_shells)
+        self.density = VoxelHead(channels, scalars, DENSITY.removeprefix("1x0e+"))
+        self.fractions = VoxelHead(channels, scalars, f"{FRACTIONS}x0e")
+
+    def forward(self, shells: Tensor) -> Tensor:
+        flat = shells.T.unsqueeze(0) if shells.ndim == 2 else shells.flatten(2)
+        if torch.is_grad_enabled() or flat.shape[2] <= CHUNK:
+            out = self.predict(flat)
+        else:
+            out = torch.cat([self.predict(part) for part in flat.split(CHUNK, dim=2)], dim=2)
+        return out[0].T if shells.ndim == 2 else out.unflatten(2, shells.shape[2:])
+
+    def predict(self, shells: Tensor) -> Tensor:
+        """(B, C, V) -> (B, 49, V)."""
+        scalars, functions = self.features(shells)
+        fractions = self.fractions(scalars, functions).float().softmax(dim=1)
+        density = self.density(scalars, functions).to(fractions.dtype)
+        return torch.cat([fractions[:, :1] / sqrt(4 * pi), density, fractions], dim=1)
+
+
+def _functions(channels: int, l_max: int) -> str:
+    return "+".join(f"{channels}x{degree}e" for degree in range(0, l_max + 1, 2))
+
+
+def _reader(powers: int, scalars: int) -> nn.Sequential:
+    """From scalars and powers to a change of the scalars."""
+    return nn.Sequential(Pointwise(scalars + powers, 2 * scalars), nn.SiLU(), Pointwise(2 * scalars, scalars))
+
+
+def bounded(scalars: Tensor) -> Tensor:
+    """Scalars (B, P, V) of a root mean square below 1 at each voxel: without a bound, products of them run away."""
+    return scalars * torch.rsqrt(scalars.square().mean(1, keepdim=True) + 1.0)
+
+
+def powers(functions: Tensor, sizes: list[int]) -> Tensor:
+    """(B, L K, V) invariants of functions (B, n, K, V): the mean itself, and the root power of higher degrees."""
+    parts = functions.split(sizes, dim=1)
+    found = [parts[0].squeeze(1)]
+    for part in parts[1:]:
+        found.append((part.square().sum(1) + 1e-5).sqrt())
+    return torch.cat(found, dim=1)
+
+
+def weighted(functions: Tensor, gates: Tensor, sizes: list[int]) -> Tensor:
+    """Functions (B, n, K, V) with each degree of each channel times its gate, gates (B, L K, V)."""
+    parts, factors = functions.split(sizes, dim=1), gates.unflatten(1, [len(sizes), functions.shape[2]])
+    scaled = [part * factors[:, i : i + 1] for i, part in enumerate(parts)]
+    return torch.cat(scaled, dim=1)

@@ -1,0 +1,144 @@
+"""Peaks of functions on the sphere given by even harmonics, such as fibre orientation densities."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from math import cos, pi, radians
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dmri_monai.qspace.conventions import order_of
+from dmri_monai.so3 import sh_basis
+
+__all__ = ["Peaks", "harmonic_peaks"]
+
+GRID = 600  # points on the half sphere, some 6 degrees apart: no peak of order 8 hides between them
+NEIGHBOURHOOD = 1.7  # of their distance
+STEPS = 4  # of Newton's method
+OFFSET = radians(1.0)  # of the differences that give its derivatives
+MAX_STEP = radians(4.0)
+CHUNK = 8192
+
+
+class Peaks(NamedTuple):
+    """Per voxel, largest first: unit `directions` (V, n, 3) and `amplitudes` (V, n), both 0 where there is none."""
+
+    directions: Tensor
+    amplitudes: Tensor
+
+    @property
+    def number(self) -> Tensor:
+        """(V,) how many there are."""
+        return (self.amplitudes > 0).sum(1)
+
+
+def harmonic_peaks(
+    coefficients: Tensor,
+    *,
+    count: int = 3,
+    relative: float = 0.0,
+    absolute: float = 0.0,
+    separation_degrees: float = 15.0,
+) -> Peaks:
+    """The `count` largest maxima of functions (n_coef, V) in orthonormal even harmonics, as axes.
+
+    A maximum of the grid is moved to the function's own by Newton's method on the sphere.  Dropped are maxima of at
+    most `absolute`, below `relative` times the voxel's largest, and within `separation_degrees` of a larger one.
+    NaN coefficients have no peaks.  The frame is that of the coefficients.
+    Raises ValueError where n_coef is not 1, 6, 15, 28, 45, ....
+    """
+    order_of(len(coefficients))
+    parts = [_peaks(part, count, separation_degrees) for part in coefficients.split(CHUNK, dim=1)]
+    directions, amplitudes = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    kept = (amplitudes > absolute) & (amplitudes > 0) & (amplitudes >= relative * amplitudes[:, :1])
+    return Peaks(directions * kept.unsqueeze(2), amplitudes * kept)
+
+
+@lru_cache(maxsize=2)
+def _grid(l_max: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Spiral of axes (P, 3), their harmonics (P, n_coef) and the neighbours (P, k) of each, float64."""
+    index = torch.arange(GRID, dtype=torch.float64) + 0.5
+    z, angle = index / GRID, pi * (1 + 5**0.5) * index
+    radius = (1 - z * z).sqrt()
+    points = torch.stack([radius * angle.cos(), radius * angle.sin(), z], dim=1)
+    closeness = (points @ points.T).abs().fill_diagonal_(0.0)
+    near = closeness > cos(NEIGHBOURHOOD * (2 * pi / GRID) ** 0.5)
+    k = int(near.sum(1).max())
+    # those with fewer neighbours name the nearest again
+    chosen = closeness.topk(k, dim=1).indices
+    chosen = torch.where(near.gather(1, chosen), chosen, chosen[:, :1])
+    return points, sh_basis(points, l_max), chosen
+
+
+def _peaks(coefficients: Tensor, count: int, separation_degrees: float) -> tuple[Tensor, Tensor]:
+    values = coefficients.detach().nan_to_num(0.0).double().T  # (V, n_coef)
+    points, basis, neighbours = (tensor.to(values.device) for tensor in _grid(order_of(values.shape[1])))
+    sampled = values @ basis.T
+    greatest = torch.full_like(sampled, -torch.inf)
+    for column in neighbours.T:
+        greatest = torch.maximum(greatest, sampled[:, column])
+    candidates = torch.where((sampled >= greatest) & (sampled > 0), sampled, -torch.inf)
+    height, index = candidates.topk(2 * count + 2, dim=1)
+    found = height.isfinite()
+    directions = torch.zeros(*index.shape, 3, dtype=values.dtype, device=values.device)
+    amplitudes = torch.zeros_like(height)
+    voxel = torch.nonzero(found)[:, 0]
+    directions[found], amplitudes[found] = _refined(values[voxel], points[index[found]])
+    return _separated(directions, amplitudes, count, separation_degrees)
+
+
+def _refined(values: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
+    """Maxima (M, 3) near `directions` (M, 3) of functions (M, n_coef), and their heights (M,)."""
+    l_max = order_of(values.shape[1])
+    steps = OFFSET * torch.tensor([[0, 0], [1, 0], [-1, 0], [0, 1], [0, -1], [1, 1], [-1, -1]]).to(values)
+    for _ in range(STEPS):
+        tangents = _tangents(directions)  # (M, 2, 3)
+        around = directions.unsqueeze(1) + steps @ tangents
+        f = torch.einsum("mpc,mc->mp", sh_basis(around, l_max), values)
+        gradient = torch.stack([f[:, 1] - f[:, 2], f[:, 3] - f[:, 4]], dim=1) / (2 * OFFSET)
+        xx = f[:, 1] + f[:, 2] - 2 * f[:, 0]
+        yy = f[:, 3] + f[:, 4] - 2 * f[:, 0]
+        xy = (f[:, 5] + f[:, 6] - 2 * f[:, 0] - xx - yy) / 2
+        step = _newton(gradient, xx / OFFSET**2, yy / OFFSET**2, xy / OFFSET**2)
+        directions = directions + (step.unsqueeze(1) @ tangents)[:, 0]
+        directions = directions / directions.norm(dim=1, keepdim=True)
+    heights = torch.einsum("mc,mc->m", sh_basis(directions, l_max), values)
+    return directions, heights
+
+
+def _newton(gradient: Tensor, xx: Tensor, yy: Tensor, xy: Tensor) -> Tensor:
+    """(M, 2) step to the maximum of a paraboloid, uphill where it has none, at most MAX_STEP long."""
+    determinant = xx * yy - xy * xy
+    peaked = (determinant > 0) & (xx < 0)
+    safe = torch.where(peaked, determinant, torch.ones_like(determinant))
+    gx, gy = gradient.unbind(1)
+    newton = torch.stack([xy * gy - yy * gx, xy * gx - xx * gy], dim=1) / safe.unsqueeze(1)
+    length = gradient.norm(dim=1, keepdim=True).clamp(min=1e-12)
+    step = torch.where(peaked.unsqueeze(1), newton, gradient / length * MAX_STEP / 2)
+    return step * (MAX_STEP / step.norm(dim=1, keepdim=True).clamp(min=1e-12)).clamp(max=1.0)
+
+
+def _tangents(directions: Tensor) -> Tensor:
+    """(M, 2, 3) orthonormal vectors that stand on `directions` (M, 3)."""
+    smallest = directions.abs().argmin(dim=1)
+    axis = torch.eye(3).to(directions)[smallest]
+    first = torch.linalg.cross(directions, axis)
+    first = first / first.norm(dim=1, keepdim=True)
+    return torch.stack([first, torch.linalg.cross(directions, first)], dim=1)
+
+
+def _separated(directions: Tensor, amplitudes: Tensor, count: int, degrees: float) -> tuple[Tensor, Tensor]:
+    """The `count` largest, none within `degrees` of a larger one; also what Newton's method moved together."""
+    order = amplitudes.argsort(dim=1, descending=True)
+    amplitudes = amplitudes.gather(1, order)
+    directions = directions.gather(1, order.unsqueeze(2).expand_as(directions))
+    near = torch.einsum("vic,vjc->vij", directions, directions).abs() > cos(radians(degrees))
+    kept = amplitudes > 0
+    for j in range(1, kept.shape[1]):
+        kept[:, j] &= ~(near[:, j, :j] & kept[:, :j]).any(1)
+    first = (~kept).to(torch.uint8).argsort(dim=1, stable=True)[:, :count]
+    amplitudes = (amplitudes * kept).gather(1, first)
+    chosen = directions * kept.unsqueeze(2)
+    return chosen.gather(1, first.unsqueeze(2).expand(-1, -1, 3)), amplitudes

@@ -1,0 +1,79 @@
+"""What a killed process left behind goes at the next write in that folder; what a live one writes stays."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dmri_monai.io import leftovers
+from dmri_monai.io.writing import replacing
+
+ROOT = Path(__file__).parents[2]
+WRITE = (
+    "import sys, time, pathlib; from dmri_monai.io.writing import replacing;"
+    "target = pathlib.Path(sys.argv[1], 'map.nii.gz')\n"
+    "with replacing(target) as (aside,):\n"
+    "    aside.write_bytes(b'half'); print('written', flush=True); time.sleep(60)"
+)
+
+
+@pytest.fixture
+def writer(tmp_path):
+    """Process in the middle of writing a file in tmp_path."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", WRITE, str(tmp_path)], stdout=subprocess.PIPE, text=True, env=environment
+    )
+    assert process.stdout.readline() == "written\n"
+    yield process
+    process.kill()
+    process.wait()
+
+
+def write(folder):
+    leftovers._swept.clear()
+    with replacing(folder / "other.txt") as (aside,):
+        aside.write_text("whole", encoding="utf-8")
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_leftovers_of_a_killed_process_go_at_the_next_write(tmp_path, writer):
+    writer.send_signal(signal.SIGKILL)
+    writer.wait()
+    assert len(list(tmp_path.iterdir())) == 1
+    assert write(tmp_path) == ["other.txt"]
+
+
+def test_file_of_a_live_process_stays(tmp_path, writer):
+    names = write(tmp_path)
+    assert len(names) == 2
+    assert names[0].startswith(".tmp-")
+
+
+def test_file_of_another_machine_stays_until_it_is_abandoned(tmp_path):
+    foreign = tmp_path / ".tmp-0123abcd-1-0123abcd.map.nii.gz"
+    foreign.write_bytes(b"half")
+    assert len(write(tmp_path)) == 2
+    old = time.time() - 8 * 24 * 3600
+    os.utime(foreign, (old, old))
+    assert write(tmp_path) == ["other.txt"]
+
+
+def test_hidden_files_of_others_stay(tmp_path):
+    for name in (".tmp-notes.txt", ".bashrc", ".tmp-0123abcd-x-0123abcd.a", "tmp-0123abcd-1-0123abcd.a"):
+        (tmp_path / name).write_bytes(b"")
+    assert len(write(tmp_path)) == 5
+
+
+def test_long_names_can_be_written_aside(tmp_path):
+    target = tmp_path / ("a" * 240 + ".nii.gz")
+    with replacing(target) as (aside,):
+        assert aside.name.endswith(".nii.gz")
+        aside.write_bytes(b"whole")
+    assert [path.name for path in tmp_path.iterdir()] == [target.name]

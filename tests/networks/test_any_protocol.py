@@ -1,0 +1,135 @@
+"""Networks for any protocol: symmetries, the start from what a voxel tells, air, gradients, memory by chunks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from dmri_monai.networks.any_protocol import AnyProtocolUNet
+from dmri_monai.networks.voxelwise import DENSITY, SphereFeatures, VoxelHead, VoxelwiseNet
+from dmri_monai.phantom.voxel_signals import draw_batch
+from dmri_monai.qspace.shell_set import shell_irreps
+from dmri_monai.testing import assert_equivariant, cube_rotations
+
+SHELLS = shell_irreps(2, 6)
+SIZE = ("2x0e+1x1o+1x2e+1x4e", "3x0e+1x1o+1x2e")
+SMALL = {"size": SIZE, "channels": 3, "scalars": 6, "hidden": 4, "blocks": 2}
+GROUP = [cube_rotations(reflections=True)[i] for i in (1, 9, 19, 30, 44)]
+
+
+def shells(size: int = 4, batch: int = 2) -> torch.Tensor:
+    """(batch, 63, size, size, size) simulated voxels, float64."""
+    parts = [draw_batch(seed, 1, size**3, slots=2).channels for seed in range(batch)]
+    return torch.stack(parts).unflatten(2, (size,) * 3).double()
+
+
+def network(irreps_out: str | None = "3x0e", **options) -> AnyProtocolUNet:
+    torch.manual_seed(0)
+    return AnyProtocolUNet(SHELLS, irreps_out, **{**SMALL, **options}).double()
+
+
+def shaken(module: torch.nn.Module) -> torch.nn.Module:
+    """Heads of the surroundings are zero to begin with, which would hide what they do."""
+    torch.manual_seed(1)
+    for parameter in module.head.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return module
+
+
+@pytest.mark.parametrize("irreps_out", ["3x0e", "1x2e", DENSITY + "+4x0e", "1x1o+1x0e", None])
+def test_any_protocol_unet_is_equivariant(irreps_out):
+    module = shaken(network(irreps_out)).eval()
+    assert_equivariant(module, shells(), SHELLS, module.irreps_out, GROUP, rtol=1e-8)
+
+
+def test_a_head_of_components_breaks_equivariance():
+    module = shaken(network("1x2e")).eval()
+    with pytest.raises(AssertionError, match="relative error"):
+        assert_equivariant(lambda x: module(x).relu(), shells(), SHELLS, "1x2e", GROUP, rtol=1e-2)
+
+
+def test_an_untrained_head_says_what_the_voxel_alone_says():
+    module, x = network("1x0e+1x2e"), shells()
+    alone = module.alone(x)[:, -6:]
+    assert_close(module(x), alone)
+    other = x.clone()
+    other[..., 0] = x.flip(1)[..., 0]  # other neighbours
+    assert_close(module(other)[..., 2:], alone[..., 2:])
+    shaken(module)
+    assert (module(other)[..., 2:] - module(x)[..., 2:]).abs().max() > 1e-4
+
+
+def test_air_is_computed_once_and_alike():
+    module, x = shaken(network()).eval(), shells()
+    x[:, 1:3, 0], x[:, 9:, 0] = 0.0, 0.0  # no signal of any shell
+    x[:, 0, 0] = 0.05 * torch.rand_like(x[:, 0, 0])
+    alone = module.alone(x)
+    assert_close(alone[:, :, 0], alone[:, :, 0, :1, :1].expand_as(alone[:, :, 0]))
+    silent = x.clone()
+    silent[:, 0, 0] = 0.0
+    direct = module._voxels(silent.flatten(2)).unflatten(2, x.shape[2:])
+    assert_close(alone, direct)
+
+
+def test_chunks_and_their_recomputation_change_nothing(monkeypatch):
+    module, x = shaken(network()), shells()
+    module(x).square().sum().backward()
+    whole = [parameter.grad.clone() for parameter in module.parameters() if parameter.grad is not None]
+    module.zero_grad()
+    monkeypatch.setattr("dmri_monai.networks.any_protocol.TRAINING_CHUNK", 24)
+    module(x).square().sum().backward()
+    parts = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+    for a, b in zip(parts, whole, strict=True):
+        assert_close(a, b)
+    with torch.no_grad():
+        quiet = module(x)
+    monkeypatch.setattr("dmri_monai.networks.any_protocol.CHUNK", 10)
+    with torch.no_grad():
+        assert_close(module(x), quiet)
+
+
+def test_deep_supervision_gives_every_level_of_the_decoder_in_training_only():
+    module, x = network(deep_supervision=True, size=(*SIZE, "4x0e+1x1o")), shells(8, 1)
+    assert [tuple(level.shape[2:]) for level in module.train()(x)] == [(8, 8, 8), (4, 4, 4)]
+    assert module.eval()(x).shape == (1, 3, 8, 8, 8)
+
+
+def test_weights_of_a_voxelwise_network_are_taken():
+    trained = VoxelwiseNet(3, 6, 4, 2)
+    module = network()
+    module.load_voxelwise(trained.double().state_dict())
+    for name, value in trained.features.state_dict().items():
+        assert_close(module.voxelwise.state_dict()[name], value)
+
+
+def test_tracing_gives_the_same_network():
+    module, x = shaken(network()).float().eval(), shells(4, 1).float()
+    with torch.no_grad():
+        traced = torch.jit.trace(module, x, check_trace=False)
+        assert_close(traced(x), module(x), atol=1e-5, rtol=1e-4)
+
+
+def test_other_irreps_than_shells_in_slots_are_refused():
+    with pytest.raises(ValueError, match="not those of shells in slots"):
+        AnyProtocolUNet("3x0e+1x2e+1x4e", "3x0e")
+
+
+def test_voxelwise_network_turns_its_density_and_keeps_its_fractions():
+    torch.manual_seed(0)
+    module = VoxelwiseNet(3, 6, 4, 2).double()
+    assert_equivariant(module, shells(), SHELLS, DENSITY + "+4x0e", GROUP, rtol=1e-9)
+
+
+def test_fractions_sum_to_one_and_the_density_has_the_mass_of_white_matter():
+    out = VoxelwiseNet(3, 6, 4, 2).double()(shells())
+    assert_close(out[:, 45:].sum(1), torch.ones_like(out[:, 0]))
+    assert_close(out[:, 0] * (4 * torch.pi) ** 0.5, out[:, 45])
+
+
+def test_fields_that_a_voxel_cannot_know_are_zero():
+    features, head = SphereFeatures(3, 6, 4, 2).double(), VoxelHead(3, 6, "1x1o+1x0o+1x2e").double()
+    out = head(*features(shells().flatten(2)))
+    assert out.shape[1] == 9
+    assert out[:, :4].abs().max() == 0
+    assert out[:, 4:].abs().max() > 1e-4
