@@ -37,7 +37,9 @@ __all__ = ["StudyOptions", "own_share", "predict_study"]
 
 logger = logging.getLogger(__name__)
 
-KILLED = "out of memory: one of {} processes was killed; try fewer --workers or `--window 64 64 64`, then go on with --resume"
+KILLED = (
+    "out of memory: one of {} processes was killed; try fewer --workers or a --window, go on with --resume"
+)
 
 
 @dataclass(frozen=True)
