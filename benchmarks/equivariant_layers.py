@@ -6,14 +6,24 @@ Repetitions of all layers are interleaved, so that a busy machine slows them ali
 
     python benchmarks/equivariant_layers.py                 # CPU, and GPU where there is one
     python benchmarks/equivariant_layers.py --cases wide --q 64 --size 16 --repeats 3
+    python benchmarks/equivariant_layers.py --cases network --threads 2    # dense: before, spectral: after; 8 GiB
+    python benchmarks/equivariant_layers.py --cases strategies
+
+network: CPU seconds, elapsed seconds and peak memory of a training step of a network with two pq layers of `PQDiff`
+(channels [7, 4] and [20, 5], 64 samples of 16³ voxels), each strategy in a process of its own.
+strategies: CPU seconds of a training step by every strategy of a kernel that factorises, over a range of sizes, which
+one `auto` takes, and its time over that of the fastest.
 """
 
 from __future__ import annotations
 
 import argparse
 import ctypes
+import itertools
 import json
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -29,7 +39,12 @@ from dmri_monai.equivariant import (
     SteerableConv3d,
     irreps_from_multiplicities,
 )
+from dmri_monai.equivariant.pq.contraction.factorised import costs
+from dmri_monai.equivariant.pq.contraction.interface import Sizes
+from dmri_monai.networks import PQSegmentationNet
+from dmri_monai.networks.pq_segmentation import PQOptions
 
+STRATEGIES = ("dense", "p_basis", "p_last")
 CASES = {"narrow": ([1], [10, 5]), "wide": ([7, 4], [10, 5])}
 
 
@@ -151,6 +166,93 @@ def run(
         print(json.dumps(line), flush=True)
 
 
+STRATEGY_CASES = list(
+    itertools.product(
+        (3, 5),
+        (16, 64),
+        [([1], [7, 4], 12), ([7, 4], [10, 5], 8), ([20, 5], [10, 3], 8)],
+        [(True, True), (True, False), (False, True)],
+    )
+)
+
+
+def compare_strategies(repeats: int) -> None:
+    for kernel_size, samples, (into, out, edge), (q_in, q_out) in STRATEGY_CASES:
+        fields = [irreps_from_multiplicities(m) for m in (into, out)]
+        q = gradient_table(samples, "cpu")
+        x = torch.randn(1, fields[0].dim, *([samples] if q_in else []), edge, edge, edge, requires_grad=True)
+        args = (x, q if q_in else None, q if q_out and not q_in else None)
+        layers = {
+            name: PQConv3d(*fields, kernel_size, PQTensorProduct(), q_in=q_in, q_out=q_out, strategy=name)
+            for name in STRATEGIES
+        }
+        operator = layers["dense"].operator
+        sizes = Sizes(samples if q_out else 1, samples if q_in else 1, edge**3, 1.0, on_cpu=True)
+        expected = costs(operator.layout, sizes)
+        chosen = min(expected, key=expected.__getitem__)
+        plausible = {n: layer for n, layer in layers.items() if expected[n] < 12 * expected[chosen]}
+        runs = {
+            name: [step_cpu(layer, args) for _ in range(repeats + 1)][1:] for name, layer in plausible.items()
+        }
+        found = {name: round(statistics.median(values), 4) for name, values in runs.items()}
+        label = {
+            "case": "strategies",
+            "kernel_size": kernel_size,
+            "q": samples,
+            "in": into,
+            "out": out,
+            "size": edge,
+        }
+        sides = {"q_in": q_in, "q_out": q_out, "chosen": chosen}
+        loss = {"over_fastest": round(found[chosen] / min(found.values()), 2)}
+        print(json.dumps({**label, **sides, "cpu_s": found, **loss}), flush=True)
+
+
+def step_cpu(layer: PQConv3d, args: tuple) -> float:
+    """CPU seconds of a training step, which other load changes little."""
+    start = time.process_time()
+    y = layer(*args)
+    y.backward(torch.ones_like(y))
+    return time.process_time() - start
+
+
+def network_step(strategy: str, samples: int, size: int, repeats: int) -> None:
+    """Time a network with two pq layers in this process, and print one line."""
+    torch.manual_seed(0)
+    options = PQOptions(strategy=strategy)
+    network = PQSegmentationNet("1x0e", 1000.0, pq=[[7, 4], [20, 5]], kernel=PQDiff(), options=options)
+    bvecs = gradient_table(samples, "cpu").unsqueeze(0)
+    bvals = 1000.0 * bvecs.norm(dim=-1).round()
+    image = torch.rand(1, samples, size, size, size)
+    before, runs = start_of_peak("cpu"), []
+    for _ in range(repeats):
+        start, cpu = time.perf_counter(), time.process_time()
+        network(image, bvals, bvecs).square().mean().backward()
+        runs.append((time.perf_counter() - start, time.process_time() - cpu))
+    seconds, cpu_s = (statistics.median(values) for values in zip(*runs, strict=True))
+    line = {
+        "case": "network",
+        "strategy": strategy,
+        "q": samples,
+        "size": size,
+        "threads": torch.get_num_threads(),
+    }
+    times = {"step_s": round(seconds, 2), "step_cpu_s": round(cpu_s, 2)}
+    print(json.dumps({**line, **times, "peak_mib": round(resident("VmHWM") - before)}), flush=True)
+
+
+def compare_networks(options: argparse.Namespace) -> None:
+    for strategy in ("dense", "spectral"):
+        command = [sys.executable, __file__, "--network-step", strategy, "--threads", str(options.threads)]
+        numbers = [
+            "--q",
+            str(max(options.q) if len(options.q) == 1 else 64),
+            "--size",
+            str(options.size or 16),
+        ]
+        subprocess.run([*command, *numbers, "--repeats", str(options.repeats)], check=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -162,8 +264,19 @@ def main() -> None:
     )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--largest", type=float, default=1e11, help="multiplications of a dense layer on CPU")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--network-step", help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.manual_seed(0)
+    torch.set_num_threads(options.threads)
+    if options.network_step:
+        network_step(options.network_step, options.q[0], options.size, options.repeats)
+        return
+    if "strategies" in options.cases:
+        compare_strategies(options.repeats)
+    if "network" in options.cases:
+        compare_networks(options)
+    options.cases = [case for case in options.cases if case not in ("strategies", "network")]
     for device in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
         for dtype in [torch.float32, *([torch.bfloat16] if device == "cuda" else [])]:
             if device == "cuda":

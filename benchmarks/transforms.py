@@ -9,13 +9,17 @@ resampling saves.  peak_mib: growth of peak memory over the scan itself, in a fr
 memory (GPU).  cpu_s: CPU seconds, which other load changes little.  Where other processes take turns on the cores, two
 threads wait for each other spinning, and lose to one: there, set OMP_WAIT_POLICY=passive.
 
+elastic_before: the elastic warp by the package in another checkout (--baseline FOLDER), in turns with this one's.
+
 Run: python benchmarks/transforms.py [--repeats 3] [--device cpu] [--threads 2] [--skip-dipy]
+     python benchmarks/transforms.py --only elastic --baseline ../before
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -149,6 +153,28 @@ def chain_benchmark(item: dict[str, Any], device: str, repeats: int) -> None:
         report(name, device, seconds=wall, cpu_s=cpu)
 
 
+def elastic_benchmark(options: argparse.Namespace) -> None:
+    """Lines of the elastic warp here and, where asked for, in another checkout; every run in a process of its own."""
+    here = str(Path(__file__).resolve().parents[1])
+    folders = {"elastic": here, **({"elastic_before": options.baseline} if options.baseline else {})}
+    runs: dict[str, list[tuple[float, ...]]] = {name: [] for name in folders}
+    for _ in range(options.repeats):
+        for name, folder in folders.items():
+            command = [sys.executable, __file__, "--time-elastic", "--threads", str(options.threads)]
+            path = {**os.environ, "PYTHONPATH": str(folder)}
+            done = subprocess.run(command, capture_output=True, text=True, check=True, env=path)
+            runs[name].append(tuple(json.loads(done.stdout)))
+    for name, values in runs.items():
+        wall, cpu = medians(values)
+        report(name, "cpu", seconds=wall, cpu_s=cpu)
+
+
+def time_elastic() -> None:
+    item, transform = scan("cpu"), RandElasticDWId(prob=1.0, strength=1.0)
+    transform(item)
+    print(json.dumps(timed(lambda: transform(item), "cpu")))
+
+
 def gpu_memory(pipeline: mt.Compose, item: dict[str, Any]) -> float:
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -193,11 +219,20 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--skip-dipy", action="store_true")
     parser.add_argument("--memory", help=argparse.SUPPRESS)
+    parser.add_argument("--only", choices=["elastic"])
+    parser.add_argument("--baseline", help="folder with another checkout, for elastic_before")
+    parser.add_argument("--time-elastic", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.time_elastic:
+        time_elastic()
+        return
+    if options.only == "elastic":
+        elastic_benchmark(options)
+        return
     if options.memory:
         measure_memory(options.memory)
         return
-    torch.set_num_threads(options.threads)
     devices = options.device or (["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])
     for device in devices:
         item = scan(device)

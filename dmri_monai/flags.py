@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["flag"]
+__all__ = ["NO_PATH", "flag"]
+
+NO_PATH = ("", "null", "none")  # how a command line says None
 
 
 def flag(name: str, value: bool | str) -> bool:

@@ -1,9 +1,14 @@
-"""Entry into MONAI's registries, of layers and networks; every function may be called any number of times."""
+"""Entry into MONAI's registries. Nothing is entered by importing a module: call `register()`, any number of times.
+
+A config does so where it names a network: `"_requires_": "$dmri_monai.register.register()"`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from monai.networks import nets
-from monai.networks.layers.factories import Act, Conv, LayerFactory, Norm, Pool
+from monai.networks.layers.factories import Act, LayerFactory, Norm, Pool
 
 from dmri_monai.equivariant import (
     EquivariantAvgPool3d,
@@ -11,14 +16,13 @@ from dmri_monai.equivariant import (
     EquivariantInstanceNorm,
     Gate,
     NormActivation,
-    SteerableConv3d,
 )
 from dmri_monai.networks import EquivariantUNet, PlainUNet, PQSegmentationNet
 
 __all__ = ["register", "register_layers", "register_networks"]
 
+# MONAI's blocks find norms, activations and pooling by name, but never a convolution: `Convolution` hard-codes its own.
 IN_SPACE: tuple[tuple[LayerFactory, str, type], ...] = (
-    (Conv, "steerable", SteerableConv3d),
     (Norm, "equivariant_instance", EquivariantInstanceNorm),
     (Norm, "equivariant_batch", EquivariantBatchNorm),
     (Pool, "equivariant_avg", EquivariantAvgPool3d),
@@ -44,8 +48,11 @@ def register_networks() -> None:
 
 
 def register_layers() -> None:
-    """Enter the layers in MONAI's factories: Conv["steerable", 3], Norm["equivariant_instance", 3],
-    Norm["equivariant_batch", 3], Pool["equivariant_avg", 3], Act["gate"], Act["norm_activation"]."""
+    """Enter the layers in MONAI's factories, for its blocks (`ADN`) and functions (`get_norm_layer`, ...).
+
+    Norm["equivariant_instance", 3], Norm["equivariant_batch", 3], Pool["equivariant_avg", 3], Act["gate"] and
+    Act["norm_activation"].  `SteerableBlock` is what stands for MONAI's `Convolution`, and takes its arguments.
+    """
     for factory, name, layer in IN_SPACE:
         if name.upper() not in factory.components:
             factory.add_factory_callable(name, _in_three_dimensions(name, layer), layer.__doc__)
@@ -54,7 +61,7 @@ def register_layers() -> None:
             factory.add_factory_class(name, layer, layer.__doc__)
 
 
-def _in_three_dimensions(name: str, layer: type):
+def _in_three_dimensions(name: str, layer: type) -> Callable[[int], type]:
     def make(dim: int) -> type:
         if dim != 3:
             raise ValueError(f"{name} exists for 3 spatial dimensions, not {dim}")

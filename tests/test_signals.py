@@ -77,7 +77,7 @@ def test_terminated_prediction_leaves_nothing(tmp_path, scan, checkpoint, sent):
     """It is stopped while it writes: the map is there under its temporary name."""
     code = (
         "import os, signal, sys\n"
-        "import dmri_monai.inference.prediction as prediction\n"
+        "import dmri_monai.inference.result as prediction\n"
         "whole = prediction.save_nifti\n"
         f"def save(*a, **k):\n    whole(*a, **k)\n    os.kill(os.getpid(), {int(sent)})\n    signal.pause()\n"
         "prediction.save_nifti = save\n"

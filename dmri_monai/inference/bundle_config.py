@@ -13,11 +13,12 @@ from typing import Any
 
 from monai.bundle import ConfigParser
 
+from dmri_monai.flags import NO_PATH
 from dmri_monai.inference.spec import ModelSpec
 from dmri_monai.inference.spec_history import RENAMED
 from dmri_monai.inference.spec_limits import EVALUATED
 
-__all__ = ["check_keys", "check_model", "check_settings", "current_config", "model_settings"]
+__all__ = ["check_keys", "check_model", "check_path", "check_settings", "current_config", "model_settings"]
 
 CLOSE = 0.85  # 1 is equal; a missing letter in a word of ten gives 0.95
 # key of version 0.1 -> what it is now
@@ -118,26 +119,30 @@ def _check_objective(config: Mapping[str, Any]) -> None:
 
 
 def _check_paths(config: Mapping[str, Any]) -> None:
-    """ValueError, by its true name, for a path that would not be taken as it was written.
-
-    MONAI's parser runs a text that begins with $, looks one with @ up, replaces one with % by a part of a config, and
-    turns # into ::.  Its command line, besides, cuts words off at # and makes numbers and lists of them.
-    """
     for name in PATHS:
         value, typed = config.get(name), _typed(name)
-        if value is None or (typed is None and _is_own(value)):
-            continue
-        true = value if typed is None else typed
-        if isinstance(true, str) and true[:1] in EVALUATED and true:
-            raise ValueError(f"{name} begins with {true[0]!r}, which MONAI would evaluate: write ./{true}")
-        if typed is not None and typed not in (value, f"'{value}'", f'"{value}"'):
-            raise ValueError(f"{name} is {typed!r}, of which MONAI's command line makes {value!r}: {ADVICE}")
-        if not isinstance(value, str):
-            raise ValueError(f"{name} is {value!r}, expected a path: {ADVICE}")
-        if "::" in value and not Path(value).exists():
-            raise ValueError(
-                f"{name} is {value.replace('::', '#')!r}, of which MONAI makes {value!r}: {ADVICE}"
-            )
+        if value is None and typed is not None and typed.lower() not in NO_PATH:
+            check_path(name, value, typed)
+        if value is not None and not (typed is None and _is_own(value)):
+            check_path(name, value, typed)
+
+
+def check_path(name: str, value: Any, typed: str | None = None) -> None:
+    """ValueError, by its true name, for a path that MONAI would not take as it was written.
+
+    Its parser runs a text that begins with $, looks one with @ up, replaces one with % by a part of a config, and turns
+    # into ::.  Its command line, besides, cuts words off at # and makes numbers and lists of them.
+    value: of the setting `name`, as the parser has it.  typed: what stands on the command line, if it is there.
+    """
+    true = value if typed is None else typed
+    if isinstance(true, str) and true[:1] in EVALUATED and true:
+        raise ValueError(f"{name} begins with {true[0]!r}, which MONAI would evaluate: write ./{true}")
+    if typed is not None and typed not in (value, f"'{value}'", f'"{value}"'):
+        raise ValueError(f"{name} is {typed!r}, of which MONAI's command line makes {value!r}: {ADVICE}")
+    if not isinstance(value, str):
+        raise ValueError(f"{name} is {value!r}, expected a path: {ADVICE}")
+    if typed is None and "::" in value and not Path(value).exists():
+        raise ValueError(f"{name} is {value.replace('::', '#')!r}, of which MONAI makes {value!r}: {ADVICE}")
 
 
 def _is_own(value: Any) -> bool:
@@ -148,7 +153,7 @@ def _is_own(value: Any) -> bool:
 def _typed(name: str) -> str | None:
     """What stands after the option `name` on the command line of this process; None without it."""
     found = None
-    for word, following in zip(sys.argv[1:], [*sys.argv[2:], ""], strict=True):
+    for word, following in zip(sys.argv, [*sys.argv[1:], ""], strict=True):
         option, equals, value = word.partition("=")
         if option.startswith("-") and option.lstrip("-").replace("-", "_") == name:
             found = value if equals else following

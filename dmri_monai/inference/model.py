@@ -14,17 +14,18 @@ from monai.transforms import Compose, Invertd
 from torch import nn
 
 import dmri_monai
-from dmri_monai.check import ScanCheck
-from dmri_monai.check import check as check_scan
+from dmri_monai.check import check, quick_check
+from dmri_monai.check.quality import estimate_snr
 from dmri_monai.inference.architectures import SAMPLE_KEYS, build_network, to_device
 from dmri_monai.inference.encoding import encode, resample_scan
 from dmri_monai.inference.ensemble import Group, ensemble_of, split_uncertainty
 from dmri_monai.inference.inferers import VolumeInferer
-from dmri_monai.inference.prediction import Prediction
 from dmri_monai.inference.released import find_weights
+from dmri_monai.inference.result import Prediction
 from dmri_monai.inference.spec import ModelSpec, spec_path
 from dmri_monai.inference.weights import digest_of, load_weights
 from dmri_monai.out_of_memory import telling_memory
+from dmri_monai.qspace.b0 import head_mask, mean_b0
 from dmri_monai.scan import Scan
 from dmri_monai.tasks.registry import find_task
 from dmri_monai.tasks.task import Task
@@ -131,9 +132,18 @@ class TrainedModel:
         )
 
     def examine(self, scan: Scan) -> tuple[str, ...]:
-        """What about `scan` makes a prediction doubtful, one sentence each."""
-        check = check_scan(scan)
-        return (*(finding.message for finding in check.findings), *out_of_range(check, self.spec))
+        """What about `scan` makes a prediction doubtful, one sentence each.
+
+        The quick check of the scan, the whole one (which judges the b-vectors) where directions are predicted, and
+        where it lies outside of what the model was trained on.  ValueError for a scan that no network should see:
+        without signal, or with values that are not finite.
+        """
+        directions = self.task.n_classes is None
+        findings = check(scan).findings if directions else quick_check(scan)
+        for finding in findings:
+            if finding.severity == "error":
+                raise ValueError(f"{finding.message}: {scan.path or scan.name}")
+        return (*(finding.message for finding in findings), *out_of_range(scan, self.spec))
 
     def provenance(self, scan: Scan) -> dict[str, Any]:
         """From what a prediction of `scan` is made: hashes and versions."""
@@ -215,25 +225,36 @@ def _scan(image: Any, bvals: Any, bvecs: Any, affine: Any) -> Scan:
     return Scan.of_arrays(image, bvals, bvecs, affine)
 
 
-def out_of_range(check: ScanCheck, spec: ModelSpec) -> list[str]:
+def out_of_range(scan: Scan, spec: ModelSpec) -> list[str]:
     """Where a scan lies outside of what the model was trained on, one sentence each."""
-    near = {b: _directions_near(check, b, spec.shell_tolerance) for b in spec.shells}
+    near = {b: _directions_near(scan, b, spec.shell_tolerance) for b in spec.shells}
     absent = [f"no shell near the model's b = {b:g} s/mm²" for b, count in near.items() if not count]
     found = absent if spec.missing == "error" or len(absent) == len(near) else []
-    values = {"directions": sum(near.values()), "voxel_mm": check.spacing_mm, "snr": check.snr}
-    names = {"directions": "directions", "voxel_mm": "mm voxel size", "snr": "SNR"}
-    for key, value in values.items():
-        bounds = getattr(spec.trained_on, key)
-        several = [v for v in (value if isinstance(value, tuple) else (value,)) if v is not None]
-        if bounds and any(not bounds[0] * (1 - MARGIN) <= v <= bounds[1] * (1 + MARGIN) for v in several):
-            shown = " x ".join(f"{v:g}" for v in several)
-            found.append(f"{shown} {names[key]}: the model was trained on {bounds[0]:g} to {bounds[1]:g}")
+    known = spec.trained_on
+    values: list[tuple[str, tuple[float, float] | None, tuple[float, ...]]] = [
+        ("directions", known.directions, (sum(near.values()),)),
+        ("mm voxel size", known.voxel_mm, scan.spacing_mm),
+        ("SNR", known.snr, _snr(scan) if known.snr else ()),
+    ]
+    for name, bounds, measured in values:
+        if bounds and any(not bounds[0] * (1 - MARGIN) <= v <= bounds[1] * (1 + MARGIN) for v in measured):
+            shown = " x ".join(f"{v:g}" for v in measured)
+            found.append(f"{shown} {name}: the model was trained on {bounds[0]:g} to {bounds[1]:g}")
     return found
 
 
-def _directions_near(check: ScanCheck, bval: float, tolerance: float) -> int:
+def _snr(scan: Scan) -> tuple[float, ...]:
+    """SNR of one b0 volume; empty where it cannot be estimated."""
+    if int(scan.table.b0_mask.sum()) < 2:
+        return ()
+    mask = head_mask(mean_b0(scan.signal, scan.table.bvals, scan.table.b0_threshold))
+    snr = estimate_snr(scan.signal, scan.table, mask)
+    return () if snr is None else (round(snr, 1),)
+
+
+def _directions_near(scan: Scan, bval: float, tolerance: float) -> int:
     """Number of directions of the shells that the model takes for its own at `bval`."""
-    return sum(count for b, count in check.shells if abs(b - bval) <= tolerance * bval)
+    return sum(len(s.indices) for s in scan.table.shells() if abs(s.bval - bval) <= tolerance * bval)
 
 
 def first_cause(error: BaseException) -> BaseException:

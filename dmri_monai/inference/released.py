@@ -21,8 +21,9 @@ def bundle_folder() -> Path:
 
 
 def released_models() -> dict[str, Path]:
-    """Name -> weights of the models that came with the package."""
-    return {path.stem: path for path in sorted((bundle_folder() / "models").glob("*.pt"))}
+    """Name -> weights of the models that came with the package; none where no bundle came with it."""
+    paths = sorted(path for folder in FOLDERS[::-1] for path in (folder / "models").glob("*.pt"))
+    return {path.stem: path for path in paths}
 
 
 def released_tasks() -> list[str]:
@@ -40,6 +41,6 @@ def find_weights(name_or_path: str | Path) -> Path:
     path = Path(name_or_path)
     if not path.is_file():
         lost = "is a link that leads nowhere" if path.is_symlink() else "does not exist"
-        known = ", ".join(released_models())
+        known = ", ".join(released_models()) or "there are none"
         raise FileNotFoundError(f"{path} {lost}, and is none of the released models ({known})")
     return path

@@ -136,7 +136,7 @@ class ModelSpec(Strict):
         if (
             self.order_scale is not None
             and self.takes == "harmonics"
-            and len(self.order_scale) <= self.l_max // 2
+            and len(self.order_scale) != self.l_max // 2 + 1
         ):
             raise ValueError(
                 f"order_scale has {len(self.order_scale)} factors for the {self.l_max // 2 + 1} degrees up to "
@@ -201,6 +201,10 @@ class ModelSpec(Strict):
     def replace(self, **changes: Any) -> ModelSpec:
         """The same model with other settings, checked like a new one."""
         return type(self)(**{**self.model_dump(), **changes})
+
+    def untrained(self) -> ModelSpec:
+        """The same model without what is known of its weights: what another training begins with."""
+        return self.replace(trained_on={}, scans={}, sha256=None, previous_sha256=None)
 
     def save(self, path: str | Path) -> None:
         """Write the description as JSON, whole or not at all."""

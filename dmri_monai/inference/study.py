@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from dmri_monai.inference.ensemble import Group
 from dmri_monai.inference.model import TrainedModel, load_model
-from dmri_monai.inference.prediction import result_stem
+from dmri_monai.inference.result import result_stem
 from dmri_monai.inference.study_files import (
     is_done,
     meaning,
@@ -38,7 +38,8 @@ __all__ = ["StudyOptions", "own_share", "predict_study"]
 logger = logging.getLogger(__name__)
 
 KILLED = (
-    "out of memory: one of {} processes was killed; try fewer --workers or a --window, go on with --resume"
+    "out of memory: one of {} processes was killed; try fewer --workers or `--window 64 64 64`, "
+    "then go on with --resume"
 )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import dmri_monai
 from dmri_monai.inference.model import TrainedModel
-from dmri_monai.inference.prediction import result_stem
+from dmri_monai.inference.result import result_stem
 from dmri_monai.inference.weights import digest_of
 from dmri_monai.io.json_sidecar import read_json
 from dmri_monai.io.writing import replacing

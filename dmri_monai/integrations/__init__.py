@@ -8,6 +8,7 @@ __getattr__, __dir__ = lazy_names(
         "LogMetrics": "tracking",
         "MLflowRun": "tracking",
         "OnImage": "monailabel",
+        "check_request": "monailabel",
         "default_store": "tracking",
         "load_exported": "torchscript",
         "publish": "monailabel",

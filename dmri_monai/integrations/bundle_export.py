@@ -33,8 +33,8 @@ def export_bundle(name_or_path: str | Path, out: str | Path) -> Path:
 
 
 def write_bundle(model: TrainedModel, out: Path, edit: Edit | None = None) -> Path:
-    """:func:`export_bundle` of a loaded model; `edit` may change each config, by its file's name, before it is
-    written.
+    """:func:`export_bundle` of a loaded model; `edit` may change each config and the metadata, by the file's name,
+    before it is written.
     """
     metadata = bundle_metadata(model.spec)
     if out.exists() and any(out.iterdir()):
@@ -45,7 +45,7 @@ def write_bundle(model: TrainedModel, out: Path, edit: Edit | None = None) -> Pa
     return out
 
 
-def _fill(folder: Path, model: TrainedModel, metadata: Mapping[str, Any], edit: Edit | None) -> None:
+def _fill(folder: Path, model: TrainedModel, metadata: dict[str, Any], edit: Edit | None) -> None:
     source, configs = bundle_folder(), folder / "configs"
     for part in ("configs", "models", "docs"):
         (folder / part).mkdir(parents=True)
@@ -57,6 +57,8 @@ def _fill(folder: Path, model: TrainedModel, metadata: Mapping[str, Any], edit: 
             _write_json(configs / name, content)
         else:
             shutil.copyfile(source / "configs" / name, configs / name)
+    if edit is not None:
+        edit("metadata.json", metadata)
     _write_json(configs / "metadata.json", metadata)
     shutil.copyfile(source / "LICENSE", folder / "LICENSE")
     (folder / "docs" / "README.md").write_text(_readme(model), encoding="utf-8")
@@ -69,11 +71,13 @@ def _own(name: str, model: TrainedModel, config: dict[str, Any]) -> dict[str, An
     Nothing of the model's description is copied into a config, where it would be evaluated: it is read from beside the
     weights.
     """
+    config["bundle_root"] = "."
     if "objective" in config:
         overlay = bundle_folder() / "configs" / "tasks" / f"{model.task.name}.json"
         config["objective"] = json.loads(overlay.read_text(encoding="utf-8"))["objective"]
     if name == "train.json":
-        config["model"] = "$dmri_monai.inference.ModelSpec.load(@bundle_root + '/models/model.json')"
+        description = "dmri_monai.inference.ModelSpec.load(@bundle_root + '/models/model.json')"
+        config["model"] = f"${description}.untrained()"
         config["network"] = config["network"].replace("@pretrained", f"@pretrained or {OWN_WEIGHTS}")
     else:
         config["model"] = f"$dmri_monai.inference.load_model(@checkpoint or {OWN_WEIGHTS}, @device)"
@@ -94,10 +98,10 @@ def _readme(model: TrainedModel) -> str:
 A MONAI bundle of one model for diffusion MRI: {spec.architecture} network of size {spec.size}, for raw scans with
 shells near b = {shells} s/mm² (a shell that a scan lacks is {outside}).  It needs the package dmri-monai.
 
-    python -m monai.bundle run inferring --config_file configs/inference.json --bundle_root . \\
+    python -m monai.bundle run inferring --config_file configs/inference.json \\
         --dataset_dir SCAN_OR_FOLDER --output_dir OUT
 
-`SCAN_OR_FOLDER` is a NIfTI file with its gradient table, or a folder of scans (BIDS, HCP, or files side by side). 
+`SCAN_OR_FOLDER` is a NIfTI file with its gradient table, or a folder of scans (BIDS, HCP, or files side by side).
 Results are `*_{task.label}.nii.gz` with a JSON sidecar each, and `report.html`.  `evaluating` with
 `configs/evaluate.json` and `training` with `configs/train.json`, which goes on from these weights, take a BIDS folder
 with labels.

@@ -40,7 +40,7 @@ def bundle_metadata(spec: ModelSpec) -> dict[str, Any]:
         "label_classes": _classes(task),
         "pred_classes": "as label_classes",
         "network_data_format": {
-            "inputs": {"image": _image("spherical harmonics", input_channels(spec), modality="MR")},
+            "inputs": {"image": _image(_input_format(spec), input_channels(spec), modality="MR")},
             "outputs": {"pred": _image(_format(task), _output_channels(task))},
         },
     }
@@ -81,8 +81,14 @@ def _output_channels(task: Task) -> list[str]:
     return names if task.output.irreps != "1x0e" else list(task.class_names)
 
 
+def _input_format(spec: ModelSpec) -> str:
+    if spec.takes == "directions":
+        return "signal in directions fixed in the voxel frame"
+    return "real spherical harmonics in the voxel frame, in e3nn's order (polar axis y)"
+
+
 def _format(task: Task) -> str:
-    return "spherical harmonics" if task.n_classes is None else "segmentation"
+    return "real spherical harmonics" if task.n_classes is None else "segmentation"
 
 
 def _classes(task: Task) -> str:

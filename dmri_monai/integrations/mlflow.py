@@ -17,7 +17,7 @@ from mlflow.pyfunc import PythonModel
 
 import dmri_monai
 from dmri_monai.inference.model import load_model
-from dmri_monai.inference.prediction import Prediction
+from dmri_monai.inference.result import Prediction
 from dmri_monai.inference.spec import spec_path
 from dmri_monai.integrations.mlflow_runs import store_uri
 from dmri_monai.integrations.tracking import run_record

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, Literal, get_args
 from monai.transforms import Compose, Transform
 from tqdm import tqdm
 
+from dmri_monai.inference.bundle_config import check_path, current_config
 from dmri_monai.inference.model import first_cause, load_model
 from dmri_monai.inference.weights import save_model
 from dmri_monai.integrations.bundle_export import write_bundle
@@ -20,11 +22,12 @@ from dmri_monai.io.writing import replacing
 from dmri_monai.qspace.b0 import head_mask, mean_b0
 from dmri_monai.qspace.direction_maps import direction_maps
 
-__all__ = ["OnImage", "publish", "write_label_bundle", "write_studies"]
+__all__ = ["OnImage", "check_request", "publish", "write_label_bundle", "write_studies"]
 
 logger = logging.getLogger(__name__)
 
 Preview = Literal["b0", "fa", "none"]
+DEVICE = "$torch.device('cuda' if torch.cuda.is_available() else 'cpu')"  # of the configs
 # of train.json under the server: it names the items, and the served model is where it begins and what it replaces
 TRAINING: dict[str, Any] = {
     "data": {},
@@ -143,6 +146,24 @@ def publish(output_dir: str | Path, bundle_root: str | Path) -> None:
     save_model(trained.network, target, trained.spec)
 
 
+def check_request() -> None:
+    """ValueError for a request to train whose words the config of the calling expression would evaluate.
+
+    The server puts `device`, `max_epochs` and the paths of its studies into the config as they come.
+    """
+    config = current_config()
+    device, epochs = config["device"], config["train"]["trainer"]["max_epochs"]
+    if device != DEVICE and not (isinstance(device, str) and re.fullmatch(r"cpu|cuda(:\d+)?", device)):
+        raise ValueError(f"device is {device!r}, expected cpu, cuda or cuda:0")
+    if epochs != "@max_epochs" and (not isinstance(epochs, int) or isinstance(epochs, bool) or epochs < 1):
+        raise ValueError(f"max_epochs is {epochs!r}, expected a whole number")
+    for part in ("train", "validate"):
+        studies = config[part]["dataset"]["data"]
+        for item in studies if isinstance(studies, list) else ():
+            for name, value in item.items():
+                check_path(name, value)
+
+
 def _for_the_server(name: str, config: dict[str, Any]) -> None:
     """What MONAI Label needs otherwise: preprocessing of a request's image alone, a training that ends by
     publishing.
@@ -154,3 +175,10 @@ def _for_the_server(name: str, config: dict[str, Any]) -> None:
         config["preprocessing"] = {"_target_": "monai.transforms.Compose", "transforms": [wrapped]}
     elif name == "train.json":
         config |= TRAINING
+        config["initialize"] = ["$dmri_monai.integrations.check_request()", *config["initialize"]]
+    elif (
+        name == "metadata.json"
+    ):  # where the server finds the numbers in a mask, also of a network with one channel
+        output = config["network_data_format"]["outputs"]["pred"]
+        names = [n for n in output["channel_def"].values() if n != "background"]
+        output["channel_def"] = {"0": "background"} | {str(i): n for i, n in enumerate(names, start=1)}

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 
 from dmri_monai.inference.model import load_model
-from dmri_monai.inference.released import bundle_folder
 from dmri_monai.inference.spec import ModelSpec, spec_path
 from dmri_monai.inference.weights import digest_of
+from dmri_monai.integrations.bundle_metadata import bundle_metadata
 from dmri_monai.io.writing import replacing
 
 __all__ = ["export_model", "load_exported"]
@@ -22,9 +22,9 @@ def export_model(checkpoint: str | Path, out: str | Path) -> Path:
     """Write the network of `checkpoint` (a model.pt with its model.json, or a released model) as TorchScript to `out`.
 
     Input and output are those of the network, for any size: harmonic channels or directions (1, C, X, Y, Z), logits.
-    The file also holds the model's description, as `model.json`, and the bundle's `metadata.json`, as MONAI's
-    `ckpt_export` adds it; the description beside it has the digest of the exported file.  A full disk leaves no file,
-    unlike there.  ValueError for the "pq" architecture, which computes its kernels from the table.
+    The file also holds the model's description, as `model.json`, and its metadata, as MONAI's `ckpt_export` adds them;
+    the description beside it has the digest of the exported file.  A full disk leaves no file, unlike there.
+    ValueError for the "pq" architecture, which computes its kernels from the table.
     """
     out = Path(out)
     if out.suffix != ".ts":
@@ -35,8 +35,7 @@ def export_model(checkpoint: str | Path, out: str | Path) -> Path:
             f"{model.weights}: {model.spec.architecture!r} cannot be exported, its kernels need the table"
         )
     script = torch.jit.script(model.network)
-    metadata = (bundle_folder() / "configs" / "metadata.json").read_text(encoding="utf-8")
-    described = {"metadata.json": metadata, "model.json": json.dumps(model.spec.model_dump(mode="json"))}
+    described = {"metadata.json": json.dumps(bundle_metadata(model.spec)), "model.json": model.spec.text}
     buffer = io.BytesIO()  # torch.jit.save on a full disk ends the process
     torch.jit.save(script, buffer, _extra_files=described)
     content = buffer.getvalue()

@@ -18,7 +18,7 @@ from dmri_monai.gradients import grid_rotation
 from dmri_monai.io.leftovers import remove, sweep, temporary_name
 from dmri_monai.io.nifti import nifti_stem
 
-__all__ = ["replacing", "save_nifti", "write_nifti"]
+__all__ = ["full_disk_names", "replacing", "save_nifti", "write_nifti"]
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SCANNER = 1  # NIfTI code: scanner-based anatomical coordinates
@@ -36,16 +36,24 @@ def replacing(*targets: Path) -> Iterator[tuple[Path, ...]]:
         sweep(folder)
     temporary = tuple(target.with_name(temporary_name(target.name)) for target in targets)
     try:
-        yield temporary
-        for source, target in zip(temporary, targets, strict=True):
-            source.replace(target)
-    except OSError as error:
-        if error.errno in FULL and error.filename is None:
-            raise OSError(error.errno, error.strerror, str(targets[-1])) from error
-        raise
+        with full_disk_names(targets[-1]):
+            yield temporary
+            for source, target in zip(temporary, targets, strict=True):
+                source.replace(target)
     finally:
         for path in temporary:
             remove(path)
+
+
+@contextmanager
+def full_disk_names(target: Path) -> Iterator[None]:
+    """Around what writes `target`: let the error of a full disk name it, which the operating system does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL and error.filename is None:
+            raise OSError(error.errno, error.strerror, str(target)) from error
+        raise
 
 
 def write_nifti(path: str | Path, array: Any, affine: Any, *, dtype: Any = None) -> None:

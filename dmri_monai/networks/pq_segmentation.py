@@ -43,8 +43,8 @@ NORMS = {"instance": EquivariantInstanceNorm, "batch": EquivariantBatchNorm}
 class PQOptions:
     """What all layers of a `PQSegmentationNet` share.
 
-    parity, antipodal, scaling, checkpoint: of `PQConv3d`; the published network is parity=False, antipodal=False,
-        scaling="sqrt".
+    parity, antipodal, scaling, checkpoint, strategy: of `PQConv3d`; the published network is parity=False,
+        antipodal=False, scaling="sqrt".
     norm: "instance", "batch" or None, before the gate.  activation: of the scalars, "silu" or "relu".
     p_radial: radial basis of the layers without q-space.
     q_out: number of samples each pq layer gives, spread over the scan's own, None for all: the gradual reduction.
@@ -55,6 +55,7 @@ class PQOptions:
     antipodal: bool = True
     scaling: Literal["mean", "sqrt"] = "mean"
     checkpoint: bool = False
+    strategy: Literal["auto", "dense", "p_basis", "p_last", "spectral"] = "auto"
     norm: Literal["instance", "batch"] | None = None
     activation: str = "silu"
     p_radial: Radial = field(default_factory=Cosine)
@@ -169,6 +170,7 @@ class _PQLayer(nn.Module):
             antipodal=options.antipodal,
             scaling=options.scaling,
             checkpoint=options.checkpoint,
+            strategy=options.strategy,
         )
         self.norm = options.normalization(gate.irreps_in)
         self.gate = gate

@@ -21,6 +21,7 @@ __all__ = ["FIBRES", "FRACTIONS", "Batch", "Voxels", "draw_batch", "draw_voxels"
 FRACTIONS = ("wm", "gm", "csf", "other")  # other: air, skull, fat, muscle
 FIBRES = 3
 BIAS = 0.45  # SD of the log of the receive coils' gain, which no correction precedes: b0 hardly tells grey from white
+MISMATCH = 0.15  # largest SD of a voxel's signal from volume to volume, relative
 FAN_SHARE = 0.2  # of the voxels whose second fibre is close to the first, as where fibres fan out or bend
 TRUTH_ORDER = 8
 SIGNAL_ORDER = 12  # enough for b d <= 8: error of a stick below 1e-3
@@ -226,7 +227,10 @@ def _acquired(
     """(C, V) channels of `voxels` in one random protocol."""
     table = draw_protocol(rng)
     snr = math.exp(rng.uniform(math.log(8.0), math.log(45.0)))
-    signal = noisy(simulate_voxels(voxels, *played_out(table, rng)), 1 / snr, generator)
+    signal = simulate_voxels(voxels, *played_out(table, rng))
+    # what motion, eddy currents and pulsation leave in real scans: in proportion to the signal, whatever the SNR
+    unsteady = MISMATCH * rng.random() ** 2 * torch.randn(signal.shape, generator=generator)
+    signal = noisy(signal * (1 + unsteady), 1 / snr, generator)
     reference = math.exp(0.15 * rng.normal()) * rng.uniform(1.0, 1.25)
     return _channels(signal, table, shell_set(table.bvals, table.bvecs, slots=slots, l_max=l_max), reference)
 

@@ -11,7 +11,7 @@ from ignite.engine import Engine, Events
 from torch import nn
 
 from dmri_monai.failures import on_failure
-from dmri_monai.flags import flag
+from dmri_monai.flags import NO_PATH, flag
 from dmri_monai.inference.spec import ModelSpec, spec_path
 from dmri_monai.inference.weights import (
     SHAPE_SETTINGS,
@@ -34,7 +34,6 @@ __all__ = ["Checkpoint", "copy_with_weights", "load_pretrained"]
 
 logger = logging.getLogger(__name__)
 HEAD_OPTIONS = ("deep_supervision",)  # options of a network that change nothing but its head
-NO_PATH = ("", "null", "none")  # how a command line says None
 
 
 class Checkpoint:

@@ -9,8 +9,8 @@ import pytest
 import torch
 from monai.transforms import Compose
 
+from dmri_monai.inference.bundle_results import WriteResults
 from dmri_monai.inference.model import load_model
-from dmri_monai.inference.outputs import WriteResults
 from dmri_monai.inference.spec import ModelSpec
 from tests.small_models import save_model
 

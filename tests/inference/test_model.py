@@ -10,7 +10,6 @@ import torch
 from typer.testing import CliRunner
 
 import dmri_monai
-from dmri_monai.check import check_scan
 from dmri_monai.cli import app
 from dmri_monai.inference.model import load_model, out_of_range, predict
 from dmri_monai.inference.released import bundle_folder, released_models
@@ -158,24 +157,24 @@ def test_scan_outside_of_the_training_range_is_a_warning_everywhere(scan, tmp_pa
 
 
 @pytest.fixture(scope="module")
-def check(scan):
-    return check_scan(scan)
+def whole(scan):
+    return Scan.read(scan)
 
 
-def test_scan_inside_of_the_training_range_is_no_warning(check):
+def test_scan_inside_of_the_training_range_is_no_warning(whole):
     wide = {"directions": [6, 200], "voxel_mm": [1, 6], "snr": [0, 1000]}
-    assert out_of_range(check, ModelSpec(trained_on=wide)) == []
+    assert out_of_range(whole, ModelSpec(trained_on=wide)) == []
 
 
-def test_model_that_says_nothing_of_its_training_data_gives_no_warning(check):
-    assert out_of_range(check, ModelSpec()) == []
+def test_model_that_says_nothing_of_its_training_data_gives_no_warning(whole):
+    assert out_of_range(whole, ModelSpec()) == []
 
 
-def test_one_shell_is_enough_where_others_may_be_missing(check):
+def test_one_shell_is_enough_where_others_may_be_missing(whole):
     several = ModelSpec(shells=[1000, 3000])
-    assert out_of_range(check, several.replace(missing="zero")) == []
-    assert out_of_range(check, several) == ["no shell near the model's b = 3000 s/mm²"]
-    none = out_of_range(check, ModelSpec(shells=[3000, 5000], missing="zero"))
+    assert out_of_range(whole, several.replace(missing="zero")) == []
+    assert out_of_range(whole, several) == ["no shell near the model's b = 3000 s/mm²"]
+    none = out_of_range(whole, ModelSpec(shells=[3000, 5000], missing="zero"))
     assert [w[-10:] for w in none] == ["3000 s/mm²", "5000 s/mm²"]
 
 
@@ -265,3 +264,18 @@ def test_two_tables_for_one_scan_are_refused(scan, checkpoint):
 def test_array_without_a_table_is_refused(checkpoint):
     with pytest.raises(ValueError, match="bvals"):
         predict(np.zeros((7, 4, 4, 4), np.float32), affine=np.eye(4), checkpoint=checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda signal: signal * 0, "no signal|all 0|zero"),
+        (lambda signal: signal * 0 + 7, "every voxel of every volume is 7"),
+        (lambda signal: -signal, "negat"),
+    ],
+    ids=["blank", "constant", "negated"],
+)
+def test_scan_without_signal_is_refused_by_name(whole, checkpoint, spoil, message):
+    spoilt = Scan.of_arrays(spoil(whole.signal), whole.table.bvals, whole.table.bvecs, whole.affine)
+    with pytest.raises(ValueError, match=f"(?i){message}"):
+        load_model(checkpoint, "cpu").predict(spoilt)

@@ -14,9 +14,9 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-from dmri_monai.inference.predictor import predict
+import torch
 
-from dmri_monai.inference.model import Model
+from dmri_monai.inference.model import load_model, predict
 from dmri_monai.integrations.monailabel import publish, write_label_bundle, write_studies
 from dmri_monai.io import read_dwi
 from dmri_monai.phantom import write_dataset
@@ -98,17 +98,30 @@ def test_full_disk_leaves_no_bundle(checkpoint, tmp_path, full_disk):
 
 @pytest.mark.parametrize(("architecture", "name"), [("pq", "tissue"), ("equivariant", "orientation")])
 def test_model_that_the_server_cannot_run_is_refused(tmp_path, architecture, name):
-    model = save_model(tmp_path / "model.pt", name, Model(architecture=architecture, size="tiny"))
+    model = save_model(tmp_path / "model.pt", name, architecture=architecture)
     with pytest.raises(ValueError, match=f"{architecture}.*{name}"):
         write_label_bundle(model, tmp_path / "app")
 
 
 def test_finished_training_takes_the_place_of_the_served_model(checkpoint, tmp_path):
     app = write_label_bundle(checkpoint, tmp_path / "app")
-    trained = save_model(tmp_path / "model.pt", model=Model(size="tiny", shells=(700.0,)))
+    trained = save_model(tmp_path / "model.pt", shells=(700.0,), size="small")
     publish(trained.parent, app)
-    assert (app / "models" / "model.pt").read_bytes() == trained.read_bytes()
-    assert json.loads((app / "models" / "model.json").read_text())["shells"] == [700.0]
+    served, ours = load_model(app / "models" / "model.pt", "cpu"), load_model(trained, "cpu")
+    torch.testing.assert_close(served.network.state_dict(), ours.network.state_dict(), rtol=0, atol=0)
+    known = {"sha256", "previous_sha256"}
+    assert served.spec.model_dump(exclude=known) == ours.spec.model_dump(exclude=known)
+
+
+def test_damaged_training_does_not_take_the_place_of_the_served_model(checkpoint, tmp_path):
+    app = write_label_bundle(checkpoint, tmp_path / "app")
+    before = (app / "models" / "model.pt").read_bytes()
+    trained = save_model(tmp_path / "model.pt")
+    trained.write_bytes(trained.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="model.pt is not the file"):
+        publish(trained.parent, app)
+    assert (app / "models" / "model.pt").read_bytes() == before
+    assert load_model(app / "models" / "model.pt", "cpu").spec.task == "tissue"
 
 
 class Server:

@@ -5,29 +5,41 @@ import json
 import pytest
 import torch
 
-from dmri_monai.inference.model import Model, build_network
+from dmri_monai.inference.model import load_model
+from dmri_monai.inference.spec import ModelSpec
+from dmri_monai.inference.weights import digest_of
+from dmri_monai.integrations.bundle_metadata import bundle_metadata
 from dmri_monai.integrations.torchscript import export_model
-from dmri_monai.training.checkpoint import load_weights
 from tests.small_models import save_model
 
 
 @pytest.mark.parametrize("architecture", ["equivariant", "plain", "plain-directions"])
 def test_exported_network_gives_the_same_output_at_any_size(tmp_path, architecture):
-    model = Model(architecture=architecture, size="tiny", n_directions=12)
-    checkpoint = save_model(tmp_path / "model.pt", model=model)
-    network = load_weights(build_network(model, "4x0e"), checkpoint).eval()
+    checkpoint = save_model(tmp_path / "model.pt", architecture=architecture, n_directions=12)
+    model = load_model(checkpoint, "cpu")
     exported = torch.jit.load(export_model(checkpoint, tmp_path / "model.ts"))
     for size in [(16, 16, 16), (24, 16, 32)]:
-        image = torch.rand(1, model.in_channels, *size)
+        image = torch.rand(1, model.spec.in_channels, *size)
         with torch.no_grad():
-            torch.testing.assert_close(exported(image), network(image), rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(exported(image), model.network(image), rtol=1e-4, atol=1e-4)
 
 
 def test_exported_file_says_what_it_needs(checkpoint, tmp_path):
     files = {"metadata.json": "", "model.json": ""}
     torch.jit.load(export_model(checkpoint, tmp_path / "model.ts"), _extra_files=files)
-    assert json.loads(files["model.json"])["task"] == "tissue"
-    assert "network_data_format" in json.loads(files["metadata.json"])
+    spec = ModelSpec.load(checkpoint.with_suffix(".json"))
+    assert ModelSpec.of(json.loads(files["model.json"])) == spec
+    assert json.loads(files["metadata.json"]) == bundle_metadata(spec)
+
+
+def test_released_model_is_exported_by_its_name(tmp_path):
+    exported = torch.jit.load(export_model("tissue", tmp_path / "model.ts"))
+    assert exported(torch.rand(1, 49, 16, 16, 16)).shape == (1, 4, 16, 16, 16)
+
+
+def test_description_beside_the_file_has_its_digest(checkpoint, tmp_path):
+    path = export_model(checkpoint, tmp_path / "model.ts")
+    assert ModelSpec.load(tmp_path / "model.json").sha256 == digest_of(path)
 
 
 def test_full_disk_leaves_the_earlier_file(checkpoint, tmp_path, full_disk):
@@ -39,7 +51,7 @@ def test_full_disk_leaves_the_earlier_file(checkpoint, tmp_path, full_disk):
 
 
 def test_network_on_samples_is_refused(tmp_path):
-    checkpoint = save_model(tmp_path / "model.pt", model=Model(architecture="pq", size="tiny"))
+    checkpoint = save_model(tmp_path / "model.pt", architecture="pq")
     with pytest.raises(ValueError, match="'pq' cannot be exported"):
         export_model(checkpoint, tmp_path / "model.ts")
 

@@ -15,7 +15,7 @@ def test_the_page_shows_configurations():
 
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=range(len(SNIPPETS)))
 def test_configuration_of_the_page_gives_a_network(snippet, tmp_path):
-    (tmp_path / "network.json").write_text('{"network": %s}' % snippet)  # noqa: UP031
+    (tmp_path / "network.json").write_text('{"imports": ["$import dmri_monai"], "network": %s}' % snippet)  # noqa: UP031
     parser = ConfigParser()
     parser.read_config(tmp_path / "network.json")
     assert isinstance(parser.get_parsed_content("network"), torch.nn.Module)

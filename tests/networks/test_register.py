@@ -39,9 +39,19 @@ def test_every_network_of_the_package_is_registered():
 @pytest.mark.usefixtures("without_ours")
 @pytest.mark.parametrize("name", ARGUMENTS)
 def test_a_config_finds_the_network_among_those_of_monai(name):
-    register()
-    config = ConfigParser({"network": {"_target_": f"monai.networks.nets.{name}", **ARGUMENTS[name]}})
-    assert type(config.get_parsed_content("network")) is getattr(networks, name)
+    entry = {"_target_": f"monai.networks.nets.{name}", **ARGUMENTS[name]}
+    config = {
+        "imports": ["$import dmri_monai"],
+        "network": {"_requires_": "$dmri_monai.register.register()", **entry},
+    }
+    assert type(ConfigParser(config).get_parsed_content("network")) is getattr(networks, name)
+
+
+@pytest.mark.usefixtures("without_ours")
+def test_a_config_that_registers_nothing_does_not_find_the_network():
+    entry = {"_target_": "monai.networks.nets.EquivariantUNet", **ARGUMENTS["EquivariantUNet"]}
+    with pytest.raises(ModuleNotFoundError, match=r"monai\.networks\.nets\.EquivariantUNet"):
+        ConfigParser({"network": entry}).get_parsed_content("network")
 
 
 @pytest.mark.usefixtures("without_ours")

@@ -48,7 +48,8 @@ class PQConv3d(nn.Module):
     kernel: `PSpace`, `QSpace`, `PQDiff`, `PQTensorProduct`, `Sum` or `Concat`.  scaling: the sum over q_in is divided
     by the number of valid samples ('mean') or its root ('sqrt').  antipodal: averages the kernel over the signs of all
     b-vectors, S(q) = S(-q); False is the published kernel.  parity, spacing (mm) as in `SteerableConv3d`.
-    strategy: how the kernel is contracted with the input, always with the same result; 'auto' takes the cheapest.
+    strategy: how the kernel is applied, always with the same result; 'auto' takes the cheapest, and so does a strategy
+    that the kernel lacks: 'p_basis' and 'p_last' are of kernels that factorise, 'spectral' of `PQDiff` at stride 1.
     checkpoint: recompute in the backward pass instead of storing what lies between contractions.
 
     Sizes and strides as in `SteerableConv3d`.  In eval mode without gradients what depends on weights and tables alone

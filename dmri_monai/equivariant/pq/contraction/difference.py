@@ -168,16 +168,19 @@ class DifferenceKernel(Operator):
             inner, expansion = distinct_columns(inner)
             mixes = [torch.einsum("...fcid,...ki->...fckd", m, expansion.unsqueeze(-3)) for m in mixes]
         families = [
-            Family(harmonics[degree], radial, *self._columns(degree), True, mix.flatten(-4, -2))
+            Family(harmonics[degree], radial, *self._columns(degree), mix.flatten(-4, -2))
             for degree, mix in zip(self._degrees(), mixes, strict=True)
         ]
-        plain = self._linear_map(outer.dtype)
-        if plain is not None:
-            one = torch.ones_like(radial[:, :1])
-            families.append(Family(zero.unsqueeze(-1), one, 0, plain.shape[1], False, plain.T.unsqueeze(0)))
         families = [f._replace(mix=f.mix.expand(*lead, n_out, -1, -1)) for f in families]
         inner = inner.expand(*lead, -1, -1)
-        return SpectralKernel(families, inner, self.context.antipodal, self.context.kernel_size)
+        return SpectralKernel(
+            families,
+            inner,
+            zero,
+            self._linear_map(outer.dtype),
+            self.context.antipodal,
+            self.context.kernel_size,
+        )
 
     def _degrees(self) -> list[int]:
         return sorted({degree for pair in self.pairs for degree in pair.degrees})
@@ -189,7 +192,7 @@ class DifferenceKernel(Operator):
         learned = self.p_radial.radial.mlp is not None or any(
             q is not None and q.requires_grad for q in (q_out, q_in)
         )
-        if options.stride > 1 or learned or is_recording():
+        if options.stride > 1 or learned or is_recording() or not self._degrees():
             return False
         if options.strategy in ("dense", "spectral"):
             return options.strategy == "spectral"

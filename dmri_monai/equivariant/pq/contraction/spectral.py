@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional
 
 from dmri_monai.equivariant.pq.contraction.fourier_blocks import FourierBlocks, blocks_for, kernel_waves
 from dmri_monai.equivariant.pq.contraction.interface import ConvOptions
@@ -40,7 +41,7 @@ class _Half(NamedTuple):
 class _Group(NamedTuple):
     """Halves of the families that take in the same columns of the input."""
 
-    columns: tuple[int, int, bool]
+    columns: tuple[int, int]
     halves: list[_Half]
 
     @property
@@ -56,7 +57,7 @@ def contract_spectral(x: Tensor, kernel: SpectralKernel, options: ConvOptions) -
         return torch.cat(items)
     blocks = blocks_for(x.shape[3:], options.reach(kernel.kernel_size), options.padding)
     split = blocks.split(x.flatten(1, 2)).flatten(0, 1).unflatten(1, x.shape[1:3])
-    columns = x.shape[1] * x.shape[2] * (kernel.inner.shape[-1] + 1)
+    columns = x.shape[1] * x.shape[2] * kernel.inner.shape[-1]
     step = max(1, LARGEST_CHUNK // (columns * blocks.frequencies * 2 * kernel.inner.element_size()))
     with torch.autocast(x.device.type, enabled=False):
         mixes = [family.mix for family in kernel.families]
@@ -65,7 +66,22 @@ def contract_spectral(x: Tensor, kernel: SpectralKernel, options: ConvOptions) -
             for chunk in split.split(step)
         ]
         y = torch.cat(parts).unflatten(0, (len(x), -1))
-    return blocks.join(y.flatten(2, 3)).unflatten(1, y.shape[2:4]).to(x.dtype)
+        y = blocks.join(y.flatten(2, 3)).unflatten(1, y.shape[2:4])
+        return (y if kernel.plain is None else y + _plain(x, kernel, kernel.plain, options)).to(x.dtype)
+
+
+def _plain(x: Tensor, kernel: SpectralKernel, matrix: Tensor, options: ConvOptions) -> Tensor:
+    """The plain map between samples and voxels whose offset has no direction: few taps, most often p = 0 alone."""
+    edges = [size + 2 * options.padding - options.reach(kernel.kernel_size) for size in x.shape[3:]]
+    padded = functional.pad(x.to(matrix.dtype), (options.padding,) * 6)
+    total = padded.new_zeros(len(x), x.shape[1], len(kernel.zero), *edges)
+    for tap in kernel.zero.ne(0).any(-1).any(0).nonzero().flatten().tolist():
+        window = padded
+        for axis in range(3):
+            step = tap // kernel.kernel_size ** (2 - axis) % kernel.kernel_size * options.dilation
+            window = window.narrow(3 + axis, step, edges[axis])
+        total = total + torch.einsum("qs,ncsxyz->ncqxyz", kernel.zero[:, tap], window)
+    return torch.einsum("dc,ncqxyz->ndqxyz", matrix, total)
 
 
 class _Spectral(torch.autograd.Function):
@@ -132,26 +148,24 @@ class _Work:
     def __init__(self, kernel: SpectralKernel, blocks: FourierBlocks, dilation: int, like: Tensor) -> None:
         self.families, self.blocks = kernel.families, blocks
         self.cosine, self.sine, self.shift = kernel_waves(blocks, kernel.kernel_size, dilation, like)
-        halves: dict[tuple[int, int, bool], list[_Half]] = {}
+        halves: dict[tuple[int, int], list[_Half]] = {}
         for index, family in enumerate(kernel.families):
             degree = (family.functions.shape[-1] - 1) // 2
             for odd in (False, True):
                 if not kernel.antipodal or odd == bool(degree % 2):
                     folded = _Half(index, odd, _folded(family, odd, self.cosine.shape[1]))
-                    halves.setdefault((family.first, family.last, family.inner), []).append(folded)
+                    halves.setdefault((family.first, family.last), []).append(folded)
         self.groups = [_Group(*entry) for entry in halves.items()]
         self.arrays: dict[tuple[int, ...], Tensor] = {}
 
     def columns(self, x: Tensor, inner: Tensor) -> list[Tensor]:
-        """Per group (2·B, frequencies, Q_in, columns): spectra of the input, times phi_i(|q_in|) where it has that."""
+        """Per group (2·B, frequencies, Q_in, columns): spectra of the input times phi_i(|q_in|)."""
         re, im = self.blocks.transform(x.to(inner.dtype)).unbind(-1)
         cos, sin = self.shift.unbind(-1)
         turned = torch.stack([re * cos - im * sin, re * sin + im * cos])  # (2, B, dim_in, Q_in, frequencies)
         turned = turned.flatten(0, 1).permute(0, 3, 2, 1).unsqueeze(-1)
-        factors = {True: inner.unsqueeze(1), False: inner.new_ones(1, 1, 1)}
         return [
-            (turned[..., first:last, :] * factors[scaled]).flatten(-2)
-            for (first, last, scaled), _ in self.groups
+            (turned[..., first:last, :] * inner.unsqueeze(1)).flatten(-2) for (first, last), _ in self.groups
         ]
 
     def slices(self, group: _Group, source: Tensor) -> Iterator[tuple[_Half, slice]]:

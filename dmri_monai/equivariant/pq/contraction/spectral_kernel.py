@@ -19,30 +19,34 @@ BATCHED = (
 class Family(NamedTuple):
     """Functions of p - dq that share a degree, and what mixes what they give into the output.
 
-    functions (..., Q_out, P, Q_in, n): harmonics, or where p = dq.  radial (P, r).  first, last: input components.
-    inner: whether the input is multiplied by phi_i(|q_in|).  mix (..., Q_out, n·r·components·i, dim_out).
+    functions (..., Q_out, P, Q_in, n): harmonics.  radial (P, r).  first, last: components of the input.
+    mix (..., Q_out, n·r·components·i, dim_out).
     """
 
     functions: Tensor
     radial: Tensor
     first: int
     last: int
-    inner: bool
     mix: Tensor
 
 
 class SpectralKernel(NamedTuple):
-    """All families of a kernel, phi_i(|q_in|) (..., Q_in, n_i), and the numbers of output components and samples."""
+    """All families of a kernel, phi_i(|q_in|) (..., Q_in, n_i), and the plain map (dim_out, dim_in) with its place.
+
+    zero (..., Q_out, P, Q_in): where p = dq, and the plain map stands.
+    """
 
     families: list[Family]
     inner: Tensor
+    zero: Tensor
+    plain: Tensor | None
     antipodal: bool
     kernel_size: int
 
     def of_item(self, index: int) -> SpectralKernel:
         """The kernel of one item of a batch of tables."""
         families = [f._replace(functions=f.functions[index], mix=f.mix[index]) for f in self.families]
-        return self._replace(families=families, inner=self.inner[index])
+        return self._replace(families=families, inner=self.inner[index], zero=self.zero[index])
 
 
 class FamilySize(NamedTuple):

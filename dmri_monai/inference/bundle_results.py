@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dmri_monai.inference.inferers import VolumeInferer
 from dmri_monai.inference.model import TrainedModel
-from dmri_monai.inference.prediction import Prediction, result_stem
+from dmri_monai.inference.result import Prediction, result_stem
 from dmri_monai.io import read_nifti
 from dmri_monai.metrics import AngularError
 from dmri_monai.report import Case, write_report

@@ -1,0 +1,209 @@
+"""A bundle of one model that stands alone: complete, true, and run from a folder of its own."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigParser, ConfigWorkflow, verify_metadata, verify_net_in_out
+
+import dmri_monai
+from dmri_monai.inference.model import load_model
+from dmri_monai.inference.spec import ModelSpec
+from dmri_monai.integrations.bundle_export import export_bundle
+from dmri_monai.integrations.bundle_metadata import bundle_metadata, input_channels
+from dmri_monai.phantom import write_dataset
+from dmri_monai.scan import Scan
+from tests.small_models import save_model
+
+SCHEMA = Path(__file__).parents[1] / "bundle" / "meta_schema.json"
+FILES = {
+    "LICENSE",
+    "configs/evaluate.json",
+    "configs/inference.json",
+    "configs/logging.conf",
+    "configs/metadata.json",
+    "configs/train.json",
+    "docs/README.md",
+    "models/model.json",
+    "models/model.pt",
+}
+SHORT = {"crop_size": [16, 16, 16], "max_epochs": 1, "train_subjects": 1, "batch_size": 1}
+
+
+@pytest.fixture(scope="module")
+def dataset_dir(tmp_path_factory) -> str:
+    out = tmp_path_factory.mktemp("phantom") / "data"
+    write_dataset(out, subjects=5, seed=0, shape=(20, 24, 20), spacing_mm=(6.0, 6.0, 6.0), progress=False)
+    return str(out)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory) -> Path:
+    """An untrained tissue model of few weights."""
+    path = tmp_path_factory.mktemp("plain") / "model.pt"
+    return save_model(
+        path, architecture="plain", network_options={"filters": 4}, subsample_directions=(16, 32)
+    )
+
+
+def config(folder, name):
+    return json.loads((folder / "configs" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def workflow(folder, name, **settings):
+    """Initialised workflow of a config of an exported bundle."""
+    made = ConfigWorkflow(
+        config_file=str(folder / "configs" / f"{name}.json"),
+        logging_file=False,
+        workflow_type="train" if name == "train" else "infer",
+        bundle_root=str(folder),
+        device="cpu",
+        **settings,
+    )
+    made.initialize()
+    return made
+
+
+def test_bundle_is_complete(checkpoint, tmp_path):
+    out = export_bundle(checkpoint, tmp_path / "out")
+    assert {p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()} == FILES
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    readme = (out / "docs" / "README.md").read_text(encoding="utf-8")
+    assert "b = 1000 s/mm²" in readme
+    assert "*_dseg.nii.gz" in readme
+
+
+@pytest.mark.parametrize("name", ["tissue", "orientation", "crossings", "lesion", "plain-directions"])
+def test_metadata_are_true_and_pass_monais_checks(tmp_path, name):
+    own = {"lesion": {"name": "lesion"}, "plain-directions": {"architecture": name, "n_directions": 12}}
+    model = save_model(tmp_path / "model.pt", **own[name]) if name in own else name
+    out = export_bundle(model, tmp_path / "out")
+    files = {"meta_file": str(out / "configs" / "metadata.json")}
+    verify_metadata(**files, filepath=str(SCHEMA))
+    settings = {"bundle_root": str(out), "config_file": str(out / "configs" / "inference.json")}
+    verify_net_in_out("network_def", device="cpu", **files, **settings)
+    assert config(out, "metadata") == bundle_metadata(load_model(model, "cpu").spec)
+
+
+def test_metadata_name_what_the_channels_hold():
+    """A signal of the angle to the polar axis alone, in two of three shells: only m = 0, nothing of the absent one."""
+    spec = load_model("tissue", "cpu").spec
+    names = input_channels(spec)
+    generator = torch.Generator().manual_seed(0)
+    bvecs = torch.nn.functional.normalize(
+        torch.randn(120, 3, generator=generator, dtype=torch.float64), dim=1
+    )
+    bvals = torch.cat([torch.zeros(2), torch.full((60,), 1000.0), torch.full((60,), 3000.0)]).double()
+    bvecs = torch.cat([torch.zeros(2, 3).double(), bvecs])
+    signal = 100 * torch.exp(-bvals * (0.3e-3 + 1.2e-3 * bvecs[:, 1].square()))
+    image = signal.float()[:, None, None, None].expand(-1, 8, 8, 8).clone()
+    affine = torch.diag(torch.tensor([2.5, 2.5, 2.5, 1.0]))
+    encoding = load_model("tissue", "cpu").encode(Scan.of_arrays(image, bvals, bvecs, affine))
+    channels = encoding["image"].as_tensor()[:, 4, 4, 4]
+    assert len(names) == len(channels) == 49
+    found = dict(zip(names, channels.tolist(), strict=True))
+    absent = [name for name in names if "b=2000" in name]
+    assert len(absent) == 16
+    assert all(found[name] == 0 for name in absent)
+    assert found["b0 / median b0"] == pytest.approx(1, abs=1e-3)
+    for shell in ("b=1000", "b=3000"):
+        assert found[f"presence of {shell}"] == 1
+        assert found[f"S/S0 {shell} l=0"] > 0.1
+        turned = [found[n] for n in names if shell in n and " m=" in n and " m=0" not in n]
+        assert len(turned) == 12
+        assert abs(found[f"S/S0 {shell} l=2 m=0"]) > 10 * max(map(abs, turned))
+
+
+@pytest.fixture
+def elsewhere(tmp_path):
+    """Environment in which the package lies where no bundle comes with it."""
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "dmri_monai").symlink_to(Path(dmri_monai.__file__).parent)
+    return {**os.environ, "PYTHONPATH": str(site)}
+
+
+def test_bundle_runs_from_its_own_folder_without_the_packages(scan, elsewhere, tmp_path):
+    out = export_bundle("tissue", tmp_path / "a folder" / "out")
+    shutil.move(out, tmp_path / "moved")
+    check = "from dmri_monai.inference.released import bundle_folder; bundle_folder()"
+    lost = subprocess.run(
+        [sys.executable, "-c", check], env=elsewhere, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert "no bundle in" in lost.stderr  # the control: nothing below can come from there
+    command = [sys.executable, "-m", "monai.bundle", "run", "inferring"]
+    command += ["--config_file", "configs/inference.json", "--dataset_dir", str(scan), "--device", "cpu"]
+    command += ["--output_dir", str(tmp_path / "results")]
+    done = subprocess.run(command, env=elsewhere, cwd=tmp_path / "moved", capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = np.asarray(nibabel.load(tmp_path / "results" / "sub-01_dseg.nii.gz").dataobj)
+    expected = load_model("tissue", "cpu").predict(Scan.read(scan)).values
+    np.testing.assert_array_equal(found, expected.numpy())
+    assert len(np.unique(found)) > 1
+
+
+def test_exported_bundle_evaluates_and_trains_on_from_its_weights(plain, dataset_dir, tmp_path):
+    out = export_bundle(plain, tmp_path / "out")
+    own = {"dataset_dir": dataset_dir, "mlflow": False}
+    evaluation = workflow(out, "evaluate", output_dir=str(tmp_path / "evaluation"), **own)
+    evaluation.run()
+    assert (tmp_path / "evaluation" / "dice_summary.csv").is_file()
+    training = workflow(out, "train", output_dir=str(tmp_path / "training"), **own, **SHORT)
+    body = {n: v for n, v in torch.load(plain, weights_only=True).items() if not n.startswith("head.")}
+    network = training.parser.get_parsed_content("network").state_dict()
+    torch.testing.assert_close({n: network[n] for n in body}, body, rtol=0, atol=0)
+    training.run()
+    before, after = (ModelSpec.load(p / "model.json") for p in (out / "models", tmp_path / "training"))
+    assert after.untrained() == before.untrained()
+    assert after.sha256 != before.sha256
+
+
+def test_training_on_other_data_does_not_claim_the_old_ones(dataset_dir, tmp_path):
+    known = {"trained_on": {"snr": [10.0, 20.0]}, "scans": {"sub-01": "abc"}}
+    model = save_model(tmp_path / "model.pt", architecture="plain", network_options={"filters": 4}, **known)
+    out = export_bundle(model, tmp_path / "out")
+    own = {"dataset_dir": dataset_dir, "mlflow": False, "output_dir": str(tmp_path / "training")}
+    spec = workflow(out, "train", **own, **SHORT).parser.get_parsed_content("model")
+    assert spec == ModelSpec.load(model.with_suffix(".json")).untrained()
+    assert spec.scans == {}
+    assert spec.trained_on.snr is None
+    assert ModelSpec.load(out / "models" / "model.json").scans == {"sub-01": "abc"}
+
+
+@pytest.mark.parametrize("name", ["inference", "evaluate", "train"])
+def test_no_value_of_the_description_stands_in_a_config(checkpoint, tmp_path, name):
+    """What stands there is evaluated: a config names the description instead."""
+    content = config(export_bundle(checkpoint, tmp_path / "out"), name)
+    assert set(content) & set(ModelSpec.model_fields) <= {"subsample_directions"}
+    parser = ConfigParser(content)
+    assert "/models/model." in parser["model"]
+
+
+@pytest.mark.parametrize(("architecture", "task"), [("pq", "tissue"), ("equivariant", None)])
+def test_model_that_a_bundle_cannot_describe_is_refused(tmp_path, architecture, task):
+    model = save_model(tmp_path / "model.pt", task, architecture=architecture)
+    with pytest.raises(
+        ValueError, match="metadata describe a trained network with fixed channels|has no task"
+    ):
+        export_bundle(model, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_folder_that_is_not_empty_is_left_alone(checkpoint, tmp_path):
+    (tmp_path / "mine").write_text("mine")
+    with pytest.raises(FileExistsError, match="not empty"):
+        export_bundle(checkpoint, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_full_disk_leaves_no_bundle(checkpoint, tmp_path, full_disk):
+    with full_disk, pytest.raises(OSError, match="out"):
+        export_bundle(checkpoint, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
