@@ -10,7 +10,7 @@ export MPLBACKEND := Agg
 LABEL_VENV := .venv-label
 LABEL_STAMP := $(LABEL_VENV)/.installed
 
-.PHONY: install demo test test-all lint docs bench experiments experiments-small label-env label-demo clean
+.PHONY: install demo test test-all faults lint docs bench experiments experiments-small label-env label-demo clean
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -26,6 +26,11 @@ test: install
 
 test-all: install label-env
 	$(BIN)/python -m pytest
+
+# kills, damage, full disks, two writers: under ten minutes; WRITE=--write-counts puts its table into docs/reliability.md
+WRITE ?=
+faults: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults $(WRITE)
 
 lint: install
 	$(BIN)/ruff check .

@@ -40,7 +40,7 @@ def check_enough_scans(dataset: Sized, name: str = "validation") -> None:
     scans, processes = len(dataset), int(idist.get_world_size())
     if scans < processes:
         raise ValueError(
-            f"{scans} {name} scan{'s' if scans != 1 else ''} for {processes} processes, expected at least one for each: "
+            f"{scans} {name} scan{'s' if scans != 1 else ''} for {processes} processes, each needs at least one: "
             f"start fewer processes (--nproc_per_node={scans}), or change the split"
         )
 

@@ -23,9 +23,9 @@ LACKS = {
 
 @pytest.mark.parametrize("error", LACKS.values(), ids=LACKS.keys())
 def test_lack_of_memory_is_told_with_what_to_try(error):
-    with pytest.raises(MemoryError, match=r"^out of memory: sub-01; try a smaller window$"):
-        with telling_memory("sub-01", "try a smaller window"):
-            raise error
+    expected = r"^out of memory: sub-01; try a smaller window$"
+    with pytest.raises(MemoryError, match=expected), telling_memory("sub-01", "try a smaller window"):
+        raise error
 
 
 def test_lack_of_memory_behind_another_error_is_told():
@@ -39,9 +39,9 @@ def test_other_errors_stay_as_they_are():
 
 
 def test_what_has_been_told_is_not_told_again():
-    with pytest.raises(MemoryError, match="^out of memory: inner; a$"):
-        with telling_memory("outer", "b"), telling_memory("inner", "a"):
-            raise MemoryError
+    told = pytest.raises(MemoryError, match="^out of memory: inner; a$")
+    with told, telling_memory("outer", "b"), telling_memory("inner", "a"):
+        raise MemoryError
 
 
 def test_every_handler_of_a_failure_is_called_and_the_error_raised():

@@ -22,10 +22,12 @@ from dmri_monai.inference.spec_limits import (
     check_irreps,
     check_plain,
     check_sizes,
-    read_object,
     short,
 )
 from dmri_monai.inference.training_range import Strict, TrainingRange
+from dmri_monai.io.checksums import checked, with_checksum
+from dmri_monai.io.json_sidecar import read_json
+from dmri_monai.io.present import present
 from dmri_monai.io.writing import replacing
 from dmri_monai.qspace.shell_fit import ShellFit, harmonic_irreps
 from dmri_monai.so3 import as_irreps
@@ -212,8 +214,8 @@ class ModelSpec(Strict):
 
     @property
     def text(self) -> str:
-        """The description as JSON."""
-        return json.dumps(self.model_dump(mode="json"), indent=4) + "\n"
+        """The description as JSON, with a checksum of all it says."""
+        return json.dumps(with_checksum(self.model_dump(mode="json")), indent=4) + "\n"
 
     @classmethod
     def load(cls, path: str | Path) -> ModelSpec:
@@ -222,10 +224,10 @@ class ModelSpec(Strict):
         FileNotFoundError without the file; ValueError naming file, field, value and what was expected.
         """
         path = Path(path)
-        if not path.is_file():
+        if present(path) is None:
             raise FileNotFoundError(f"{path} does not exist; weights need their description beside them")
         try:
-            content = converted(read_object(path))
+            content = converted(checked(read_json(path, strict=True)))
         except ValueError as error:
             raise ValueError(f"{path} does not describe a model: {error}") from error
         return cls.of(content, f" in {path}")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from dmri_monai.so3 import as_irreps
@@ -18,7 +16,6 @@ __all__ = [
     "check_irreps",
     "check_plain",
     "check_sizes",
-    "read_object",
     "short",
 ]
 
@@ -78,29 +75,6 @@ def check_irreps(irreps: str, name: str) -> None:
             f"{name} has {short(irreps)}: {found.dim} channels of degrees up to {degree}, expected at most "
             f"{LARGEST_DIMENSION} up to {LARGEST_DEGREE}"
         )
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """The object that a JSON file holds, in which every name stands once; ValueError for anything else."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_once)
-    except RecursionError as error:
-        raise ValueError("not valid JSON, it is nested too deeply") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"not valid JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"JSON holds {type(content).__name__}, expected an object")
-    return content
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(
-            f"{next(name for name in names if names.count(name) > 1)!r} stands there more than once"
-        )
-    return found
 
 
 def short(value: Any) -> str:

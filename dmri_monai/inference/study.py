@@ -2,47 +2,45 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-import dmri_monai
 from dmri_monai.inference.ensemble import Group
 from dmri_monai.inference.model import TrainedModel, load_model
 from dmri_monai.inference.result import result_stem
-from dmri_monai.inference.weights import digest_of
+from dmri_monai.inference.study_files import (
+    is_done,
+    meaning,
+    places_of,
+    relative_to,
+    sources_digest,
+    write_description,
+)
 from dmri_monai.io.json_sidecar import read_json
 from dmri_monai.io.locking import locked
-from dmri_monai.io.writing import replacing
 from dmri_monai.report import write_report
 from dmri_monai.report.index import IndexRow, write_index
 from dmri_monai.scan import Scan
-from dmri_monai.transforms import LoadDWId
+from dmri_monai.signals import end_on_sigterm
 
 __all__ = ["StudyOptions", "own_share", "predict_study"]
 
 logger = logging.getLogger(__name__)
 
-BIDS_VERSION = "1.10.0"
-# how the maps are called: entities and suffix after those of the scan (BIDS derivatives, and BEP016 for diffusion
-# models)
-NAMES = {
-    "tissue": "desc-tissue_dseg",
-    "lesion": "label-lesion_mask",
-    "crossings": "model-dmrimonai_param-fibrecount_dwimap",
-    "orientation": "model-dmrimonai_param-direction_dwimap",
-}
-UNITS = {"tissue": "class numbers", "lesion": "0 or 1", "crossings": "number of fibre populations"}
+KILLED = (
+    "out of memory: one of {} processes was killed; try fewer --workers or `--window 64 64 64`, "
+    "then go on with --resume"
+)
 
 
 @dataclass(frozen=True)
@@ -107,7 +105,7 @@ def predict_study(
     for name in options.models:
         _ = load_model(name, "cpu").task
     with locked(out, "a study", _share(os.environ)):
-        _write_description(out, source)
+        write_description(out, source)
         todo = own_share([dict(item) for item in items])
         outcomes = list(_outcomes(todo, source, out, options))
         write_index(out / "index.html", _index_rows(out, outcomes), title=f"Predictions of {source.name}")
@@ -126,12 +124,30 @@ def _outcomes(
             yield from _shown(bar, _predict_subject(group, source, out, options, models))
         bar.close()
         return
+    yield from _parallel(subjects, source, out, options, bar)
+    bar.close()
+
+
+def _parallel(
+    subjects: Sequence[list[dict[str, Any]]], source: Path, out: Path, options: StudyOptions, bar: Any
+) -> Iterator[Outcome]:
+    """The subjects in processes of their own, which end with this one.
+
+    MemoryError where one of them is killed from outside, which a lack of memory does.
+    """
     context = get_context("spawn")  # torch's threads do not survive a fork
     with ProcessPoolExecutor(options.workers, context, _start_worker, (options,)) as pool:
         waiting = [pool.submit(_work, group, source, out, options) for group in subjects]
-        for done in as_completed(waiting):
-            yield from _shown(bar, done.result())
-    bar.close()
+        try:
+            for done in as_completed(waiting):
+                yield from _shown(bar, done.result())
+        except BrokenProcessPool:
+            raise MemoryError(KILLED.format(options.workers)) from None
+        except BaseException:  # such as Ctrl-C: leaving the pool would wait for all the scans
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in active_children():
+                process.terminate()
+            raise
 
 
 def _shown(bar: Any, outcomes: Sequence[Outcome]) -> Iterator[Outcome]:
@@ -146,6 +162,7 @@ _models: list[TrainedModel] = []  # of a worker process
 
 
 def _start_worker(options: StudyOptions) -> None:
+    end_on_sigterm()
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // options.workers))
     _models.extend(_load(options))
 
@@ -175,20 +192,20 @@ def _predict_subject(
     outcomes, cases, tables = [], [], []
     for item in group:
         path = Path(item["image"])
-        places = {model.task.name: _places(path, source, out, model.task.name) for model in models}
+        places = {model.task.name: places_of(path, source, out, model.task.name) for model in models}
         try:
-            if options.resume and all(_is_done(places[m.task.name], path, m) for m in models):
+            if options.resume and all(is_done(places[m.task.name], path, m) for m in models):
                 outcomes.append(Outcome(str(path), "resumed"))
                 continue
             scan = Scan.read(path, **options.reader)
             sources = {
-                "Sources": [f"bids:raw:{_relative(path, source)}"],
-                "SourcesSHA256": _sources_digest(path),
+                "Sources": [f"bids:raw:{relative_to(path, source)}"],
+                "SourcesSHA256": sources_digest(path),
             }
             warnings: dict[str, None] = {}
             for model in models:
                 found = model.predict(scan, ensemble=options.ensemble, window=options.window)
-                more = {**sources, **_meaning(model.task.name)}
+                more = {**sources, **meaning(model.task.name)}
                 overwrite = options.overwrite or options.resume
                 found.write_to(places[model.task.name], more=more, overwrite=overwrite)
                 warnings |= dict.fromkeys(found.warnings)
@@ -210,69 +227,6 @@ def _subject_of(item: Mapping[str, Any]) -> str:
     stem = result_stem(Path(item["image"]))
     first = stem.split("_")[0]
     return first if first.startswith("sub-") else str(item.get("subject") or stem)
-
-
-def _relative(path: Path, source: Path) -> str:
-    try:
-        return path.resolve().relative_to(source.resolve()).as_posix()
-    except ValueError:
-        return path.name
-
-
-def _places(path: Path, source: Path, out: Path, task: str) -> dict[str, Path]:
-    """Where the files of one prediction go: the folder of the scan below `out`, under BIDS names."""
-    folder = out / Path(_relative(path, source)).parent
-    stem = f"{result_stem(path)}_{NAMES[task]}"
-    spread = f"{result_stem(path)}_model-dmrimonai_param-{task}spread_dwimap"
-    return {
-        "prediction": folder / f"{stem}.nii.gz",
-        "sidecar": folder / f"{stem}.json",
-        "uncertainty": folder / f"{spread}.nii.gz",
-        "report": folder / f"{stem}.html",
-    }
-
-
-def _meaning(task: str) -> dict[str, Any]:
-    if task in UNITS:
-        return {"Units": UNITS[task]}
-    return {"Units": "arbitrary", "OrientationEncoding": {"Type": "3vector", "Reference": "scanner (RAS+)"}}
-
-
-def _is_done(places: Mapping[str, Path], scan: Path, model: TrainedModel) -> bool:
-    """Whether the prediction of `scan` by these weights is there, whole."""
-    if not (places["prediction"].is_file() and places["sidecar"].is_file()):
-        return False
-    try:
-        record = read_json(places["sidecar"])
-    except ValueError:
-        return False
-    weights = model.spec.sha256 or digest_of(model.weights)
-    return record.get("ModelSHA256") == weights and record.get("SourcesSHA256") == _sources_digest(scan)
-
-
-def _sources_digest(scan: Path) -> str:
-    """SHA-256 of the digests of everything `scan` is read from: image, gradient table, JSON sidecars."""
-    digests = [digest_of(path) for path in LoadDWId("image").files({"image": scan})]
-    return hashlib.sha256("".join(digests).encode("ascii")).hexdigest()
-
-
-def _write_description(out: Path, source: Path) -> None:
-    """`dataset_description.json` of the derivatives; ValueError where another tool's data set lies in the folder."""
-    path = out / "dataset_description.json"
-    if path.is_file():
-        makers = read_json(path).get("GeneratedBy") or []
-        if not any(isinstance(m, dict) and m.get("Name") == "dmri_monai" for m in makers):
-            raise ValueError(f"{path} was not written by dmri_monai: choose a folder of its own")
-    content = {
-        "Name": f"Predictions of {source.name} by dmri_monai",
-        "BIDSVersion": BIDS_VERSION,
-        "DatasetType": "derivative",
-        "GeneratedBy": [{"Name": "dmri_monai", "Version": dmri_monai.__version__}],
-        "SourceDatasets": [{"URL": source.resolve().as_uri()}],
-        "DatasetLinks": {"raw": source.resolve().as_uri()},
-    }
-    with replacing(path) as (temporary,):
-        temporary.write_text(json.dumps(content, indent=4, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _index_rows(out: Path, outcomes: Sequence[Outcome]) -> list[IndexRow]:

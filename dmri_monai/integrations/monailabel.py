@@ -53,7 +53,7 @@ class OnImage(Transform):
     def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
         try:
             return {**data, **self.transform({"image": data["image"]})}
-        except (ValueError, TypeError, OSError, RuntimeError) as error:
+        except (ValueError, TypeError, OSError, RuntimeError, MemoryError) as error:
             raise _refusal(error) from error
 
 

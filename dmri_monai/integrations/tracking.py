@@ -17,6 +17,7 @@ from ignite.engine import Engine, Events
 
 from dmri_monai.failures import on_failure
 from dmri_monai.flags import flag
+from dmri_monai.io.checksums import checked, with_checksum
 from dmri_monai.io.data_record import data_record
 from dmri_monai.io.writing import replacing
 from dmri_monai.parallel import is_main
@@ -48,9 +49,9 @@ def run_record(output_dir: str | Path) -> dict[str, str]:
     if not path.is_file():
         return {}
     try:
-        content = json.loads(path.read_bytes())
+        content = checked(json.loads(path.read_bytes()))
         return {name: str(content[name]) for name in ("run_id", "tracking_uri")}
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{path} is damaged ({type(error).__name__}: {error}): delete it, and the training goes on in a new run of "
             "MLflow; the training itself loses nothing"
@@ -163,7 +164,7 @@ class MLflowRun:
         self.run_id = self._client.create_run(experiment, run_name=name, tags=tags).info.run_id
         content = {"run_id": self.run_id, "run_name": name, "tracking_uri": self.tracking_uri}
         with replacing(self.output_dir / RUN_FILE) as (temporary,):
-            temporary.write_text(json.dumps(content, indent=2), encoding="utf-8")
+            temporary.write_text(json.dumps(with_checksum(content), indent=2), encoding="utf-8")
         self._log_config()
         self._log_data()
 

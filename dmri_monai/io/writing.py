@@ -26,8 +26,7 @@ SCANNER = 1  # NIfTI code: scanner-based anatomical coordinates
 
 @contextmanager
 def replacing(*targets: Path) -> Iterator[tuple[Path, ...]]:
-    """Temporary paths beside `targets`, files or folders: renamed onto them in order if the block succeeds, removed
-    if not.
+    """Temporary paths beside `targets` (files or folders): renamed onto them in order, or removed if the block fails.
 
     OSError for a full disk names the last of `targets`, which the operating system does not.  What killed processes
     left in the folders goes.

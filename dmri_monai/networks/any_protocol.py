@@ -66,9 +66,9 @@ class AnyProtocolUNet(nn.Module):
         super().__init__()
         fields = as_irreps(irreps_in)
         self.expected, self.irreps_in = channels_of(fields), str(fields)
-        self.slots, l_shells = _slots_of(fields)
+        self.slots, self.l_shells = _slots_of(fields)
         self.deep_supervision = deep_supervision
-        self.voxelwise = SphereFeatures(channels, scalars, hidden, blocks, l_shells)
+        self.voxelwise = SphereFeatures(channels, scalars, hidden, blocks, self.l_shells)
         self.tell = VoxelHead(channels, scalars, CONTEXT)
         levels = SIZES.get(size, size) if isinstance(size, str) else size
         self.context = EquivariantUNet(CONTEXT, None, levels, spacing=spacing)
@@ -143,13 +143,31 @@ class AnyProtocolUNet(nn.Module):
         index = torch.nonzero(used).flatten()
         empty = flat[:, :1].clone()  # presence, b and log n are those of the scan
         empty[0], empty[1 : 1 + self.slots], empty[1 + 4 * self.slots :] = 0.0, 0.0, 0.0
-        values = torch.cat([empty, flat.index_select(1, index)], dim=1)
+        values = torch.cat([empty, flat.index_select(1, index)], dim=1)[self._present_channels(flat[:, 0])]
         keeps = torch.is_grad_enabled()
         parts = [self._part(part, keeps) for part in values.split(TRAINING_CHUNK if keeps else CHUNK, dim=1)]
         found = torch.cat(parts, dim=1)
         where = torch.zeros(flat.shape[1], dtype=torch.long, device=flat.device)
         where[index] = torch.arange(1, len(index) + 1, device=flat.device)
         return found.index_select(1, where)
+
+    def _present_channels(self, voxel: Tensor) -> Tensor:
+        """Indices of the channels without those of absent slots, which cost time and change nothing; voxel (C,)."""
+        present = torch.nonzero(voxel[1 + self.slots : 1 + 2 * self.slots] > 0).flatten()
+        if len(present) == 0:
+            present = torch.zeros(1, dtype=torch.long, device=voxel.device)
+        index, start = [torch.zeros(1, dtype=torch.long, device=voxel.device)], 1
+        for dim in (
+            1,
+            1,
+            1,
+            1,
+            *range(5, 2 * self.l_shells + 2, 4),
+        ):  # of every slot's l = 0, presence, b, log n, ...
+            components = torch.arange(dim, device=voxel.device)
+            index.append((start + dim * present.unsqueeze(1) + components).flatten())
+            start += dim * self.slots
+        return torch.cat(index)
 
     def _part(self, values: Tensor, keeps_gradient: bool) -> Tensor:
         values = values.unsqueeze(0)

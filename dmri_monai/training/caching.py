@@ -9,6 +9,7 @@ import tempfile
 import warnings
 import zipfile
 from collections.abc import Hashable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,8 @@ class DiskCache:
     A file's name is a hash of transforms with their settings, item, versions of torch, MONAI and this package, and
     name, size and times of every file the item is read from, so what has changed is made anew; old files stay.  The
     time of change (ctime), which no program can set back, tells a file apart whose size and modification time are the
-    same.  An entry holds its own name and a checksum of every tensor, which are compared when a training first reads
-    it: a damaged entry is made anew with a warning, one that another item or program left is a ValueError naming it.
+    same.  An entry holds its own name and checksums, which are compared when a training first reads it: a damaged
+    entry is made anew with a warning, one that another item or program left is a ValueError naming it.
     MONAI's `PersistentDataset` reads an item whole, keeps one whose scan has changed, and goes on silently where it
     cannot write.  Raises OSError naming the folder or file that cannot be written,
     TypeError for settings that cannot be compared (a lambda) and items that cannot be read back safely.
@@ -59,7 +60,9 @@ class DiskCache:
         releases = [dmri_monai.__version__, version("monai"), version("torch")]
         self.settings = [*releases, _settings_hash(self.leading)]
         # which entries have been compared, shared with the processes that load data; one in a million is mistaken
-        self._verified = torch.zeros(2**20, dtype=torch.uint8).share_memory_()
+        self._verified = torch.zeros(2**20, dtype=torch.uint8)
+        with suppress(RuntimeError):  # no shared memory is left: each process compares for itself
+            self._verified.share_memory_()
         _check_writable(self.folder)
 
     def __call__(self, item: Mapping[Hashable, Any]) -> Any:

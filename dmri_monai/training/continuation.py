@@ -78,7 +78,7 @@ def check_same_inputs(before: Record, now: Record, path: Path) -> None:
             more = f" ({len(differ) - 1} more differ)" if len(differ) > 1 else ""
             raise ValueError(
                 f"resume: {path} was trained with {what} {key}: {_shown(then, key)}, "
-                f"this run has {_shown(today, key)}{more}; continue with the same, or train anew in another --output_dir"
+                f"this run has {_shown(today, key)}{more}; go on with the same, or train anew in another --output_dir"
             )
 
 

@@ -1,6 +1,4 @@
-"""Small ignite handlers: progress, early stopping whose state can be saved, the end of a training gone wrong, a
-picture.
-"""
+"""Small ignite handlers: progress, early stopping whose state can be saved, the end of a lost training, a picture."""
 
 from __future__ import annotations
 

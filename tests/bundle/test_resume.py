@@ -1,6 +1,7 @@
 """A training that is killed in the middle of an epoch, and resumed, ends with the weights it would have had."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -66,3 +67,53 @@ def test_another_seed_gives_other_weights(prepare, dataset_dir, tmp_path):
         prepare("train", dataset_dir=dataset_dir, output_dir=str(out), seed=seed, max_epochs=1).run()
         ends.append(torch.load(out / "model.pt", weights_only=True)["head.weight"])
     assert (ends[0] - ends[1]).abs().max() > 1e-4
+
+
+CHANGED = {
+    "seed": ({"seed": 1}, "with the setting seed: 0, this run has 1"),
+    "learning-rate": ({"learning_rate": 0.1}, "with the setting learning_rate: 0.001, this run has 0.1"),
+    "augmentation": (
+        {"train#preprocessing#transforms": "$@load"},
+        "the setting train#preprocessing#transforms",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def begun(prepare, dataset_dir, tmp_path_factory):
+    """Data set of its own, and the folder of one epoch on it."""
+    home = tmp_path_factory.mktemp("begun")
+    shutil.copytree(dataset_dir, home / "data")
+    prepare("train", dataset_dir=str(home / "data"), output_dir=str(home / "out"), max_epochs=1).run()
+    return home / "data", home / "out"
+
+
+@pytest.mark.parametrize(("change", "expected"), CHANGED.values(), ids=CHANGED.keys())
+def test_resume_under_another_setting_is_refused_with_both_values(prepare, begun, change, expected):
+    data, out = begun
+    workflow = prepare("train", dataset_dir=str(data), output_dir=str(out), resume=True, **change)
+    with pytest.raises(ValueError, match=rf"resume: {out}/last.pt was trained {expected}"):
+        workflow.run()
+
+
+def test_resume_with_swapped_b_vectors_is_refused_with_both_digests(prepare, begun, tmp_path):
+    data, out = begun
+    moved = tmp_path / "moved"
+    shutil.copytree(data, moved)
+    for table in moved.rglob("*.bvec"):
+        rows = table.read_text(encoding="utf-8").splitlines()
+        table.write_text("\n".join([rows[1], rows[0], rows[2]]) + "\n", encoding="utf-8")
+    workflow = prepare("train", dataset_dir=str(moved), output_dir=str(out), resume=True)
+    with pytest.raises(
+        ValueError, match=r"the file train 0 table sub-\d+_dwi.bvec: 'SHA-256 \w+', this run has 'SHA"
+    ):
+        workflow.run()
+
+
+def test_what_may_change_changes_nothing_else(prepare, begun, tmp_path):
+    data, out = begun
+    shutil.copytree(out, tmp_path / "out")
+    data = Path(shutil.copytree(data, tmp_path / "data"))
+    options = {"num_workers": 1, "cache_rate": 0.5, "max_epochs": 2, "patience": 3, "resume": True}
+    prepare("train", dataset_dir=str(data), output_dir=str(tmp_path / "out"), **options).run()
+    assert torch.load(tmp_path / "out" / "last.pt", weights_only=True)["trainer"]["epoch"] == 2

@@ -16,7 +16,8 @@ from dmri_monai.io.locking import FolderLock, locked
 ROOT = Path(__file__).parents[2]
 HOLD = (
     "import sys, time, pathlib; from dmri_monai.io.locking import FolderLock;"
-    "lock = FolderLock(pathlib.Path(sys.argv[1]), 'a training'); lock.acquire(); print('held', flush=True); time.sleep(60)"
+    "lock = FolderLock(pathlib.Path(sys.argv[1]), 'a training'); lock.acquire();"
+    "print('held', flush=True); time.sleep(60)"
 )
 
 

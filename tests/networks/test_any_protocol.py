@@ -72,6 +72,22 @@ def test_air_is_computed_once_and_alike():
     assert_close(alone, direct)
 
 
+def test_absent_slots_are_left_out_and_nothing_changes():
+    seen: list[int] = []
+    module, x = shaken(network()).eval(), shells(4, 1)
+    module.voxelwise.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[1]))
+    for slot in (0, 1):
+        absent = x.clone()
+        absent[:, [1 + slot, 3 + slot, 5 + slot, 7 + slot]] = 0.0
+        for start, dim in ((9, 5), (19, 9), (37, 13)):
+            absent[:, start + dim * slot : start + dim * (slot + 1)] = 0.0
+        absent[:, [2 - slot, 4 - slot]] = 1.0  # the other one is present, no voxel is air
+        seen.clear()
+        found = module.alone(absent)
+        assert set(seen) == {32}
+        assert_close(found, module._voxels(absent.flatten(2)).unflatten(2, x.shape[2:]))
+
+
 def test_chunks_and_their_recomputation_change_nothing(monkeypatch):
     module, x = shaken(network()), shells()
     module(x).square().sum().backward()

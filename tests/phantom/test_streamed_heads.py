@@ -13,7 +13,7 @@ from dmri_monai.phantom.head_protocol import draw_protocol
 from dmri_monai.phantom.head_sampling import CLASSES, sample_head
 from dmri_monai.phantom.head_signal import head_signal, orientation_density
 from dmri_monai.phantom.streamed_heads import StreamedHeads, make_head_item
-from dmri_monai.qspace.shell_fit import sh_basis
+from dmri_monai.so3 import sh_basis
 from tests.phantom.small_head import DIAGONAL, small_head
 
 GRID = torch.tensor(

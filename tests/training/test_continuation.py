@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from dmri_monai.training.continuation import MAY_CHANGE, check_same_inputs, inpu
 from dmri_monai.training.randomness import SeededDataset
 from dmri_monai.transforms import LoadDWId
 
-CONFIGS = Path(__file__).parents[2] / "bundle" / "configs"
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "bundle" / "configs"
 
 
 def config(**changes):
@@ -106,3 +108,9 @@ def test_a_data_set_that_was_moved_is_the_same(copied):
     moved = copied.parent.with_name("moved")
     copied.parent.rename(moved)
     check_same_inputs(before, record(moved / copied.name), Path("last.pt"))
+
+
+def test_what_may_change_is_documented_with_its_reason():
+    page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    table = page[page.index("| setting | why |") : page.index("**Damaged records")]
+    assert set(re.findall("`(\\w+)`", table)) == set(MAY_CHANGE)
