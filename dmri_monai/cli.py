@@ -457,7 +457,7 @@ def _without_what_nothing_needs() -> Iterator[None]:
 @app.command()
 @_one_line_errors
 def export(
-    checkpoint: Annotated[Path, typer.Argument(help="Trained model.pt with its model.json beside it.")],
+    checkpoint: Annotated[str, typer.Argument(help="A released model (tissue, ...) or a trained model.pt.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write, .ts.")],
 ) -> None:
     """Write a trained network as TorchScript, which runs without this package."""
@@ -497,7 +497,7 @@ def label_studies(
 @app.command("label-bundle")
 @_one_line_errors
 def label_bundle(
-    checkpoint: Annotated[Path, typer.Argument(help="Trained model.pt with its model.json beside it.")],
+    checkpoint: Annotated[str, typer.Argument(help="A released model (tissue, ...) or a trained model.pt.")],
     out: Annotated[Path, typer.Argument(help="Folder to make: the model of a MONAI Label server.")],
 ) -> None:
     """Make a self-contained bundle of a trained model for a MONAI Label server."""

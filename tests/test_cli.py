@@ -22,6 +22,7 @@ from dmri_monai.phantom.schemes import Preset
 from tests.check.fibres import ring_scan
 from tests.conftest import STANDARD_AFFINES
 from tests.report.scenes import blob_at
+from tests.small_models import save_model
 
 AFFINE = STANDARD_AFFINES["oblique-left-iso2"]
 
@@ -171,6 +172,15 @@ def test_check_writes_the_sphere_and_a_report(scan, tmp_path):
         (["phantom", "--out", ".", "--subjects", "1"], "not empty"),
         (["artifacts"], "give --list"),
         (["labels", "missing.nii.gz", "--out", "x"], "missing.nii.gz"),
+        (["predict", "missing.nii.gz", "-o", "x"], "missing.nii.gz"),
+        (["predict", "missing.nii.gz", "-o", "x", "--task", "tumour"], "no released model for task 'tumour'"),
+        (["predict", "a.nii.gz", "-o", "x", "--checkpoint", "mine.pt"], "mine.pt does not exist"),
+        (["export", "mine.pt", "-o", "x.ts"], "mine.pt does not exist"),
+        (["export", "tissue", "-o", "x.onnx"], "end in .ts, got x.onnx"),
+        (["export-bundle", "tumour", "-o", "x"], "none of the released models (crossings, orientation"),
+        (["export-bundle", "pretrained", "-o", "x"], "no task yet"),
+        (["export-bundle", "tissue", "-o", "."], "not empty"),
+        (["label-bundle", "orientation", "x"], "draws classes"),
         (["labels", "a.nii", "b.nii", "--out", "x", "--mask", "m.nii"], "single scan, got 2 scans"),
     ],
     ids=lambda v: "-".join(v) if isinstance(v, list) else "",
@@ -259,3 +269,42 @@ def test_phantom_writes_a_scan_that_check_reads(tmp_path):
     checked = run("check", tmp_path / "bids" / "sub-01" / "dwi" / "sub-01_dwi.nii.gz")
     assert "voxel size   8 x 8 x 8 mm" in checked.stdout
     assert "your b-vectors look" not in checked.stdout
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """An untrained model of few weights."""
+    path = tmp_path_factory.mktemp("model") / "model.pt"
+    return save_model(path, architecture="plain", network_options={"filters": 4}, spacing_mm=(2.0, 2.0, 2.0))
+
+
+def test_predict_writes_what_it_prints_and_a_report_on_request_alone(scan, model, tmp_path):
+    options = ["--checkpoint", model, "--device", "cpu", "-o", tmp_path / "out"]
+    result = run("predict", scan, *options)
+    assert result.exit_code == 0, result.output
+    assert [Path(line).name for line in result.stdout.split()] == ["sub-01_dseg.nii.gz", "sub-01_dseg.json"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["sub-01_dseg.json", "sub-01_dseg.nii.gz"]
+    result = run("predict", scan, *options, "--report", "--ensemble", "flips")
+    assert result.exit_code == 0, result.output
+    names = {"sub-01_dseg.nii.gz", "sub-01_dseg.json", "sub-01_dseguncertainty.nii.gz", "sub-01_dseg.html"}
+    assert {Path(line).name for line in result.stdout.split()} == names
+    assert {path.name for path in (tmp_path / "out").iterdir()} == names
+
+
+def test_predict_leaves_a_label_made_by_hand_alone_unless_told_otherwise(scan, model, tmp_path):
+    label = tmp_path / "sub-01_dseg.nii.gz"
+    label.write_bytes(b"by hand")
+    options = ["--checkpoint", model, "--device", "cpu", "-o", tmp_path]
+    result = run("predict", scan, *options)
+    assert result.exit_code == 2
+    assert f"{label} exists and was not written by a prediction" in result.stderr
+    assert label.read_bytes() == b"by hand"
+    assert run("predict", scan, *options, "--overwrite").exit_code == 0
+    assert label.read_bytes() != b"by hand"
+
+
+def test_exported_bundle_is_where_the_command_says(model, tmp_path):
+    result = run("export-bundle", model, "-o", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert Path(result.stdout.strip()) == tmp_path / "out"
+    assert (tmp_path / "out" / "models" / "model.pt").is_file()

@@ -12,6 +12,6 @@ __getattr__, __dir__ = lazy_names(
         "default_store": "tracking",
         "load_exported": "torchscript",
         "publish": "monailabel",
-        "register_best": "mlflow",
+        "register_best": "registered_model",
     },
 )

@@ -21,10 +21,12 @@ def bundle_metadata(spec: ModelSpec) -> dict[str, Any]:
 
     ValueError for a network whose number of channels depends on the scan, which the format cannot say.
     """
-    if spec.task is None or spec.in_channels is None:
+    if spec.task is None:
         raise ValueError(
-            f"metadata describe a trained network with fixed channels, not {spec.architecture!r}"
+            "metadata describe a trained network; a pretrained one has no task yet: fine-tune it first"
         )
+    if spec.in_channels is None:
+        raise ValueError(f"metadata describe a network with fixed channels, not {spec.architecture!r}")
     task = find_task(spec.task)
     shells = ", ".join(f"{b:g}" for b in spec.shells)
     enough = "one or more" if spec.missing == "zero" else "all"

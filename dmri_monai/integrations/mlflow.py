@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 import tempfile
@@ -22,12 +21,9 @@ from dmri_monai.inference.spec import spec_path
 from dmri_monai.integrations.mlflow_runs import store_uri
 from dmri_monai.integrations.tracking import run_record
 from dmri_monai.io.leftovers import sweep, temporary_name
-from dmri_monai.parallel import is_main
 from dmri_monai.scan import Scan
 
-__all__ = ["DWIModel", "register_best", "register_model"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["DWIModel", "register_model"]
 
 # a model is stored as code, not pickled: loading a pickle runs whatever it holds
 CODE = """from mlflow.models import set_model
@@ -107,22 +103,6 @@ def _store(uri: str) -> Iterator[None]:
         yield
     finally:
         mlflow.set_tracking_uri(before)  # None takes it out of the environment
-
-
-def register_best(output_dir: str | Path, name: str | None) -> None:
-    """At the end of a training: enter the model.pt of its `output_dir` as `name`; None does nothing.
-
-    ValueError for a training that was not tracked in MLflow.
-    """
-    if not name or not is_main():
-        return
-    checkpoint = Path(output_dir, "model.pt")
-    if not run_record(output_dir):
-        raise ValueError(
-            f"registered_model is {name!r}, but the training was not tracked (mlflow = false); its model {checkpoint} "
-            f"can be entered with `dmri-monai register-model {checkpoint} --name {name} --store ...`"
-        )
-    logger.info("registered %s", register_model(checkpoint, name))
 
 
 def _rows(model_input: Any) -> Iterable[Mapping[str, Any]]:

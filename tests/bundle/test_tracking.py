@@ -1,8 +1,12 @@
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+
+BUNDLE = Path(__file__).parents[2] / "bundle"
 
 
 @pytest.fixture(scope="module")
@@ -70,3 +74,18 @@ def test_exception_marks_the_run_failed_and_is_raised(prepare, dataset_dir, trai
     failed = MlflowClient(record["tracking_uri"]).get_run(record["run_id"])
     assert failed.info.status == "FAILED"
     assert "out of luck" in failed.data.tags["error"]
+
+
+def test_training_without_tracking_needs_no_mlflow(dataset_dir, tmp_path):
+    """In a process in which MLflow cannot be imported."""
+    settings = {"dataset_dir": dataset_dir, "output_dir": str(tmp_path), "mlflow": False, "device": "cpu"}
+    settings |= {"max_epochs": 1, "train_subjects": 1, "crop_size": [16, 16, 16], "spacing_mm": [6, 6, 6]}
+    settings |= {"architecture": "plain", "network_options": {"filters": 4}}
+    code = (
+        "import sys; sys.modules['mlflow'] = None\n"
+        "from monai.bundle import run\n"
+        f"run('training', config_file={str(BUNDLE / 'configs' / 'train.json')!r}, **{settings!r})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=BUNDLE.parent)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "model.pt").is_file()

@@ -10,7 +10,8 @@ import pytest
 from mlflow import MlflowClient
 
 from dmri_monai.inference.model import predict
-from dmri_monai.integrations.mlflow import register_best, register_model
+from dmri_monai.integrations.mlflow import register_model
+from dmri_monai.integrations.registered_model import register_best
 from dmri_monai.io import read_dwi
 
 
