@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dmri_monai.io.present import present
+
 __all__ = ["bundle_folder", "find_weights", "released_models", "released_tasks"]
 
 PACKAGE = Path(__file__).parents[1]
@@ -39,8 +41,7 @@ def find_weights(name_or_path: str | Path) -> Path:
     if isinstance(name_or_path, str) and (path := released_models().get(name_or_path)):
         return path
     path = Path(name_or_path)
-    if not path.is_file():
-        lost = "is a link that leads nowhere" if path.is_symlink() else "does not exist"
+    if present(path) is None:
         known = ", ".join(released_models()) or "there are none"
-        raise FileNotFoundError(f"{path} {lost}, and is none of the released models ({known})")
+        raise FileNotFoundError(f"{path} does not exist, and is none of the released models ({known})")
     return path

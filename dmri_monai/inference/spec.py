@@ -27,6 +27,7 @@ from dmri_monai.inference.spec_limits import (
 from dmri_monai.inference.training_range import Strict, TrainingRange
 from dmri_monai.io.checksums import checked, with_checksum
 from dmri_monai.io.json_sidecar import read_json
+from dmri_monai.io.present import present
 from dmri_monai.io.writing import replacing
 from dmri_monai.qspace.shell_fit import ShellFit, harmonic_irreps
 from dmri_monai.so3 import as_irreps
@@ -223,10 +224,10 @@ class ModelSpec(Strict):
         FileNotFoundError without the file; ValueError naming file, field, value and what was expected.
         """
         path = Path(path)
-        if not path.is_file():
+        if present(path) is None:
             raise FileNotFoundError(f"{path} does not exist; weights need their description beside them")
         try:
-            content = converted(checked(read_json(path)))
+            content = converted(checked(read_json(path, strict=True)))
         except ValueError as error:
             raise ValueError(f"{path} does not describe a model: {error}") from error
         return cls.of(content, f" in {path}")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dmri_monai.inference.spec import ModelSpec, spec_path
+from dmri_monai.io.present import present
 from dmri_monai.io.writing import replacing
 
 __all__ = ["digest_of", "load_weights", "read_weights", "read_whole", "save_model", "save_whole"]
@@ -75,9 +76,8 @@ def _describes_the_same(path: Path, spec: ModelSpec) -> bool:
 def read_whole(path: str | Path) -> Any:
     """The content of a file that torch wrote, on the CPU.  ValueError naming the file where it is damaged."""
     path = Path(path)
-    if not path.is_file():
-        lost = " (a link that leads nowhere)" if path.is_symlink() else ""
-        raise ValueError(f"there is no checkpoint {path}{lost}")
+    if present(path) is None:
+        raise ValueError(f"there is no checkpoint {path}")
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
@@ -95,7 +95,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     digests, where the file is damaged, holds no weights, or weights that are not finite.
     """
     path = Path(path)
-    if path.is_file():
+    if present(path):
         _check_digest(path)
     content = read_whole(path)
     weights = content.get("network", content) if isinstance(content, dict) else {}
@@ -140,7 +140,7 @@ def check_same_model(
     Without a spec, or a description beside the checkpoint, there is nothing to compare.  but: network options that may
     differ.
     """
-    if spec is None or not spec_path(path).is_file():
+    if spec is None or present(spec_path(path)) is None:
         return
     theirs = ModelSpec.load(spec_path(path))
     for name in names:
@@ -185,7 +185,7 @@ def _refuse(path: str | Path, name: str, theirs: Any, ours: Any) -> None:
 
 def _check_digest(path: Path) -> None:
     record = spec_path(path)
-    if path.suffix != ".pt" or not record.is_file():
+    if path.suffix != ".pt" or present(record) is None:
         return
     spec = ModelSpec.load(record)
     if spec.sha256 is None:

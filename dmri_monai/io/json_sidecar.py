@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +17,26 @@ class _Doubled(tuple[Any, ...]):
     """The values of a key that stands more than once in one object."""
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, *, strict: bool = False) -> dict[str, Any]:
     """The object a JSON file holds; {} with a warning naming the file for anything else.
 
     A byte that is not UTF-8 is read as Latin-1, which older converters wrote, and warned of.  A key that stands twice
-    with different values is warned of and left out.
+    with different values is warned of and left out.  strict: ValueError instead of each of these warnings, for files
+    of which everything is needed.
     """
+    say = _refuse if strict else _warn
+    text = _text(path, say)
     try:
-        content = json.loads(_text(path), object_pairs_hook=_once)
-    except (ValueError, RecursionError) as error:
-        warnings.warn(f"not valid JSON ({error}), nothing of it is used: {path}", stacklevel=2)
+        content = json.loads(text, object_pairs_hook=_once)
+    except (ValueError, RecursionError) as error:  # ValueError also for a number of thousands of digits
+        say(f"not valid JSON ({error}), nothing of it is used: {path}")
         return {}
     if not isinstance(content, dict):
-        kind = type(content).__name__
-        warnings.warn(f"JSON holds {kind}, expected an object; nothing of it is used: {path}", stacklevel=2)
+        say(f"JSON holds {type(content).__name__}, expected an object; nothing of it is used: {path}")
         return {}
     for key, value in content.items():
         if isinstance(value, _Doubled):
-            values = " and ".join(short(v) for v in value)
-            warnings.warn(f"{key} stands more than once, as {values}; left out: {path}", stacklevel=2)
+            say(f"{key} stands more than once, as {' and '.join(map(short, value))}; left out: {path}")
     return {key: value for key, value in content.items() if not isinstance(value, _Doubled)}
 
 
@@ -44,13 +46,21 @@ def short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _text(path: Path) -> str:
+def _text(path: Path, say: Callable[[str], None]) -> str:
     content = required(path).read_bytes()
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        warnings.warn(f"byte {error.start} is not UTF-8, read as Latin-1: {path}", stacklevel=3)
+        say(f"byte {error.start} is not UTF-8, read as Latin-1: {path}")
         return content.decode("latin-1")
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, stacklevel=4)
+
+
+def _refuse(message: str) -> None:
+    raise ValueError(message)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

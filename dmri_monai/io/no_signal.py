@@ -21,15 +21,14 @@ def require_signal(image: Tensor, bvals: Tensor, path: str | Path | None = None)
     place = "" if path is None else f": {path}"
     low, high = (float(v) for v in torch.aminmax(values))
     if low == high:
-        what = "every voxel is 0" if low == 0 else f"every voxel is {low:g}"
-        raise ValueError(f"no signal, {what}{place}")
+        raise ValueError(f"no signal: every voxel of every volume is {low:g}{place}")
     flat = values.flatten(1)
     if bool((flat.amin(1) == flat.amax(1)).all()):
-        raise ValueError(f"no signal, every volume is constant{place}")
+        raise ValueError(f"no signal: every volume is constant{place}")
     lowest = values[bvals == bvals.min()]
     filled = int((lowest != 0).sum())
     if filled == 0:
         raise ValueError(f"no signal in the volumes of the lowest b-value, {float(bvals.min()):g}{place}")
     share = int((lowest < 0).sum()) / filled
     if share > NEGATIVE_SHARE:
-        raise ValueError(f"no signal, {share:.0%} of the voxels at the lowest b-value are negative{place}")
+        raise ValueError(f"no signal: {share:.0%} of the voxels at the lowest b-value are negative{place}")

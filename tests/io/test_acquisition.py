@@ -12,6 +12,7 @@ import torch
 from torch.testing import assert_close
 
 from dmri_monai.io import read_dwi
+from dmri_monai.io.json_sidecar import read_json
 from dmri_monai.training.pretext import scan_meta
 from dmri_monai.transforms import RandDWIArtifactsd
 from tests.io.scans import write_scan
@@ -180,6 +181,26 @@ class TestOneGrid:
         scan.with_name("dwi.json").write_text("[1]")
         with pytest.warns(UserWarning, match=r"JSON holds list, expected an object.*dwi\.json"):
             read_dwi(scan)
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        (b"{", "not valid JSON"),
+        (b"[1]", "JSON holds list"),
+        (b'{"a": 1, "a": 2}', "a stands more than once, as 1 and 2"),
+        (b'{"a": "\xe4"}', "byte 7 is not UTF-8"),
+        (b'{"a": 1' + b"0" * 5000 + b"}", "not valid JSON"),
+    ],
+    ids=["open", "list", "doubled", "latin-1", "huge"],
+)
+def test_a_file_of_which_everything_is_needed_is_read_strictly(tmp_path, content, match):
+    path = tmp_path / "model.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{match}.*model\.json"):
+        read_json(path, strict=True)
+    with pytest.warns(UserWarning, match=match):
+        assert read_json(path) in ({}, {"a": "ä"})
 
 
 def test_entries_are_inherited_and_the_nearest_wins(tmp_path):

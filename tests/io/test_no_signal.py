@@ -21,8 +21,8 @@ def signal() -> torch.Tensor:
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        pytest.param(torch.zeros_like, "every voxel is 0", id="zero"),
-        pytest.param(lambda x: torch.full_like(x, 7.0), "every voxel is 7", id="constant"),
+        pytest.param(torch.zeros_like, "every voxel of every volume is 0", id="zero"),
+        pytest.param(lambda x: torch.full_like(x, 7.0), "every voxel of every volume is 7", id="constant"),
         pytest.param(
             lambda x: torch.arange(4.0)[:, None, None, None].expand_as(x),
             "every volume is constant",
@@ -54,7 +54,7 @@ def test_a_scan_with_signal_passes(change):
 def test_reading_for_training_refuses_it_and_reading_for_a_check_does_not(tmp_path):
     path = write_scan(tmp_path / "dwi.nii.gz")
     save_image(path, np.zeros_like(voxels()))
-    with pytest.raises(ValueError, match=rf"no signal, every voxel is 0: {path}"):
+    with pytest.raises(ValueError, match=rf"no signal: every voxel of every volume is 0: {path}"):
         LoadDWId("image")({"image": str(path)})
     scan = Scan.read(path)
     with pytest.raises(ValueError, match=rf"no signal.*{path}"):
