@@ -83,7 +83,7 @@ def test_table_of_a_network_on_samples_turns_with_the_scan():
         grid_symmetries("rotations")[:5],
         None,
         "1x2e",
-        find_task("orientation").features,
+        find_task("orientation").output.features,
     )
     result = ensemble(image, pq, bvals=bvals, bvecs_voxel=bvecs)
     single = pq(image, bvals=bvals, bvecs_voxel=bvecs)

@@ -269,13 +269,13 @@ def test_array_without_a_table_is_refused(checkpoint):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda signal: signal * 0, "no signal|all 0|zero"),
-        (lambda signal: signal * 0 + 7, "every voxel of every volume is 7"),
-        (lambda signal: -signal, "negat"),
+        (lambda signal: signal * 0, "no signal, every voxel is 0"),
+        (lambda signal: signal * 0 + 7, "no signal, every voxel is 7"),
+        (lambda signal: -signal, "no signal, .* negative"),
     ],
     ids=["blank", "constant", "negated"],
 )
 def test_scan_without_signal_is_refused_by_name(whole, checkpoint, spoil, message):
     spoilt = Scan.of_arrays(spoil(whole.signal), whole.table.bvals, whole.table.bvecs, whole.affine)
-    with pytest.raises(ValueError, match=f"(?i){message}"):
+    with pytest.raises(ValueError, match=message):
         load_model(checkpoint, "cpu").predict(spoilt)

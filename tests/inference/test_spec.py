@@ -16,7 +16,6 @@ from dmri_monai.inference.architectures import build_network
 from dmri_monai.inference.released import bundle_folder
 from dmri_monai.inference.spec import FORMAT_VERSION, TAKES, ModelSpec, spec_path
 from dmri_monai.inference.spec_history import converted
-from dmri_monai.io.acquisition import read_json
 from dmri_monai.networks import PQOptions
 
 SPECS = {
@@ -49,14 +48,14 @@ def test_description_survives_the_way_through_a_file(spec, tmp_path):
     spec.save(tmp_path / "model.json")
     assert ModelSpec.load(tmp_path / "model.json") == spec
     assert ModelSpec(**spec.model_dump()) == spec
-    assert read_json(tmp_path / "model.json")["format_version"] == FORMAT_VERSION
+    assert json.loads((tmp_path / "model.json").read_text())["format_version"] == FORMAT_VERSION
 
 
 def test_description_cannot_be_changed_only_replaced():
     spec = ModelSpec()
     with pytest.raises(ValueError, match="frozen"):
         spec.l_max = 2
-    assert spec.replace(l_max=2).l_max == 2
+    assert spec.replace(l_max=2, order_scale=(1.0, 15.0)).l_max == 2
     assert spec.l_max == 4
     with pytest.raises(ValueError, match="l_max"):
         spec.replace(l_max=3)
@@ -164,24 +163,33 @@ def test_class_outside_of_the_list_is_refused_wherever_it_stands(tmp_path, targe
 
 
 RAW = {
-    "a number": "5",
-    "nothing": "null",
-    "a text": '"format_version"',
-    "a list": '["format_version"]',
-    "an empty file": "",
-    "nested lists": "[" * 100_000,
-    "nested objects": '{"a":' * 100_000,
-    "a long number": '{"format_version": 2, "l_max": ' + "9" * 5000 + "}",
-    "half of an object": '{"format_version": 2',
-    "no settings": "{}",
+    "a number": (b"5", "holds int"),
+    "nothing": (b"null", "holds NoneType"),
+    "a text": (b'"format_version"', "holds str"),
+    "a list": (b'["format_version"]', "holds list"),
+    "an empty file": (b"", "not valid JSON"),
+    "nested lists": (b"[" * 100_000, "nested too deeply"),
+    "nested objects": (b'{"a":' * 100_000, "nested too deeply"),
+    "a long number": (b'{"format_version": 2, "l_max": ' + b"9" * 5000 + b"}", "limit"),
+    "half of an object": (b'{"format_version": 2', "not valid JSON"),
+    "another encoding": (b'{"task": "\xe9"}', "not valid JSON"),
+    "no settings": (b"{}", "it has no architecture"),
+    "a field twice": (
+        b'{"format_version": 2, "l_max": 4, "l_max": 2}',
+        "'l_max' stands there more than once",
+    ),
+    "an option twice": (
+        b'{"network_options": {"filters": 4, "filters": 8}}',
+        "'filters' stands there more than once",
+    ),
 }
 
 
-@pytest.mark.parametrize("text", RAW.values(), ids=RAW.keys())
-def test_file_that_is_no_description_is_named(tmp_path, text):
+@pytest.mark.parametrize(("content", "reason"), RAW.values(), ids=RAW.keys())
+def test_file_that_is_no_description_is_named_with_the_reason(tmp_path, content, reason):
     path = tmp_path / "model.json"
-    path.write_text(text, encoding="utf-8")
-    with pytest.raises(ValueError, match=r"model\.json does not describe a model"):
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"model\.json does not describe a model: .*{reason}"):
         ModelSpec.load(path)
 
 

@@ -3,6 +3,7 @@
 Every text below would do one of these in MONAI's config parser, or on its command line; the first tests show it.
 """
 
+import contextlib
 import json
 import shutil
 import sys
@@ -237,14 +238,12 @@ VALUES = {
 
 @pytest.mark.parametrize("value", VALUES.values(), ids=VALUES.keys())
 @pytest.mark.parametrize("key", SIDECAR_KEYS)
-def test_value_of_a_sidecar_is_ignored_or_an_error_that_names_it(scan, model, expected, desk, key, value):
+def test_value_of_a_sidecar_is_left_out_with_a_warning_that_names_it(scan, model, expected, desk, key, value):
     path = copied(scan, desk, "sub-01_dwi")
     path.with_name("sub-01_dwi.json").write_text(json.dumps({key: value, f"${CODE}": f"${CODE}"}))
-    if key != "Manufacturer":
-        with pytest.raises((ValueError, TypeError), match=rf"sub-01_dwi\.json|{key}"):
-            predict(path, checkpoint=model, device="cpu")
-        return
-    found = predict(path, checkpoint=model, device="cpu", output_dir=desk / "out", report=True)
+    used = pytest.warns(UserWarning, match=rf"{key} .*sub-01_dwi\.json")
+    with contextlib.nullcontext() if key == "Manufacturer" else used:
+        found = predict(path, checkpoint=model, device="cpu", output_dir=desk / "out", report=True)
     np.testing.assert_array_equal(found.values.numpy(), expected)
     assert "<script>document" not in found.files["report"].read_text(encoding="utf-8")
 
@@ -438,7 +437,7 @@ def test_request_for_a_scan_that_is_not_there_names_it(model, desk, name):
     steps = Compose([LoadDWId("image"), *load_model(model, "cpu").preprocessing().transforms])
     with pytest.raises(Exception, match="400") as error:
         OnImage(steps)({"image": str(desk / f"{name}.nii.gz")})
-    assert repr(f"{name}.nii.gz").strip("\"'") in error.value.detail
+    assert f"{name}.nii.gz" in error.value.detail
 
 
 @pytest.fixture
