@@ -27,7 +27,7 @@ def read_json(path: Path, *, strict: bool = False) -> dict[str, Any]:
     say = _refuse if strict else _warn
     text = _text(path, say)
     try:
-        content = json.loads(text, object_pairs_hook=_once)
+        content = json.loads(text, object_pairs_hook=_all_once if strict else _once)
     except (ValueError, RecursionError) as error:  # ValueError also for a number of thousands of digits
         say(f"not valid JSON ({error}), nothing of it is used: {path}")
         return {}
@@ -61,6 +61,15 @@ def _warn(message: str) -> None:
 
 def _refuse(message: str) -> None:
     raise ValueError(message)
+
+
+def _all_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """On every level, where :func:`_once` leaves it to the reader of the uppermost."""
+    found = _once(pairs)
+    for key, value in found.items():
+        if isinstance(value, _Doubled):
+            raise ValueError(f"{key} stands more than once, as {' and '.join(map(short, value))}")
+    return found
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
