@@ -13,8 +13,8 @@ import pytest
 PACKAGE = "dmri_monai"
 ROOT = Path(__file__).resolve().parents[1] / PACKAGE
 RANKS = (
-    ("gradients", "so3", "lazy", "flags", "parallel", "failures", "out_of_memory", "signals"),
-    ("qspace", "equivariant"),
+    ("gradients", "so3", "lazy", "flags", "parallel", "out_of_memory", "signals"),
+    ("qspace", "equivariant", "failures"),
     ("artifacts", "io", "networks"),
     ("scan", "transforms", "losses", "metrics", "testing"),
     ("phantom", "reference", "tasks", "register", "check", "report"),

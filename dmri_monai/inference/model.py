@@ -96,7 +96,6 @@ class TrainedModel:
         looks wrong is in `warnings`.  ValueError or TypeError for a scan the model cannot use, such as one without
         signal; MemoryError naming it and what to try where the memory does not suffice.
         """
-        scan.require_signal()
         with telling_memory(f"{scan.name} on {self.device}", MEMORY_ADVICE):
             return self._predict(scan, ensemble, window, memory_gib)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import ignite.distributed as idist
 
+from dmri_monai.flags import NO_PATH
 from dmri_monai.inference.bundle_config import current_config
 from dmri_monai.inference.weights import digest_of
 from dmri_monai.io.data_record import file_record
@@ -39,7 +40,6 @@ MAY_CHANGE = {
     "_desc_": "a comment",
 }
 FILES = ("pretrained",)  # settings that are paths of files whose content counts
-NONE = (None, "", "null", "none")  # how a command line says None
 WORDS = {"true": True, "false": False}
 
 
@@ -101,7 +101,7 @@ def _plain(value: Any) -> Any:
     """`value` as a config would say it; a command line hands over words as text."""
     if isinstance(value, str) and value.lower() in WORDS:
         return WORDS[value.lower()]
-    return None if value in NONE else value
+    return None if value in NO_PATH else value
 
 
 def _scans(part: str, dataset: Any) -> dict[str, str]:

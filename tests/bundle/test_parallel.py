@@ -34,8 +34,8 @@ def data(tmp_path_factory) -> str:
     return str(out)
 
 
-def train(processes, data, out, config="train", **settings):
-    """Folder of a training with torchrun, one scan a batch and process of two."""
+def launch(processes, data, out, config="train", **settings):
+    """A training with torchrun that has ended, one scan per batch and process of two."""
     configs = [f"bundle/configs/{config}.json", *(["configs/multi_gpu.json"] if processes > 1 else [])]
     options = {
         **SETTINGS,
@@ -48,9 +48,14 @@ def train(processes, data, out, config="train", **settings):
     command = [*launcher, "-m", "monai.bundle", "run", "training", "--config_file", str(configs)]
     command += [part for key, value in options.items() for part in (f"--{key}", value)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
+    return subprocess.run(
         [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True
     )
+
+
+def train(processes, data, out, config="train", **settings):
+    """Folder of :func:`launch`'s training, which must succeed."""
+    done = launch(processes, data, out, config, **settings)
     assert done.returncode == 0, done.stderr[-4000:]
     return out
 
@@ -90,3 +95,12 @@ def test_half_the_batch_has_another_loss_curve(data, tmp_path):
     two = history(train(1, data, tmp_path / "two" / "run"), "train_loss")
     one = history(train(1, data, tmp_path / "one" / "run", batch_size="1"), "train_loss")
     assert (two - one).abs().max() > 1e-3
+
+
+@pytest.mark.slow
+def test_one_validation_scan_for_two_processes_is_refused_with_both_numbers(data, tmp_path):
+    split = "{'train':0.75,'val':0.125,'test':0.125}"
+    done = launch(2, data, tmp_path / "run", split=split)
+    assert done.returncode != 0
+    assert "1 validation scan for 2 processes, each needs at least one" in done.stderr
+    assert not (tmp_path / "run" / "last.pt").exists()

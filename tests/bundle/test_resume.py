@@ -1,6 +1,7 @@
 """A training that is killed in the middle of an epoch, and resumed, ends with the weights it would have had."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from dmri_monai.inference.model import first_cause
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = {
@@ -88,12 +91,20 @@ def begun(prepare, dataset_dir, tmp_path_factory):
     return home / "data", home / "out"
 
 
+def refusal(workflow):
+    """What the training says that does not begin; MONAI wraps it."""
+    with pytest.raises(RuntimeError) as caught:
+        workflow.run()
+    return str(first_cause(caught.value))
+
+
 @pytest.mark.parametrize(("change", "expected"), CHANGED.values(), ids=CHANGED.keys())
 def test_resume_under_another_setting_is_refused_with_both_values(prepare, begun, change, expected):
     data, out = begun
     workflow = prepare("train", dataset_dir=str(data), output_dir=str(out), resume=True, **change)
-    with pytest.raises(ValueError, match=rf"resume: {out}/last.pt was trained {expected}"):
-        workflow.run()
+    message = refusal(workflow)
+    assert f"resume: {out}/last.pt was trained" in message
+    assert expected in message
 
 
 def test_resume_with_swapped_b_vectors_is_refused_with_both_digests(prepare, begun, tmp_path):
@@ -104,10 +115,8 @@ def test_resume_with_swapped_b_vectors_is_refused_with_both_digests(prepare, beg
         rows = table.read_text(encoding="utf-8").splitlines()
         table.write_text("\n".join([rows[1], rows[0], rows[2]]) + "\n", encoding="utf-8")
     workflow = prepare("train", dataset_dir=str(moved), output_dir=str(out), resume=True)
-    with pytest.raises(
-        ValueError, match=r"the file train 0 table sub-\d+_dwi.bvec: 'SHA-256 \w+', this run has 'SHA"
-    ):
-        workflow.run()
+    expected = r"the file train 0 table sub-\d+_dwi.bvec: 'SHA-256 \w+', this run has 'SHA-256 \w+'"
+    assert re.search(expected, refusal(workflow))
 
 
 def test_what_may_change_changes_nothing_else(prepare, begun, tmp_path):

@@ -205,7 +205,7 @@ def gated(y, scalars, vectors):
     parts = y.split([scalars, vectors, 3 * vectors], dim=1)
     gate = Gate(
         f"{scalars}x0e+{vectors}x1o",
-        lambda x: SILU * functional.silu(x),
+        activation=lambda x: SILU * functional.silu(x),
         gate=lambda x: SIGMOID * torch.sigmoid(x),
     )
     return gate(torch.cat([parts[0], parts[2], parts[1]], dim=1))

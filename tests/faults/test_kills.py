@@ -43,7 +43,7 @@ def cut(folder: Path, draw: random.Random) -> bool:
     return ended(pid) == -signal.SIGKILL
 
 
-@pytest.mark.parametrize("seed", range(15))
+@pytest.mark.parametrize("seed", range(20))
 def test_killed_trainings_end_as_if_nothing_had_happened(tmp_path, count, whole, seed):
     draw, kills, epochs = random.Random(seed), 0, 0
     while kills < 5 and epochs < 8:

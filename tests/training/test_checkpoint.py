@@ -1,5 +1,4 @@
 import hashlib
-import json
 import os
 
 import pytest
@@ -168,13 +167,13 @@ def test_last_epoch_of_something_else_is_named_with_what_it_lacks(tmp_path):
 def test_torn_description_is_named_and_written_anew_once_it_is_deleted(tmp_path):
     make(tmp_path)[0].run(DATA, max_epochs=1)
     record = tmp_path / "model.json"
-    whole = record.read_bytes()
-    record.write_bytes(whole[:100])
+    whole = ModelSpec.load(record)
+    record.write_bytes(record.read_bytes()[:100])
     with pytest.raises(ValueError, match=rf"resume: {record} does not describe a model.*; delete {record}"):
         make(tmp_path, resume=True)[0].run(DATA, max_epochs=1)
     record.unlink()
     make(tmp_path, resume=True)[0].run(DATA, max_epochs=1)
-    assert ModelSpec.load(record) == ModelSpec.of(json.loads(whole))
+    assert ModelSpec.load(record) == whole
 
 
 def test_weights_that_are_not_finite_are_never_saved(tmp_path):
@@ -316,7 +315,9 @@ def described(pretrained):
 def test_checkpoint_made_under_other_settings_is_refused_with_both(described, load, name, ours, message):
     body, path = described
     with pytest.raises(ValueError, match=message):
-        load(body, path, SPEC.replace(**{name: ours}))
+        load(
+            body, path, SPEC.replace(**{"order_scale": None, name: ours} if name == "l_max" else {name: ours})
+        )
 
 
 def test_checkpoint_of_another_task_is_a_start_but_not_a_model(described):
