@@ -21,7 +21,7 @@ __all__ = ["P_LAST"]
 
 # Time of a multiplication against that of one in a large matrix product, measured on CPUs.
 BATCHED = 1.7  # batch of small matrix products
-SYNTHESIS = 12.0  # convolution of several channels to one
+SYNTHESIS = 8.0  # convolution of several channels to one
 
 
 class Mixture(NamedTuple):
