@@ -217,7 +217,7 @@ def test_too_few_directions_are_an_error_without_such_training(prepare, dataset_
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"task": None, "objective#task": "tisue"}, "task is 'tisue', expected one of tissue, lesion"),
+        ({"task": None, "objective#task": "tisue"}, "task is 'tisue': expected one of tissue, lesion"),
         ({"architecture": "unet"}, "architecture is 'unet': Input should be 'equivariant', 'plain'"),
         ({"monitor": "metrics"}, "monitor is 'metrics', expected one of ('metric', 'loss')"),
         ({"masked": "yes"}, "masked is 'yes', expected true or false"),

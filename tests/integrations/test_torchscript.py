@@ -10,6 +10,7 @@ from dmri_monai.inference.spec import ModelSpec
 from dmri_monai.inference.weights import digest_of
 from dmri_monai.integrations.bundle_metadata import bundle_metadata
 from dmri_monai.integrations.torchscript import export_model
+from dmri_monai.io.checksums import checked
 from tests.small_models import save_model
 
 
@@ -28,7 +29,7 @@ def test_exported_file_says_what_it_needs(checkpoint, tmp_path):
     files = {"metadata.json": "", "model.json": ""}
     torch.jit.load(export_model(checkpoint, tmp_path / "model.ts"), _extra_files=files)
     spec = ModelSpec.load(checkpoint.with_suffix(".json"))
-    assert ModelSpec.of(json.loads(files["model.json"])) == spec
+    assert ModelSpec.of(checked(json.loads(files["model.json"]))) == spec
     assert json.loads(files["metadata.json"]) == bundle_metadata(spec)
 
 
