@@ -208,6 +208,9 @@ def test_an_entry_is_compared_once_for_all_processes_that_load_data(scan, tmp_pa
     cache({"image": str(scan)})
     pid = os.fork()
     if pid == 0:
+        torch.set_num_threads(
+            1
+        )  # as in a worker of a data loader: the parent's threads do not survive the fork
         again = DiskCache(tmp_path / "cache", preprocessing())
         again._verified = cache._verified
         monkeypatch.setattr("dmri_monai.training.caching._check_sums", lambda path: os._exit(1))
