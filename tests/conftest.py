@@ -20,6 +20,8 @@ import torch
 from dmri_monai.phantom import write_dataset
 from tests.small_models import save_model
 
+# stands in for torchvision in the server's own process; collected here, it would be imported under that name
+collect_ignore = ["label_server"]
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 SPACINGS_MM = {"iso2": (2.0, 2.0, 2.0), "2x2x2.5": (2.0, 2.0, 2.5), "1.7x1.7x5": (1.7, 1.7, 5.0)}
