@@ -269,9 +269,9 @@ def test_array_without_a_table_is_refused(checkpoint):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda signal: signal * 0, "no signal, every voxel is 0"),
-        (lambda signal: signal * 0 + 7, "no signal, every voxel is 7"),
-        (lambda signal: -signal, "no signal, .* negative"),
+        (lambda signal: signal * 0, "no signal: every voxel of every volume is 0"),
+        (lambda signal: signal * 0 + 7, "no signal: every voxel of every volume is 7"),
+        (lambda signal: -signal, "negative signal, from .* magnitudes are expected"),
     ],
     ids=["blank", "constant", "negated"],
 )
