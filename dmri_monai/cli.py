@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -83,6 +84,9 @@ def main(
     ] = False,
 ) -> None:
     """Deep learning on diffusion MRI with MONAI."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="surrogateescape")  # names of files may hold bytes that are no text
 
 
 @app.command()

@@ -106,7 +106,8 @@ class Prediction:
         with _replacing(files) as aside:
             save_nifti(aside["prediction"], self.values, self.image.affine, name=files["prediction"])
             text = json.dumps({**self.sidecar, **more}, indent=4, ensure_ascii=False)
-            aside["sidecar"].write_text(text + "\n", encoding="utf-8")
+            # names of files may hold bytes that are no text
+            aside["sidecar"].write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
             if self.uncertainty is not None:
                 spread = self.uncertainty.as_subclass(Tensor)[0].float().cpu()
                 save_nifti(aside["uncertainty"], spread, self.image.affine, name=files["uncertainty"])

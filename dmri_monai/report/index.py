@@ -41,4 +41,4 @@ def write_index(path: Path, rows: Sequence[IndexRow], *, title: str) -> None:
     failed = sum(row.status == "failed" for row in rows)
     html = template.render(title=title, rows=rows, failed=failed, style=style)
     with replacing(path) as (temporary,):
-        temporary.write_text(html, encoding="utf-8")
+        temporary.write_text(html, encoding="utf-8", errors="xmlcharrefreplace")

@@ -53,7 +53,7 @@ def write_report(
     )
     target = Path(path_html)
     with replacing(target) as (temporary,):
-        temporary.write_text(html, encoding="utf-8")
+        temporary.write_text(html, encoding="utf-8", errors="xmlcharrefreplace")
     return target
 
 
