@@ -81,11 +81,11 @@ class Output:
         return values.float()
 
     def derived(self, values: Tensor) -> dict[str, Tensor]:
-        """Further maps that follow from a prediction (C, X, Y, Z) and are written with it, by the kind of their file."""
+        """Maps that follow from a prediction (C, X, Y, Z) and are written with it, by the kind of their file."""
         return {}
 
     def shown(self, values: Tensor, derived: Mapping[str, Tensor]) -> Tensor:
-        """What a report shows of a prediction (C, X, Y, Z) with `derived`: class numbers (X, Y, Z) or peaks (3n, X, Y, Z)."""
+        """What a report shows of a prediction (C, X, Y, Z): class numbers (X, Y, Z) or peaks (3n, X, Y, Z)."""
         return self.stored(values)
 
     def shown_label(self, label: Tensor) -> Tensor:
