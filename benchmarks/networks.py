@@ -3,8 +3,9 @@
 training_ratio, inference_ratio: time of the preset over `PlainUNet` with as many filters as the preset's finest level
 has components, best of interleaved runs.  twin_ratio, beside them: over the preset's own wiring with ordinary
 convolutions, instance norm and ReLU.  cpu_time_ratio: of CPU seconds, for a machine that is not alone.
-whole_brain_s: inference at 96 x 96 x 60.  training_memory_ratio: growth of peak memory in a training step, each in a
-process of its own.
+whole_brain_s: inference at 96 x 96 x 60.  any_ratio: inference of `AnyProtocolUNet` over that of `EquivariantUNet`, a
+scan of one shell whose head fills 44 % of the grid.  training_memory_ratio: growth of peak memory in a training step,
+each in a process of its own.
 
 On CPU in float32; on a GPU in bfloat16 autocast with channels last, for all networks alike.
 
@@ -26,17 +27,20 @@ import torch
 from torch import Tensor, nn
 
 from dmri_monai.equivariant import as_irreps
-from dmri_monai.networks import EquivariantUNet, PlainUNet
+from dmri_monai.networks import AnyProtocolUNet, EquivariantUNet, PlainUNet
 from dmri_monai.networks.invariant_gate import InvariantNormGate
+from dmri_monai.qspace.shell_set import shell_irreps
 
 IRREPS_IN, CLASSES = "2x0e+1x2e+1x4e", 4
 SHAPE, WHOLE_BRAIN = (64, 80, 56), (96, 96, 60)
+SLOTS, DEGREE, HEAD = 4, 6, 0.92  # of `AnyProtocolUNet`; squared radius of a ball that fills the grid
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
 TARGETS = {
     "training_ratio": 1.5 if CUDA else 1.15,
     "inference_ratio": 1.2 if CUDA else 1.1,
     "whole_brain_s": 0.15 if CUDA else 20.0,
+    "any_ratio": 1.5,
     "training_memory_ratio": None,
 }
 
@@ -85,6 +89,15 @@ def placed(network: nn.Module, compiled: bool) -> nn.Module:
 def volume(shape: tuple[int, int, int]) -> Tensor:
     x = torch.randn(1, as_irreps(IRREPS_IN).dim, *shape, device=DEVICE)
     return x.to(memory_format=torch.channels_last_3d) if CUDA else x
+
+
+def scan_of_one_shell() -> Tensor:
+    """Channels of `AnyProtocolUNet`: the first slot alone is there, and no signal outside of a ball."""
+    x = torch.rand(1, as_irreps(shell_irreps(SLOTS, DEGREE)).dim, *SHAPE, device=DEVICE)
+    x[:, 2 + SLOTS : 1 + 2 * SLOTS] = 0.0
+    axes = torch.meshgrid(*(torch.linspace(-1, 1, n, device=DEVICE) for n in SHAPE), indexing="ij")
+    x[:, 1 : 1 + SLOTS] *= sum(axis.square() for axis in axes) < HEAD
+    return x
 
 
 def training_step(network: nn.Module, x: Tensor) -> None:
@@ -177,6 +190,13 @@ def main() -> None:
     report_times("inference_ratio", best(networks, inference, volume(SHAPE), options.repeats), where)
     whole = best({"equivariant": networks["equivariant"]}, inference, volume(WHOLE_BRAIN), options.repeats)
     report("whole_brain_s", whole["equivariant"][0], cpu_s=whole["equivariant"][1], **where)
+    network = AnyProtocolUNet(shell_irreps(SLOTS, DEGREE), f"{CLASSES}x0e", options.size)
+    own = {"any": placed(network, compiled=False).eval()}
+    elapsed, cpu = best(own, inference, scan_of_one_shell(), options.repeats)["any"]
+    today = best({"equivariant": networks["equivariant"]}, inference, volume(SHAPE), options.repeats)[
+        "equivariant"
+    ]
+    report("any_ratio", elapsed / today[0], any_s=elapsed, cpu_time_ratio=cpu / today[1], **where)
     peaks = {name: training_peak_mib(name, options.size) for name in NETWORKS}
     details = {f"{name}_mib": peak for name, peak in peaks.items()}
     report("training_memory_ratio", peaks["equivariant"] / peaks["plain"], **details, **where)

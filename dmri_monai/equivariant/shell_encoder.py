@@ -59,42 +59,42 @@ class ShellEncoder(nn.Module):
         return out[0].T if shells.ndim == 2 else out.unflatten(2, shells.shape[2:])
 
     def encode(self, shells: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, C, V) -> scalars (B, scalars, V) and functions (B, n_coef, channels, V)."""
+        """(B, C, V) -> scalars (B, scalars, V) and functions (B, channels, n_coef, V)."""
         slots = self._slots(shells.shape[1])
         b0, rest = shells[:, :1], shells[:, 1:]
         mean, presence, b, log_n = rest[:, : self.scalars_per_shell * slots].split(slots, dim=1)
         others = rest[:, self.scalars_per_shell * slots :]
         c = to_functions(torch.cat([mean, others], dim=1), slots, self.l_max)
-        c = torch.where(presence.unsqueeze(1) > 0, c, torch.zeros_like(c))  # (B, n_coef, S, V)
         presence = presence.unsqueeze(2)
+        c = torch.where(presence > 0, c, torch.zeros_like(c))  # (B, S, n_coef, V)
         code = self.shell(self._invariants(c, b0, b, log_n)) * presence  # (B, S, hidden, V)
         total = torch.cat([code.sum(1), b0.clamp(max=8.0)], dim=1)
         pooled = self.pool(total)  # (B, scalars, V)
         context = pooled.unsqueeze(1).expand(-1, slots, -1, -1)
         gates = self.gate(torch.cat([code, context], dim=2)) * presence
-        gates = gates.unflatten(2, [self.channels, len(self.degrees)]).transpose(2, 3)  # (B, S, L, K, V)
+        gates = gates.unflatten(2, [self.channels, len(self.degrees)])  # (B, S, K, L, V)
         return pooled, self._weighted(gates, c, slots)
 
     def _weighted(self, gates: Tensor, c: Tensor, slots: int) -> Tensor:
-        """Sum over shells of gate times coefficients, degree by degree: (B, n_coef, channels, V)."""
+        """Sum over shells of gate times coefficients, degree by degree: (B, channels, n_coef, V)."""
         parts, start = [], 0
         for i, degree in enumerate(self.degrees):
-            block = c[:, start : start + 2 * degree + 1]
+            block = c[:, :, start : start + 2 * degree + 1].unsqueeze(2)  # (B, S, 1, 2l + 1, V)
             start += 2 * degree + 1
-            total = gates[:, 0, i].unsqueeze(1) * block[:, :, :1]
+            total = gates[:, 0, :, i : i + 1] * block[:, 0]
             for s in range(1, slots):
-                total = torch.addcmul(total, gates[:, s, i].unsqueeze(1), block[:, :, s : s + 1])
+                total = torch.addcmul(total, gates[:, s, :, i : i + 1], block[:, s])
             parts.append(total)
-        return torch.cat(parts, dim=1)
+        return torch.cat(parts, dim=2)
 
     def _invariants(self, c: Tensor, b0: Tensor, b: Tensor, log_n: Tensor) -> Tensor:
-        """(B, S, features, V): of coefficients (B, n_coef, S, V), and b0 (B, 1, V), b and log n (B, S, V)."""
-        mean = c[:, 0] / math.sqrt(4 * math.pi)
+        """(B, S, features, V): of coefficients (B, S, n_coef, V), and b0 (B, 1, V), b and log n (B, S, V)."""
+        mean = c[:, :, 0] / math.sqrt(4 * math.pi)
         decay = -mean.clamp(0.02, 1.2).log() / b.clamp(min=0.2)  # an apparent diffusivity
         features = [mean, decay, b, log_n / 4, b0.clamp(max=8.0).expand_as(b)]
         start = 1
         for degree in self.degrees[1:]:
-            power = c[:, start : start + 2 * degree + 1].square().sum(1)
+            power = c[:, :, start : start + 2 * degree + 1].square().sum(2)
             features.append((power + 1e-5).sqrt() * (1.0 + degree / 2))
             start += 2 * degree + 1
         features.append(features[5] / (mean.abs() + 0.05) if self.l_max > 0 else mean)  # an anisotropy

@@ -64,19 +64,18 @@ def even_functions(irreps: str | Irreps, name: str) -> tuple[int, int]:
 
 
 def to_functions(x: Tensor, count: int, l_max: int) -> Tensor:
-    """(B, count n, ...) channels grouped by degree -> (B, n, count, ...), n = (l_max + 1)(l_max + 2) / 2.
+    """(B, count n, ...) channels grouped by degree -> (B, count, n, ...), n = (l_max + 1)(l_max + 2) / 2.
 
-    With components before channels, going to the grid and back is one product of matrices.
+    With channels first, both what mixes channels and what goes to the grid and back are products of large matrices.
     """
     sizes = [count * (2 * degree + 1) for degree in range(0, l_max + 1, 2)]
-    parts = x.split(sizes, dim=1)
-    return torch.cat([part.unflatten(1, [count, -1]).transpose(1, 2) for part in parts], dim=1)
+    return torch.cat([part.unflatten(1, [count, -1]) for part in x.split(sizes, dim=1)], dim=2)
 
 
 def from_functions(x: Tensor, l_max: int) -> Tensor:
     """The inverse of :func:`to_functions`."""
     sizes = [2 * degree + 1 for degree in range(0, l_max + 1, 2)]
-    return torch.cat([part.transpose(1, 2).flatten(1, 2) for part in x.split(sizes, dim=1)], dim=1)
+    return torch.cat([part.flatten(1, 2) for part in x.split(sizes, dim=2)], dim=1)
 
 
 class Pointwise(nn.Linear):
@@ -158,19 +157,19 @@ class SphereActivation(nn.Module):
         return from_functions(self.on_functions(to_functions(x, self.count, self.l_in), scalars), self.l_out)
 
     def on_functions(self, x: Tensor, scalars: Tensor | None = None) -> Tensor:
-        """(B, n_in, K, V) coefficients and (B, S, V) invariants -> (B, n_out, K_out, V): without reordering."""
-        hidden = _mixed(self.widen.weight, _product(self.grid.synthesis, x))  # (B, P, hidden, V)
+        """(B, K, n_in, V) coefficients and (B, S, V) invariants -> (B, K_out, n_out, V): without reordering."""
+        hidden = _mixed(self.widen.weight, _on_components(self.grid.synthesis, x))  # (B, hidden, P, V)
         offset = self.widen.bias.to(hidden.dtype).unsqueeze(1)
         if self.modulate is not None and scalars is not None:
-            scale, shift = self.modulate(scalars).unsqueeze(1).chunk(2, dim=2)
+            scale, shift = self.modulate(scalars).chunk(2, dim=1)
             gain = 1 + scale
-            hidden = torch.addcmul(torch.addcmul(shift, gain, offset), hidden, gain)
+            hidden = torch.addcmul(torch.addcmul(shift, gain, offset).unsqueeze(2), hidden, gain.unsqueeze(2))
         else:
-            hidden = hidden + offset
-        out = _product(self.grid.analysis, _mixed(self.narrow.weight, self.activation(hidden)))
+            hidden = hidden + offset.unsqueeze(1)
+        out = _on_components(self.grid.analysis, _mixed(self.narrow.weight, self.activation(hidden)))
         # a constant on the sphere has the degree 0 alone
         constant = self.narrow.bias.unsqueeze(1) * self.grid.analysis[0].sum()
-        out[:, 0].add_(constant.to(out.dtype))
+        out[:, :, 0].add_(constant.to(out.dtype))
         return out
 
     def _check_scalars(self, x: Tensor, scalars: Tensor | None) -> None:
@@ -184,15 +183,16 @@ class SphereActivation(nn.Module):
 
 
 def _mixed(weight: Tensor, x: Tensor) -> Tensor:
-    """(M, K) times (B, P, K, V) -> (B, P, M, V), without a bias, whose addition would cost another pass."""
+    """(M, K) times (B, K, P, V) -> (B, M, P, V), without a bias, whose addition would cost another pass."""
+    weight = weight.unsqueeze(0).expand(x.shape[0], -1, -1)
+    return torch.bmm(weight, x.flatten(2)).unflatten(2, x.shape[2:])
+
+
+def _on_components(matrix: Tensor, x: Tensor) -> Tensor:
+    """(M, n) times (B, K, n, V) -> (B, K, M, V)."""
     flat = x.flatten(0, 1)
-    return torch.bmm(weight.unsqueeze(0).expand(flat.shape[0], -1, -1), flat).unflatten(0, x.shape[:2])
-
-
-def _product(matrix: Tensor, x: Tensor) -> Tensor:
-    """(M, n) times (B, n, K, V) -> (B, M, K, V)."""
-    matrix = matrix.to(x.dtype).unsqueeze(0).expand(x.shape[0], -1, -1)
-    return torch.bmm(matrix, x.flatten(2)).unflatten(2, x.shape[2:])
+    matrix = matrix.to(x.dtype).unsqueeze(0).expand(flat.shape[0], -1, -1)
+    return torch.bmm(matrix, flat).unflatten(0, x.shape[:2])
 
 
 def _voxels_last(x: Tensor) -> Tensor:

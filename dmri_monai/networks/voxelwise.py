@@ -30,7 +30,7 @@ FRACTIONS = 4  # white matter, grey matter, CSF, other
 class SphereBlock(nn.Module):
     """Residual step of scalars and functions at each voxel: the scalars read the powers, then steer the sphere.
 
-    forward: scalars (B, P, V), functions (B, n_in, K, V) -> (B, P, V), (B, 45, K, V).
+    forward: scalars (B, P, V), functions (B, K, n_in, V) -> (B, P, V), (B, K, 45, V).
     """
 
     def __init__(self, channels: int, scalars: int, hidden: int, l_in: int) -> None:
@@ -46,10 +46,10 @@ class SphereBlock(nn.Module):
         found = torch.cat([scalars, powers(functions, self.sizes)], dim=1)
         scalars = bounded(scalars + self.read(found))
         out, start = self.sphere.on_functions(functions, scalars), 0
-        gates = self.keep(scalars).unflatten(1, [len(self.sizes), functions.shape[2]]).to(out.dtype)
+        gates = self.keep(scalars).unflatten(1, [len(self.sizes), functions.shape[1]]).to(out.dtype)
         for i, size in enumerate(self.sizes):  # each degree of each channel, times its gate
-            part = functions[:, start : start + size].to(out.dtype)
-            out[:, start : start + size].addcmul_(part, gates[:, i : i + 1])
+            part = functions[:, :, start : start + size].to(out.dtype)
+            out[:, :, start : start + size].addcmul_(part, gates[:, i].unsqueeze(2))
             start += size
         return scalars, out
 
@@ -57,7 +57,7 @@ class SphereBlock(nn.Module):
 class SphereFeatures(nn.Module):
     """The encoder of shells and `blocks` steps on the sphere.
 
-    forward: (B, C, V) as :class:`ShellEncoder` takes it -> scalars (B, P, V) and functions (B, 45, K, V).
+    forward: (B, C, V) as :class:`ShellEncoder` takes it -> scalars (B, P, V) and functions (B, K, 45, V).
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class SphereFeatures(nn.Module):
 class VoxelHead(nn.Module):
     """Fields of `irreps_out` at each voxel, linear in the functions with weights that the scalars choose.
 
-    forward: scalars (B, P, V), functions (B, 45, K, V) -> (B, irreps_out.dim, V).  0e channels are linear in the
+    forward: scalars (B, P, V), functions (B, K, 45, V) -> (B, irreps_out.dim, V).  0e channels are linear in the
     scalars; 2e to 8e are weighted sums over the K functions; voxels on their own say nothing of any other irrep: zeros.
     """
 
@@ -115,9 +115,9 @@ class VoxelHead(nn.Module):
             elif dim == 1:
                 parts.append(factors)
             else:
-                block = functions[:, first : first + dim]
+                block = functions[:, :, first : first + dim]
                 for own in factors.split(self.channels, dim=1):
-                    parts.append((block * own.unsqueeze(1)).sum(2))
+                    parts.append((block * own.unsqueeze(2)).sum(1))
         return torch.cat(parts, dim=1)
 
 
@@ -169,9 +169,9 @@ def bounded(scalars: Tensor) -> Tensor:
 
 
 def powers(functions: Tensor, sizes: list[int]) -> Tensor:
-    """(B, L K, V) invariants of functions (B, n, K, V): the mean itself, and the root power of higher degrees."""
-    parts = functions.split(sizes, dim=1)
-    found = [parts[0].squeeze(1)]
+    """(B, L K, V) invariants of functions (B, K, n, V): the mean itself, and the root power of higher degrees."""
+    parts = functions.split(sizes, dim=2)
+    found = [parts[0].squeeze(2)]
     for part in parts[1:]:
-        found.append((part.square().sum(1) + 1e-5).sqrt())
+        found.append((part.square().sum(2) + 1e-5).sqrt())
     return torch.cat(found, dim=1)

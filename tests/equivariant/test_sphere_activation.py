@@ -110,7 +110,7 @@ def test_a_grid_without_the_symmetry_of_the_cube_is_not_equivariant():
 def test_the_identity_between_two_linear_maps_is_linear_in_the_coefficients():
     activation, x = layer(activation="identity"), field(FIELD)
     weight = activation.narrow.weight @ activation.widen.weight
-    mixed = from_functions(torch.einsum("kj,bnjxyz->bnkxyz", weight, to_functions(x, 3, 8)), 8)
+    mixed = from_functions(torch.einsum("kj,bjnxyz->bknxyz", weight, to_functions(x, 3, 8)), 8)
     offset = activation(torch.zeros_like(x))
     assert_close(activation(x) - offset, mixed)
     assert_close(offset[:, 3:], torch.zeros_like(offset[:, 3:]))  # a constant is l = 0
@@ -238,6 +238,6 @@ def test_reordering_into_functions_and_back_is_the_identity():
     functions = to_functions(x, 3, 8)
     assert_close(from_functions(functions, 8), x)
     g = GROUP[17]
-    turned = to_functions(act_on_field(g, x, FIELD), 3, 8)[:, :, 1]  # one function alone turns by itself
+    turned = to_functions(act_on_field(g, x, FIELD), 3, 8)[:, 1]  # one function alone turns by itself
     one = "1x0e+1x2e+1x4e+1x6e+1x8e"
-    assert_close(turned, act_on_field(g, functions[:, :, 1], one))
+    assert_close(turned, act_on_field(g, functions[:, 1], one))

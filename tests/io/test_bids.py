@@ -50,6 +50,20 @@ class TestDataList:
         assert items[2]["label"] == str(truth / "sub-02/ses-a/dwi/sub-02_ses-a_run-2_dseg.nii.gz")
         assert [("mask" in item) for item in items] == [True, False, False, False]
 
+    def test_of_several_endings_the_first_that_is_there_is_the_label(self, root):
+        truth = root / "derivatives" / "ground-truth" / "sub-01" / "dwi"
+        touch(truth / "sub-01_peaks.nii.gz")
+        items = data_list(root, labels={"label": ("fod", "peaks", "dseg")})
+        assert [Path(item["label"]).name for item in items[:2]] == [
+            "sub-01_peaks.nii.gz", "sub-02_ses-a_run-1_dseg.nii.gz",
+        ]  # fmt: skip
+        touch(truth / "sub-01_fod.nii.gz")
+        assert data_list(root, labels={"label": ("fod", "peaks")}, missing="drop")[0]["label"].endswith(
+            "_fod.nii.gz"
+        )
+        with pytest.raises(FileNotFoundError, match=r"no sub-01_nothing.nii.gz"):
+            data_list(root, labels={"label": ("nothing", "other")})
+
     def test_a_preprocessed_scan_finds_the_mask_beside_it(self, tmp_path):
         stem = tmp_path / "sub-01" / "dwi" / "sub-01"
         touch(Path(f"{stem}_desc-preproc_dwi.nii.gz"), Path(f"{stem}_desc-brain_mask.nii.gz"))
