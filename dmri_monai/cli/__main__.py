@@ -2,4 +2,5 @@
 
 from dmri_monai.cli import app
 
-app(prog_name="dmri-monai")
+if __name__ == "__main__":
+    app(prog_name="dmri-monai")
