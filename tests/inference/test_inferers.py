@@ -117,6 +117,20 @@ def test_estimate_from_a_piece_is_the_peak_of_the_whole():
     assert memory.peak <= estimate <= 2 * memory.peak
 
 
+def test_what_a_network_builds_once_does_not_count_as_if_it_grew():
+    built = []
+
+    def run(part):
+        built.append(torch.zeros(2_000_000) if not built else None)  # 8 MB, as a kernel
+        return part * 2
+
+    image = volume(48, 40, 44)
+    inferer = VolumeInferer(memory_gib=image.nelement() * 4 * 4 / 2**30)
+    inferer(image, run)
+    assert inferer.deviation == 0.0
+    assert len(built) == 3  # two estimates, and the whole volume
+
+
 def test_outputs_of_deep_supervision_pass_through():
     levels = [torch.zeros(1, 2, 8, 8, 8), torch.zeros(1, 2, 4, 4, 4)]
     assert FullVolumeInferer()(volume(8, 8, 8), lambda x: levels) is levels
