@@ -82,7 +82,8 @@ def write_description(out: Path, source: Path) -> None:
     """`dataset_description.json` of the derivatives; ValueError where another tool's data set lies in the folder."""
     path = out / "dataset_description.json"
     if path.is_file():
-        makers = read_json(path).get("GeneratedBy") or []
+        makers = read_json(path).get("GeneratedBy")
+        makers = makers if isinstance(makers, list) else []
         if not any(isinstance(m, dict) and m.get("Name") == "dmri_monai" for m in makers):
             raise ValueError(f"{path} was not written by dmri_monai: choose a folder of its own")
     content = {

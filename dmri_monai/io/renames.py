@@ -1,4 +1,4 @@
-"""Files renamed together: a note of all renames comes first, so that what a kill interrupts can be brought to its end."""
+"""Files renamed together: a note of all renames comes first, so that what a kill interrupts can be finished."""
 
 from __future__ import annotations
 
