@@ -41,7 +41,7 @@ from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
 root, data, out = sys.argv[1:]
 settings = dict(device="cpu", bundle_root=root + "/bundle", dataset_dir=data, output_dir=out, mlflow=False, size="tiny",
-    spacing_mm=[4.0, 4.0, 4.0], crop_size=[32, 32, 32], max_epochs=7, cache_rate=1.0)
+    spacing_mm=[4.0, 4.0, 4.0], crop_size=[32, 32, 32], max_epochs=6, cache_rate=1.0)
 configs = Path(root, "bundle", "configs")
 workflow = ConfigWorkflow(config_file=str(configs / "train.json"), meta_file=str(configs / "metadata.json"),
     logging_file=False, workflow_type="train", **settings)
@@ -174,7 +174,7 @@ def loops(sides: dict[str, Path], runs: int, folder: Path) -> None:
     data = folder / "data"
     write_dataset(
         data,
-        subjects=10,
+        subjects=5,
         seed=0,
         shape=(40, 48, 40),
         spacing_mm=(4.0, 4.0, 4.0),
