@@ -241,7 +241,7 @@ def _index_rows(out: Path, outcomes: Sequence[Outcome]) -> list[IndexRow]:
         if "ModelSHA256" in record:
             page = out / f"{result_stem(sidecar.with_suffix('.nii.gz')).split('_')[0]}.html"
             link = page.name if page.is_file() else None
-            warnings = tuple(map(str, record.get("Warnings", [])))
+            warnings = tuple(map(str, listed)) if isinstance(listed := record.get("Warnings"), list) else ()
             rows.append(
                 IndexRow(str(record.get("Scan")), str(record.get("Task")), "predicted", warnings, link)
             )

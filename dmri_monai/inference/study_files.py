@@ -13,6 +13,7 @@ from dmri_monai.inference.model import TrainedModel
 from dmri_monai.inference.result import result_stem
 from dmri_monai.inference.weights import digest_of
 from dmri_monai.io.json_sidecar import read_json
+from dmri_monai.io.leftovers import finish_renames
 from dmri_monai.io.writing import replacing
 from dmri_monai.transforms import LoadDWId
 
@@ -58,6 +59,9 @@ def meaning(task: str) -> dict[str, Any]:
 
 def is_done(places: Mapping[str, Path], scan: Path, model: TrainedModel) -> bool:
     """Whether the prediction of `scan` by these weights is there, whole."""
+    if not places["sidecar"].parent.is_dir():
+        return False
+    finish_renames(places["sidecar"].parent)
     if not (places["prediction"].is_file() and places["sidecar"].is_file()):
         return False
     try:
@@ -78,7 +82,8 @@ def write_description(out: Path, source: Path) -> None:
     """`dataset_description.json` of the derivatives; ValueError where another tool's data set lies in the folder."""
     path = out / "dataset_description.json"
     if path.is_file():
-        makers = read_json(path).get("GeneratedBy") or []
+        makers = read_json(path).get("GeneratedBy")
+        makers = makers if isinstance(makers, list) else []
         if not any(isinstance(m, dict) and m.get("Name") == "dmri_monai" for m in makers):
             raise ValueError(f"{path} was not written by dmri_monai: choose a folder of its own")
     content = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -14,8 +15,8 @@ from tqdm import tqdm
 
 from dmri_monai.inference.bundle_config import check_path, current_config
 from dmri_monai.inference.model import first_cause, load_model
-from dmri_monai.inference.weights import save_model
-from dmri_monai.integrations.bundle_export import write_bundle
+from dmri_monai.inference.weights import read_weights, save_model
+from dmri_monai.integrations.bundle_export import OWN_WEIGHTS, write_bundle
 from dmri_monai.io import bids, read_dwi, write_nifti
 from dmri_monai.io.nifti import nifti_stem
 from dmri_monai.io.writing import replacing
@@ -26,6 +27,8 @@ __all__ = ["OnImage", "check_request", "publish", "write_label_bundle", "write_s
 
 logger = logging.getLogger(__name__)
 
+STUDIES = "MONAI_LABEL_STUDIES"  # environment variable in which the server keeps the path of its studies
+LONGEST = 500  # characters of an error that the server answers with
 Preview = Literal["b0", "fa", "none"]
 DEVICE = "$torch.device('cuda' if torch.cuda.is_available() else 'cpu')"  # of the configs
 # of train.json under the server: it names the items, and the served model is where it begins and what it replaces
@@ -44,24 +47,53 @@ class OnImage(Transform):
     """Run `transform` on the image of a server's request alone, and add what it makes to the request.
 
     MONAI takes every entry whose name begins with "image_" for meta data, and the server's `image_path` is a string;
-    the server, in turn, needs its own entries later.  A scan that cannot be read becomes HTTP error 400 with a message.
+    the server, in turn, needs its own entries later.  A scan that cannot be read, or is none of the server's studies,
+    becomes HTTP error 400 with a message: the server itself takes any path of the machine as a scan.  So do `weights`
+    that are not what the description beside them says, and others that a request names: the server would load them.
     """
 
-    def __init__(self, transform: Compose) -> None:
-        self.transform = transform
+    def __init__(self, transform: Compose, weights: str | None = None) -> None:
+        self.transform, self.weights = transform, None if weights is None else Path(weights)
+        self._checked: tuple[int, int] | None = None
 
     def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
         try:
+            _require_study(data["image"])
+            self._require_own_weights(data.get("model_filename"))
             return {**data, **self.transform({"image": data["image"]})}
-        except (ValueError, TypeError, OSError, RuntimeError, MemoryError) as error:
+        except Exception as error:  # whatever a request holds
             raise _refusal(error) from error
+
+    def _require_own_weights(self, named: Any) -> None:
+        if self.weights is None:
+            return
+        name = named[0] if isinstance(named, list) and named else named
+        if name not in (None, self.weights.name):
+            raise ValueError(f"the weights of this server are {self.weights.name}, not {str(name)[:100]!r}")
+        state = self.weights.stat()
+        if self._checked != (state.st_mtime_ns, state.st_ino):
+            read_weights(self.weights)
+            self._checked = (state.st_mtime_ns, state.st_ino)
+
+
+def _require_study(image: Any) -> None:
+    """ValueError or TypeError for an image that is not a file, or the target of a link, in the server's studies."""
+    studies = os.environ.get(STUDIES)
+    if studies is None:
+        return
+    if not isinstance(image, str):
+        raise TypeError(f"image is {type(image).__name__}, expected the name of a study")
+    with os.scandir(studies) as entries:
+        known = {os.path.realpath(entry.path) for entry in entries if entry.is_file()}
+    if os.path.realpath(image) not in known:
+        raise ValueError(f"not one of the studies of this server: {image[:100]!r}")
 
 
 def _refusal(error: Exception) -> Exception:
     """`error` as the server's own kind, with the message of its first cause."""
     from fastapi import HTTPException  # comes with MONAI Label
 
-    message = str(first_cause(error))
+    message = str(first_cause(error))[:LONGEST] or type(error).__name__
     logger.error("%s", message)
     return HTTPException(status_code=400, detail=message)
 
@@ -169,9 +201,13 @@ def _for_the_server(name: str, config: dict[str, Any]) -> None:
     publishing.
     """
     if name == "inference.json":
+        config["model"] = config["model"].replace(
+            "@device", "None"
+        )  # the server puts a request's words there
         config["on_image"] = config["preprocessing"]
         config["postprocessing"] = config["postprocessing"].replace("@preprocessing", "@on_image")
         wrapped = {"_target_": "dmri_monai.integrations.OnImage", "transform": "@on_image"}
+        wrapped["weights"] = f"${OWN_WEIGHTS}"
         config["preprocessing"] = {"_target_": "monai.transforms.Compose", "transforms": [wrapped]}
     elif name == "train.json":
         config |= TRAINING
