@@ -26,10 +26,8 @@ from dmri_monai.inference.study_files import (
     sources_digest,
     write_description,
 )
-from dmri_monai.io.json_sidecar import read_json
+from dmri_monai.inference.study_pages import page_of, write_study_index, write_subject_page
 from dmri_monai.io.locking import locked
-from dmri_monai.report import write_report
-from dmri_monai.report.index import IndexRow, write_index
 from dmri_monai.scan import Scan
 from dmri_monai.signals import end_on_sigterm
 
@@ -102,30 +100,28 @@ def predict_study(
     loaded once per process; ValueError or OSError before any work where one of them cannot be used, or another study
     is being written to `out`.
     """
-    for name in options.models:
-        _ = load_model(name, "cpu").task
+    tasks = [load_model(name, "cpu").task.name for name in options.models]
+    items = [dict(item) for item in items]
     with locked(out, "a study", _share(os.environ)):
         write_description(out, source)
-        todo = own_share([dict(item) for item in items])
-        outcomes = list(_outcomes(todo, source, out, options))
-        write_index(out / "index.html", _index_rows(out, outcomes), title=f"Predictions of {source.name}")
+        outcomes = list(_outcomes(own_share(_by_subject(items)), source, out, options))
+        scans = [Path(item["image"]) for item in items]
+        failed = {o.scan: "; ".join(o.messages) for o in outcomes if o.status == "failed"}
+        write_study_index(out, source, scans, tasks, failed)
     return outcomes
 
 
 def _outcomes(
-    items: Sequence[dict[str, Any]], source: Path, out: Path, options: StudyOptions
+    subjects: Sequence[list[dict[str, Any]]], source: Path, out: Path, options: StudyOptions
 ) -> Iterator[Outcome]:
     """The scans one subject after the other, with a progress bar."""
-    subjects = _by_subject(items)
-    bar = tqdm(total=len(items), desc="scans", unit="scan", smoothing=0.1)
-    if options.workers <= 1:
-        models = _load(options)
-        for group in subjects:
-            yield from _shown(bar, _predict_subject(group, source, out, options, models))
-        bar.close()
-        return
-    yield from _parallel(subjects, source, out, options, bar)
-    bar.close()
+    with tqdm(total=sum(map(len, subjects)), desc="scans", unit="scan", smoothing=0.1) as bar:
+        if options.workers <= 1:
+            models = _load(options)
+            for group in subjects:
+                yield from _shown(bar, _predict_subject(group, source, out, options, models))
+        else:
+            yield from _parallel(subjects, source, out, options, bar)
 
 
 def _parallel(
@@ -189,60 +185,34 @@ def _predict_subject(
     options: StudyOptions,
     models: Sequence[TrainedModel],
 ) -> list[Outcome]:
-    outcomes, cases, tables = [], [], []
-    for item in group:
-        path = Path(item["image"])
-        places = {model.task.name: places_of(path, source, out, model.task.name) for model in models}
-        try:
-            if options.resume and all(is_done(places[m.task.name], path, m) for m in models):
-                outcomes.append(Outcome(str(path), "resumed"))
-                continue
-            scan = Scan.read(path, **options.reader)
-            sources = {
-                "Sources": [f"bids:raw:{relative_to(path, source)}"],
-                "SourcesSHA256": sources_digest(path),
-            }
-            warnings: dict[str, None] = {}
-            for model in models:
-                found = model.predict(scan, ensemble=options.ensemble, window=options.window)
-                more = {**sources, **meaning(model.task.name)}
-                overwrite = options.overwrite or options.resume
-                found.write_to(places[model.task.name], more=more, overwrite=overwrite)
-                warnings |= dict.fromkeys(found.warnings)
-                cases.append(found.case())
-                tables += [{"scan": path.name, "task": model.task.name, "warning": w} for w in found.warnings]
-            outcomes.append(Outcome(str(path), "predicted", tuple(warnings)))
-        except (ValueError, TypeError, OSError, RuntimeError, MemoryError) as error:
-            logger.debug("failed: %s", path, exc_info=True)
-            message = " ".join(str(error).split()) or type(error).__name__
-            outcomes.append(Outcome(str(path), "failed", (message,)))
-    if cases and options.reports:
-        name = _subject_of(group[0])
-        shown = {"Warnings": tables} if tables else {}
-        write_report(out / f"{name}.html", cases, title=f"Predictions of {name}", tables=shown)
+    paths = [Path(item["image"]) for item in group]
+    outcomes = [_predict_scan(path, source, out, options, models) for path in paths]
+    page = page_of(paths[0], source, out)
+    new = any(outcome.status != "resumed" for outcome in outcomes)
+    if options.reports and (
+        new or not page.is_file()
+    ):  # a run may be killed between the last map and its page
+        write_subject_page(paths, source, out, options.reader)
     return outcomes
 
 
-def _subject_of(item: Mapping[str, Any]) -> str:
-    stem = result_stem(Path(item["image"]))
-    first = stem.split("_")[0]
-    return first if first.startswith("sub-") else str(item.get("subject") or stem)
-
-
-def _index_rows(out: Path, outcomes: Sequence[Outcome]) -> list[IndexRow]:
-    """One row for each map in `out`, and for each scan that failed in this run."""
-    rows = [
-        IndexRow(Path(outcome.scan).name, "", "failed", outcome.messages, None)
-        for outcome in outcomes
-        if outcome.status == "failed"
-    ]
-    for sidecar in sorted(out.rglob("*.json")):
-        record = read_json(sidecar) if sidecar.with_suffix(".nii.gz").is_file() else {}
-        if "ModelSHA256" in record:
-            page = out / f"{result_stem(sidecar.with_suffix('.nii.gz')).split('_')[0]}.html"
-            link = page.name if page.is_file() else None
-            warnings = tuple(map(str, record.get("Warnings", [])))
-            rows.append(
-                IndexRow(str(record.get("Scan")), str(record.get("Task")), "predicted", warnings, link)
-            )
-    return rows
+def _predict_scan(
+    path: Path, source: Path, out: Path, options: StudyOptions, models: Sequence[TrainedModel]
+) -> Outcome:
+    places = {model.task.name: places_of(path, source, out, model.task.name) for model in models}
+    try:
+        if options.resume and all(is_done(places[m.task.name], path, m) for m in models):
+            return Outcome(str(path), "resumed")
+        scan = Scan.read(path, **options.reader)
+        uri = f"bids:raw:{relative_to(path, source)}"
+        sources = {"Sources": [uri], "SourcesSHA256": sources_digest(path)}
+        warnings: dict[str, None] = {}
+        for model in models:
+            found = model.predict(scan, ensemble=options.ensemble, window=options.window)
+            more = {**sources, **meaning(model.task.name, uri)}
+            found.write_to(places[model.task.name], more=more, overwrite=options.overwrite or options.resume)
+            warnings |= dict.fromkeys(found.warnings)
+        return Outcome(str(path), "predicted", tuple(warnings))
+    except (ValueError, TypeError, OSError, RuntimeError, MemoryError) as error:
+        logger.debug("failed: %s", path, exc_info=True)
+        return Outcome(str(path), "failed", (" ".join(str(error).split()) or type(error).__name__,))
