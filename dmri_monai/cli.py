@@ -17,6 +17,7 @@ import typer
 
 import dmri_monai
 from dmri_monai.signals import end_on_sigterm
+from dmri_monai.warning_lines import tell_warning, warning_lines
 
 __all__ = ["app"]
 
@@ -30,6 +31,12 @@ BvecsOption = Annotated[
     ),
 ]
 B0Option = Annotated[float, typer.Option(min=0, help="Volumes with b up to this (s/mm²) are b0.")]
+ModelsB0Option = Annotated[
+    float | None,
+    typer.Option(
+        min=0, help="Volumes with b up to this (s/mm²) are b0; if not given, as in the model's training."
+    ),
+]
 UNNEEDED = ("mlflow", "ignite", "matplotlib", "sklearn", "pandas", "skimage", "tensorboard")
 FOUND, FAILED = 1, 2  # exit codes: a check found something; the command could not do its work
 
@@ -79,11 +86,13 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def main(
+    context: typer.Context,
     show_version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     """Deep learning on diffusion MRI with MONAI."""
+    context.with_resource(warning_lines())
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="surrogateescape")  # names of files may hold bytes that are no text
@@ -221,6 +230,8 @@ def report(
     out: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("report.html"),
     title: Annotated[str, typer.Option(help="Heading of the page.")] = "Diffusion MRI report",
     neurological: Annotated[bool, typer.Option(help="Show the patient's left on the left.")] = False,
+    bvecs: BvecsOption = "auto",
+    b0_threshold: B0Option = 50.0,
 ) -> None:
     """Write a self-contained HTML report of predicted labels or fibre peaks.
 
@@ -232,11 +243,12 @@ def report(
         raise ValueError("a folder of outputs needs --data, the BIDS data set with the scans")
     from dmri_monai.report import case_from_files, cases_from_folder, read_class_names, write_report
 
+    reader: dict[str, Any] = {"bvecs": bvecs, "b0_threshold": b0_threshold}
     if image is not None:
         class_names = read_class_names(names) if names else {}
-        cases = [case_from_files(image, prediction, truth, class_names=class_names)]
+        cases = [case_from_files(image, prediction, truth, class_names=class_names, reader=reader)]
     elif outputs is not None and data is not None:
-        cases = cases_from_folder(outputs, data, suffix=suffix)
+        cases = cases_from_folder(outputs, data, suffix=suffix, reader=reader)
     provenance = {"dmri_monai": dmri_monai.__version__} | {p: version(p) for p in ("torch", "monai")}
     side: Literal["neurological", "radiological"] = "neurological" if neurological else "radiological"
     typer.echo(write_report(out, cases, title=title, provenance=provenance, convention=side))
@@ -350,7 +362,7 @@ def predict(
         bool, typer.Option("--overwrite", help="Replace files that no prediction wrote.")
     ] = False,
     bvecs: BvecsOption = "auto",
-    b0_threshold: B0Option = 50.0,
+    b0_threshold: ModelsB0Option = None,
     filters: Annotated[
         list[str] | None,
         typer.Option(
@@ -368,7 +380,8 @@ def predict(
     scan that fails is reported and the others are done (exit code 1); under torchrun or in a SLURM array each process
     takes its share.  Scans are checked first; what looks wrong is printed, and stands in sidecar and report.
     """
-    reader: dict[str, Any] = {"bvecs": bvecs, "b0_threshold": b0_threshold}
+    reader: dict[str, Any] = {"bvecs": bvecs}
+    reader |= {} if b0_threshold is None else {"b0_threshold": b0_threshold}
     models = _models(task, checkpoint)
     if scan.is_dir():
         _predict_study(
@@ -392,12 +405,12 @@ def predict(
 
     loaded = [load_model(name, device) for name in models]
     _ = [model.task for model in loaded]  # a pretrained network is refused before the scan is read
-    read = Scan.read(scan, **reader)
+    read = Scan.read(scan, **{"b0_threshold": loaded[0].spec.b0_threshold, **reader})
     for model in loaded:
         found = model.predict(read, ensemble=ensemble, window=window)
         found = found.write(out, report=bool(report), overwrite=overwrite)
         for warning in found.warnings if model is loaded[0] else ():
-            typer.echo(f"warning: {warning}", err=True)
+            tell_warning(warning)
         for path in found.files.values():
             typer.echo(path)
 
@@ -420,9 +433,14 @@ def _predict_study(
     source: Path, out: Path, *, entities: list[str], reader: dict[str, Any], **options: Any
 ) -> None:
     """`predict` of a folder."""
+    from dmri_monai.inference.released import find_weights
+    from dmri_monai.inference.spec import ModelSpec, spec_path
     from dmri_monai.inference.study import StudyOptions, predict_study
     from dmri_monai.io import scans
 
+    if "b0_threshold" not in reader:
+        spec = ModelSpec.load(spec_path(find_weights(options["models"][0])))
+        reader = {**reader, "b0_threshold": spec.b0_threshold}
     wanted = dict(_entity(text) for text in entities)
     items = scans(source, filters=wanted or None, b0_threshold=reader["b0_threshold"])
     outcomes = predict_study(items, source, out, StudyOptions(reader=reader, **options))
@@ -491,11 +509,16 @@ def label_studies(
     labels: Annotated[
         str | None, typer.Option(help="Ending of derivatives that are final labels: dseg, lesion.")
     ] = None,
+    bvecs: BvecsOption = "auto",
+    b0_threshold: B0Option = 50.0,
 ) -> None:
     """Lay out the scans of a BIDS folder as MONAI Label wants them, by links."""
     from dmri_monai.integrations.monailabel import write_studies
 
-    typer.echo(f"{len(write_studies(bids_dir, out, preview=preview, labels=labels))} studies in {out}")
+    studies = write_studies(
+        bids_dir, out, preview=preview, labels=labels, bvecs=bvecs, b0_threshold=b0_threshold
+    )
+    typer.echo(f"{len(studies)} studies in {out}")
 
 
 @app.command("label-bundle")

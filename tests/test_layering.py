@@ -13,7 +13,7 @@ import pytest
 PACKAGE = "dmri_monai"
 ROOT = Path(__file__).resolve().parents[1] / PACKAGE
 RANKS = (
-    ("gradients", "so3", "lazy", "flags", "parallel", "out_of_memory", "signals"),
+    ("gradients", "so3", "lazy", "flags", "parallel", "out_of_memory", "signals", "warning_lines"),
     ("qspace", "equivariant", "failures"),
     ("artifacts", "io", "networks"),
     ("scan", "transforms", "losses", "metrics", "testing"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -30,6 +31,7 @@ from dmri_monai.inference.study_pages import page_of, write_study_index, write_s
 from dmri_monai.io.locking import locked
 from dmri_monai.scan import Scan
 from dmri_monai.signals import end_on_sigterm
+from dmri_monai.warning_lines import show_warning_lines, tell_warning
 
 __all__ = ["StudyOptions", "own_share", "predict_study"]
 
@@ -150,7 +152,10 @@ def _shown(bar: Any, outcomes: Sequence[Outcome]) -> Iterator[Outcome]:
     for outcome in outcomes:
         bar.update()
         for message in outcome.messages:
-            tqdm.write(f"{outcome.status}: {outcome.scan}: {message}")
+            if outcome.status == "failed":
+                tqdm.write(f"failed: {outcome.scan}: {message}", file=sys.stderr)
+            else:
+                tell_warning(f"{outcome.scan}: {message}")
         yield outcome
 
 
@@ -159,6 +164,7 @@ _models: list[TrainedModel] = []  # of a worker process
 
 def _start_worker(options: StudyOptions) -> None:
     end_on_sigterm()
+    show_warning_lines()
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // options.workers))
     _models.extend(_load(options))
 
