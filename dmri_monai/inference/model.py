@@ -16,6 +16,7 @@ from torch import nn
 import dmri_monai
 from dmri_monai.check import check, quick_check
 from dmri_monai.check.quality import estimate_snr
+from dmri_monai.failures import first_cause, naming_scan
 from dmri_monai.gradients import B0_THRESHOLD
 from dmri_monai.inference.architectures import SAMPLE_KEYS, build_network, to_device
 from dmri_monai.inference.encoding import encode, resample_scan
@@ -87,7 +88,8 @@ class TrainedModel:
 
         ValueError or TypeError for a scan that the model cannot use, such as one without its shells.
         """
-        return self._apply(self.preprocessing(scan), scan.item())
+        with naming_scan(scan.path):
+            return self._apply(self.preprocessing(scan), scan.item())
 
     def predict(
         self,
@@ -104,7 +106,7 @@ class TrainedModel:
         looks wrong is in `warnings`.  ValueError or TypeError for a scan the model cannot use, such as one without
         signal; MemoryError naming it and what to try where the memory does not suffice.
         """
-        with telling_memory(f"{scan.name} on {self.device}", MEMORY_ADVICE):
+        with telling_memory(f"{scan.name} on {self.device}", MEMORY_ADVICE), naming_scan(scan.path):
             return self._predict(scan, ensemble, window, memory_gib)
 
     def _predict(
@@ -263,10 +265,3 @@ def _snr(scan: Scan) -> tuple[float, ...]:
 def _directions_near(scan: Scan, bval: float, tolerance: float) -> int:
     """Number of directions of the shells that the model takes for its own at `bval`."""
     return sum(len(s.indices) for s in scan.table.shells() if abs(s.bval - bval) <= tolerance * bval)
-
-
-def first_cause(error: BaseException) -> BaseException:
-    """What MONAI's Compose and ConfigParser wrapped in RuntimeErrors."""
-    while isinstance(error, RuntimeError) and error.__cause__ is not None:
-        error = error.__cause__
-    return error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -18,7 +18,6 @@ from tqdm import tqdm
 
 from dmri_monai.inference.ensemble import Group
 from dmri_monai.inference.model import TrainedModel, load_model
-from dmri_monai.inference.result import result_stem
 from dmri_monai.inference.study_files import (
     is_done,
     meaning,
@@ -106,7 +105,7 @@ def predict_study(
     items = [dict(item) for item in items]
     with locked(out, "a study", _share(os.environ)):
         write_description(out, source)
-        outcomes = list(_outcomes(own_share(_by_subject(items)), source, out, options))
+        outcomes = list(_outcomes(own_share(_by_subject(items, source, out)), source, out, options))
         scans = [Path(item["image"]) for item in items]
         failed = {o.scan: "; ".join(o.messages) for o in outcomes if o.status == "failed"}
         write_study_index(out, source, scans, tasks, failed)
@@ -148,7 +147,7 @@ def _parallel(
             raise
 
 
-def _shown(bar: Any, outcomes: Sequence[Outcome]) -> Iterator[Outcome]:
+def _shown(bar: Any, outcomes: Iterable[Outcome]) -> Iterator[Outcome]:
     for outcome in outcomes:
         bar.update()
         for message in outcome.messages:
@@ -170,17 +169,18 @@ def _start_worker(options: StudyOptions) -> None:
 
 
 def _work(group: list[dict[str, Any]], source: Path, out: Path, options: StudyOptions) -> list[Outcome]:
-    return _predict_subject(group, source, out, options, _models)
+    return list(_predict_subject(group, source, out, options, _models))
 
 
 def _load(options: StudyOptions) -> list[TrainedModel]:
     return [load_model(name, options.device) for name in options.models]
 
 
-def _by_subject(items: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    groups: dict[str, list[dict[str, Any]]] = {}
+def _by_subject(items: Sequence[dict[str, Any]], source: Path, out: Path) -> list[list[dict[str, Any]]]:
+    """The scans that share a page."""
+    groups: dict[Path, list[dict[str, Any]]] = {}
     for item in items:
-        groups.setdefault(str(item.get("subject") or result_stem(Path(item["image"]))), []).append(item)
+        groups.setdefault(page_of(Path(item["image"]), source, out), []).append(item)
     return list(groups.values())
 
 
@@ -190,16 +190,21 @@ def _predict_subject(
     out: Path,
     options: StudyOptions,
     models: Sequence[TrainedModel],
-) -> list[Outcome]:
-    paths = [Path(item["image"]) for item in group]
-    outcomes = [_predict_scan(path, source, out, options, models) for path in paths]
+) -> Iterator[Outcome]:
+    """What became of each scan as soon as it is known; their page is written after the last."""
+    paths, outcomes = [Path(item["image"]) for item in group], []
+    for path in paths:
+        outcomes.append(_predict_scan(path, source, out, options, models))
+        yield outcomes[-1]
     page = page_of(paths[0], source, out)
-    new = any(outcome.status != "resumed" for outcome in outcomes)
-    if options.reports and (
-        new or not page.is_file()
-    ):  # a run may be killed between the last map and its page
-        write_subject_page(paths, source, out, options.reader)
-    return outcomes
+    new = any(outcome.status == "predicted" for outcome in outcomes)
+    # a run may have been killed between the last map and its page
+    if options.reports and (new or not page.is_file()):
+        shown = [path for path, done in zip(paths, outcomes, strict=True) if done.status != "failed"]
+        try:
+            write_subject_page(shown, source, out, options.reader)
+        except (ValueError, OSError, MemoryError) as error:  # the maps are there, and the next subject waits
+            logger.warning("no page for %s: %s", page.stem, error)
 
 
 def _predict_scan(

@@ -12,8 +12,9 @@ from typing import Any, Literal, get_args
 from monai.transforms import Compose, Transform
 from tqdm import tqdm
 
+from dmri_monai.failures import first_cause
 from dmri_monai.inference.bundle_config import check_path, current_config
-from dmri_monai.inference.model import first_cause, load_model
+from dmri_monai.inference.model import load_model
 from dmri_monai.inference.weights import save_model
 from dmri_monai.integrations.bundle_export import write_bundle
 from dmri_monai.io import bids, read_dwi, write_nifti

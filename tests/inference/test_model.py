@@ -312,6 +312,7 @@ def test_threshold_of_the_models_training_is_the_default(scan_from_b100, tmp_pat
     command = ["predict", str(scan_from_b100), "-o", str(tmp_path / "out"), "--checkpoint", str(own)]
     done = CliRunner().invoke(app, [*command, "--device", "cpu"])
     assert done.exit_code == 0, done.output
-    assert predict(scan_from_b100, checkpoint=own, device="cpu").values.shape == values(
-        next((tmp_path / "out").glob("*_dseg.nii.gz"))
-    ).shape
+    assert (
+        predict(scan_from_b100, checkpoint=own, device="cpu").values.shape
+        == values(next((tmp_path / "out").glob("*_dseg.nii.gz"))).shape
+    )
