@@ -14,7 +14,9 @@ from monai.data import MetaTensor
 from typer.testing import CliRunner
 
 import dmri_monai
-from dmri_monai.cli import Bvecs, Scheme, app
+from dmri_monai.cli import app
+from dmri_monai.cli.command import Bvecs
+from dmri_monai.cli.simulation_commands import Scheme
 from dmri_monai.gradients import B0_THRESHOLD, GradientTable
 from dmri_monai.io import read_dwi, write_dwi, write_nifti
 from dmri_monai.io.sidecars import BvecsChoice
@@ -248,7 +250,9 @@ def test_phantom_offers_every_gradient_scheme():
 @pytest.mark.parametrize(("nilearn", "anatomy"), [(True, "mni152"), (False, "procedural")])
 def test_phantom_falls_back_where_nilearn_is_absent(tmp_path, monkeypatch, nilearn, anatomy):
     asked = {}
-    monkeypatch.setattr("dmri_monai.cli.find_spec", lambda name: object() if nilearn else None)
+    monkeypatch.setattr(
+        "dmri_monai.cli.simulation_commands.find_spec", lambda name: object() if nilearn else None
+    )
     monkeypatch.setattr(
         "dmri_monai.phantom.write_dataset", lambda out, **options: asked.update(options) or out
     )
