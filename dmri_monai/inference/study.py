@@ -102,10 +102,10 @@ def predict_study(
     is being written to `out`.
     """
     tasks = [load_model(name, "cpu").task.name for name in options.models]
-    items = [dict(item) for item in items]
+    subjects = _by_subject(items, source, out)
     with locked(out, "a study", _share(os.environ)):
         write_description(out, source)
-        outcomes = list(_outcomes(own_share(_by_subject(items, source, out)), source, out, options))
+        outcomes = list(_outcomes(own_share(subjects), source, out, options))
         scans = [Path(item["image"]) for item in items]
         failed = {o.scan: "; ".join(o.messages) for o in outcomes if o.status == "failed"}
         write_study_index(out, source, scans, tasks, failed)
@@ -176,11 +176,11 @@ def _load(options: StudyOptions) -> list[TrainedModel]:
     return [load_model(name, options.device) for name in options.models]
 
 
-def _by_subject(items: Sequence[dict[str, Any]], source: Path, out: Path) -> list[list[dict[str, Any]]]:
+def _by_subject(items: Sequence[Mapping[str, Any]], source: Path, out: Path) -> list[list[dict[str, Any]]]:
     """The scans that share a page."""
     groups: dict[Path, list[dict[str, Any]]] = {}
     for item in items:
-        groups.setdefault(page_of(Path(item["image"]), source, out), []).append(item)
+        groups.setdefault(page_of(Path(item["image"]), source, out), []).append(dict(item))
     return list(groups.values())
 
 
@@ -220,7 +220,7 @@ def _predict_scan(
         warnings: dict[str, None] = {}
         for model in models:
             found = model.predict(scan, ensemble=options.ensemble, window=options.window)
-            more = {**sources, **meaning(model.task.name, uri)}
+            more = {**sources, **meaning(model.task.name, uri, model.weights.name)}
             found.write_to(places[model.task.name], more=more, overwrite=options.overwrite or options.resume)
             warnings |= dict.fromkeys(found.warnings)
         return Outcome(str(path), "predicted", tuple(warnings))

@@ -29,7 +29,6 @@ NAMES = {
     "orientation": "{stem}_model-dmrimonai{_desc}_param-direction_dwimap",
 }
 SPREAD = "{stem}_model-dmrimonai{_desc}_param-{task}spread_dwimap"
-MODEL = {"Description": "Neural network on spherical harmonics or on the measurements themselves"}
 UNITS = {"tissue": "class numbers", "lesion": "0 or 1", "crossings": "number of fibre populations"}
 DESCRIPTIONS = {
     "tissue": "Tissue of each voxel, as the file desc-tissue_dseg.tsv names it",
@@ -85,17 +84,24 @@ def places_of(path: Path, source: Path, out: Path, task: str) -> dict[str, Path]
     }
 
 
-def meaning(task: str, scan: str) -> dict[str, Any]:
-    """What a sidecar says of a map of `task`, in BIDS's words; scan: BIDS URI of the scan on whose grid it lies."""
-    common = {"Description": DESCRIPTIONS[task], "Units": UNITS.get(task, "arbitrary")}
+def meaning(task: str, scan: str, weights: str) -> dict[str, Any]:
+    """What a sidecar says of a map of `task`, in BIDS's words.
+
+    scan: BIDS URI of the scan on whose grid it lies.  weights: file name of the model's.
+    """
+    common = {
+        "Description": DESCRIPTIONS[task],
+        "Units": UNITS.get(task, "arbitrary"),
+        "Model": {"Description": "neural network of dmri_monai", "Parameters": {"Weights": weights}},
+    }
     if task == "tissue":
         return {**common, "SpatialReference": scan, "Manual": False}
     if task == "lesion":
         return {**common, "SpatialReference": scan, "Type": "Lesion"}
     if task == "crossings":
-        return {**common, "Model": MODEL}
+        return common
     encoding = {"Type": "unit3vector", "EncodingAxis": 3, "Reference": "xyz", "AntipodalSymmetry": True}
-    return {**common, "Model": MODEL, "OrientationEncoding": encoding}
+    return {**common, "OrientationEncoding": encoding}
 
 
 def is_done(places: Mapping[str, Path], scan: Path, model: TrainedModel) -> bool:

@@ -225,11 +225,12 @@ def test_root_of_the_derivatives_explains_them(done):
 
 def test_sidecars_say_what_bids_asks_of_each_map():
     scan = "bids:raw:sub-01/dwi/sub-01_dwi.nii.gz"
-    assert all("Description" in meaning(task, scan) and "Units" in meaning(task, scan) for task in TASKS)
-    assert meaning("tissue", scan)["SpatialReference"] == scan
-    assert meaning("lesion", scan)["Type"] == "Lesion"
-    encoding = meaning("orientation", scan)["OrientationEncoding"]
-    assert encoding == {
+    said = {task: meaning(task, scan, "own.pt") for task in TASKS}
+    assert all({"Description", "Units", "Model"} <= set(record) for record in said.values())
+    assert said["tissue"]["SpatialReference"] == scan
+    assert said["lesion"]["Type"] == "Lesion"
+    assert said["crossings"]["Model"]["Parameters"] == {"Weights": "own.pt"}
+    assert said["orientation"]["OrientationEncoding"] == {
         "Type": "unit3vector",
         "EncodingAxis": 3,
         "Reference": "xyz",
