@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from os import PathLike
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
-
-from ignite.engine import Engine, Events
 
 from dmri_monai.out_of_memory import ran_out_of_memory, telling_memory
 
 __all__ = ["NameScans", "first_cause", "naming_scan", "on_failure", "scans_of"]
 
-Handler = Callable[[Engine, BaseException], None]
+if TYPE_CHECKING:  # prediction does not need ignite, whose import takes a second
+    from ignite.engine import Engine
+
+Handler = Callable[[Any, BaseException], None]
 KINDS = (ValueError, TypeError, OSError, FloatingPointError)  # kinds of errors that stay what they are
 TOLD = "dmri_monai_told"  # marks an error that has the scans it is about in its message
 TRAINING_ADVICE = "try a smaller --crop_size or --batch_size, `--amp true`, or larger voxels (--spacing_mm)"
@@ -30,6 +31,8 @@ def on_failure(engine: Engine, handler: Handler) -> None:
     ignite itself swallows an error that has a handler, and leaves out all handlers after one that raises.  What an
     iteration raises names the scans of its batch, a lack of memory as MemoryError.
     """
+    from ignite.engine import Events
+
     if engine not in _handlers:
         _handlers[engine] = []
         engine.add_event_handler(Events.EXCEPTION_RAISED, _fail)
