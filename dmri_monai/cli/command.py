@@ -12,8 +12,9 @@ import typer
 
 import dmri_monai
 from dmri_monai.signals import end_on_sigterm
+from dmri_monai.warning_lines import warning_lines
 
-__all__ = ["FOUND", "B0Option", "BvecsOption", "app", "checked_device", "command"]
+__all__ = ["FOUND", "B0Option", "BvecsOption", "ModelsB0Option", "app", "checked_device", "command"]
 
 Bvecs = Literal["auto", "fsl", "dipy", "mrtrix", "eddy"]  # those of dmri_monai.io
 BvecsOption = Annotated[
@@ -24,6 +25,12 @@ BvecsOption = Annotated[
     ),
 ]
 B0Option = Annotated[float, typer.Option(min=0, help="Volumes with b up to this (s/mm²) are b0.")]
+ModelsB0Option = Annotated[
+    float | None,
+    typer.Option(
+        min=0, help="Volumes with b up to this (s/mm²) are b0; if not given, as in the model's training."
+    ),
+]
 FOUND, FAILED = 1, 2  # exit codes: a check found something; the command could not do its work
 
 app = typer.Typer(
@@ -76,11 +83,13 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def main(
+    context: typer.Context,
     show_version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     """Deep learning on diffusion MRI with MONAI."""
+    context.with_resource(warning_lines())
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="surrogateescape")  # names of files may hold bytes that are no text

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from dmri_monai.cli.command import command
+from dmri_monai.cli.command import B0Option, BvecsOption, command
 
 __all__ = ["export", "export_bundle", "label_bundle", "label_studies", "register_model", "runs"]
 
@@ -45,11 +45,16 @@ def label_studies(
     labels: Annotated[
         str | None, typer.Option(help="Ending of derivatives that are final labels: dseg, lesion.")
     ] = None,
+    bvecs: BvecsOption = "auto",
+    b0_threshold: B0Option = 50.0,
 ) -> None:
     """Lay out the scans of a BIDS folder as MONAI Label wants them, by links."""
     from dmri_monai.integrations.monailabel import write_studies
 
-    typer.echo(f"{len(write_studies(bids_dir, out, preview=preview, labels=labels))} studies in {out}")
+    studies = write_studies(
+        bids_dir, out, preview=preview, labels=labels, bvecs=bvecs, b0_threshold=b0_threshold
+    )
+    typer.echo(f"{len(studies)} studies in {out}")
 
 
 @command("label-bundle")

@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from dmri_monai.cli.command import FOUND, B0Option, BvecsOption, checked_device, command
+from dmri_monai.cli.command import FOUND, BvecsOption, ModelsB0Option, checked_device, command
+from dmri_monai.warning_lines import tell_warning
 
 __all__ = ["predict"]
 
@@ -50,7 +51,7 @@ def predict(
         bool, typer.Option("--overwrite", help="Replace files that no prediction wrote.")
     ] = False,
     bvecs: BvecsOption = "auto",
-    b0_threshold: B0Option = 50.0,
+    b0_threshold: ModelsB0Option = None,
     filters: Annotated[
         list[str] | None,
         typer.Option(
@@ -68,7 +69,8 @@ def predict(
     scan that fails is reported and the others are done (exit code 1); under torchrun or in a SLURM array each process
     takes its share.  Scans are checked first; what looks wrong is printed, and stands in sidecar and report.
     """
-    reader: dict[str, Any] = {"bvecs": bvecs, "b0_threshold": b0_threshold}
+    reader: dict[str, Any] = {"bvecs": bvecs}
+    reader |= {} if b0_threshold is None else {"b0_threshold": b0_threshold}
     models = _models(task, checkpoint)
     if scan.is_dir():
         _predict_study(
@@ -92,12 +94,12 @@ def predict(
 
     loaded = [load_model(name, device) for name in models]
     _ = [model.task for model in loaded]  # a pretrained network is refused before the scan is read
-    read = Scan.read(scan, **reader)
+    read = Scan.read(scan, **{"b0_threshold": loaded[0].spec.b0_threshold, **reader})
     for model in loaded:
         found = model.predict(read, ensemble=ensemble, window=window)
         found = found.write(out, report=bool(report), overwrite=overwrite)
         for warning in found.warnings if model is loaded[0] else ():
-            typer.echo(f"warning: {warning}", err=True)
+            tell_warning(warning)
         for path in found.files.values():
             typer.echo(path)
 
@@ -120,9 +122,14 @@ def _predict_study(
     source: Path, out: Path, *, entities: list[str], reader: dict[str, Any], **options: Any
 ) -> None:
     """`predict` of a folder."""
+    from dmri_monai.inference.released import find_weights
+    from dmri_monai.inference.spec import ModelSpec, spec_path
     from dmri_monai.inference.study import StudyOptions, predict_study
     from dmri_monai.io import scans
 
+    if "b0_threshold" not in reader:
+        spec = ModelSpec.load(spec_path(find_weights(options["models"][0])))
+        reader = {**reader, "b0_threshold": spec.b0_threshold}
     wanted = dict(_entity(text) for text in entities)
     items = scans(source, filters=wanted or None, b0_threshold=reader["b0_threshold"])
     outcomes = predict_study(items, source, out, StudyOptions(reader=reader, **options))

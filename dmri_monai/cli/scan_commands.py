@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -115,6 +115,8 @@ def report(
     out: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("report.html"),
     title: Annotated[str, typer.Option(help="Heading of the page.")] = "Diffusion MRI report",
     neurological: Annotated[bool, typer.Option(help="Show the patient's left on the left.")] = False,
+    bvecs: BvecsOption = "auto",
+    b0_threshold: B0Option = 50.0,
 ) -> None:
     """Write a self-contained HTML report of predicted labels or fibre peaks.
 
@@ -126,11 +128,12 @@ def report(
         raise ValueError("a folder of outputs needs --data, the BIDS data set with the scans")
     from dmri_monai.report import case_from_files, cases_from_folder, read_class_names, write_report
 
+    reader: dict[str, Any] = {"bvecs": bvecs, "b0_threshold": b0_threshold}
     if image is not None:
         class_names = read_class_names(names) if names else {}
-        cases = [case_from_files(image, prediction, truth, class_names=class_names)]
+        cases = [case_from_files(image, prediction, truth, class_names=class_names, reader=reader)]
     elif outputs is not None and data is not None:
-        cases = cases_from_folder(outputs, data, suffix=suffix)
+        cases = cases_from_folder(outputs, data, suffix=suffix, reader=reader)
     provenance = {"dmri_monai": dmri_monai.__version__} | {p: version(p) for p in ("torch", "monai")}
     side: Literal["neurological", "radiological"] = "neurological" if neurological else "radiological"
     typer.echo(write_report(out, cases, title=title, provenance=provenance, convention=side))

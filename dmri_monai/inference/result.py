@@ -125,6 +125,7 @@ class Prediction:
         return {
             "Task": self.task,
             "Warnings": list(self.warnings),
+            **({"WindowDeviation": self.deviation} if self.deviation else {}),
             **meaning,
             **self.provenance,
             "GeneratedBy": [{"Name": MADE_BY, "Version": self.provenance["Versions"][MADE_BY]}],

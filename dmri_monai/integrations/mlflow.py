@@ -63,14 +63,17 @@ class DWIModel(PythonModel):
             raise _Refusal(message[:LONGEST], error_code=INVALID_PARAMETER_VALUE) from None
 
     def _one(self, row: Mapping[str, Any]) -> Prediction:
+        threshold = self.model.spec.b0_threshold
         if "scan" in row:
-            return self.model.predict(Scan.read(str(row["scan"])))
+            return self.model.predict(Scan.read(str(row["scan"]), b0_threshold=threshold))
         missing = sorted({"image", "bvals", "bvecs", "affine"} - set(row))
         if missing:
             raise ValueError(
                 f"a row needs 'scan', or 'image', 'bvals', 'bvecs' and 'affine'; missing {missing}, got {sorted(row)}"
             )
-        return self.model.predict(Scan.of_arrays(row["image"], row["bvals"], row["bvecs"], row["affine"]))
+        return self.model.predict(
+            Scan.of_arrays(row["image"], row["bvals"], row["bvecs"], row["affine"], b0_threshold=threshold)
+        )
 
 
 class _Refusal(MlflowException):

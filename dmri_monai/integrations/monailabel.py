@@ -13,8 +13,9 @@ from typing import Any, Literal, get_args
 from monai.transforms import Compose, Transform
 from tqdm import tqdm
 
+from dmri_monai.failures import first_cause
 from dmri_monai.inference.bundle_config import check_path, current_config
-from dmri_monai.inference.model import first_cause, load_model
+from dmri_monai.inference.model import load_model
 from dmri_monai.inference.weights import read_weights, save_model
 from dmri_monai.integrations.bundle_export import OWN_WEIGHTS, write_bundle
 from dmri_monai.io import bids, read_dwi, write_nifti
@@ -99,14 +100,20 @@ def _refusal(error: Exception) -> Exception:
 
 
 def write_studies(
-    bids_dir: str | Path, out: str | Path, *, preview: Preview = "b0", labels: str | None = None
+    bids_dir: str | Path,
+    out: str | Path,
+    *,
+    preview: Preview = "b0",
+    labels: str | None = None,
+    **reader: Any,
 ) -> list[Path]:
     """Lay out the scans of a BIDS folder as MONAI Label's flat studies folder; returns the studies.
 
     Every scan becomes a link `<name>_dwi.nii.gz` to the original, beside which its gradient table is found.
     preview: each scan also gets a 3-D study `<name>_b0.nii.gz` (mean b0) or `<name>_fa.nii.gz`, for viewers that cannot
     show 4-D.  labels: ending of derivatives, e.g. "dseg", copied as final labels; those already there are kept.
-    ValueError or OSError for a folder without scans, or where a study of another scan is in the way.
+    reader: options of :func:`dmri_monai.io.read_dwi`.  ValueError or OSError for a folder without scans, or where a
+    study of another scan is in the way.
     """
     if preview not in get_args(Preview):
         raise ValueError(f"preview is {preview!r}, expected one of {get_args(Preview)}")
@@ -119,7 +126,7 @@ def write_studies(
         if "label" in item:
             _copy(Path(item["label"]), out / "labels" / "final" / scan.name)
         if preview != "none":
-            studies.append(_write_preview(scan, out, preview))
+            studies.append(_write_preview(scan, out, preview, reader))
     return studies
 
 
@@ -142,9 +149,9 @@ def _copy(label: Path, target: Path) -> None:
         shutil.copyfile(label, temporary)
 
 
-def _write_preview(scan: Path, out: Path, kind: str) -> Path:
+def _write_preview(scan: Path, out: Path, kind: str, reader: Mapping[str, Any]) -> Path:
     path = out / f"{nifti_stem(scan).removesuffix('_dwi')}_{kind}.nii.gz"
-    image, table = read_dwi(scan)
+    image, table = read_dwi(scan, **reader)
     volume = mean_b0(image.as_tensor(), table.bvals, table.b0_threshold, without_b0="lowest shell")
     if kind == "fa":
         maps = direction_maps(image.as_tensor(), table, image.affine, head_mask(volume))
