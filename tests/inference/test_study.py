@@ -106,6 +106,7 @@ def test_two_workers_predict_the_same_maps(done, study, checkpoint, tmp_path):
         assert one == two
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_scans(study, checkpoint, tmp_path):
     """As torchrun or a SLURM array starts them."""
     root = Path(__file__).parents[2]
