@@ -29,7 +29,7 @@ test-all: install label-env
 
 # kills, damage, full disks, two writers: under ten minutes; WRITE=--write-counts puts its table into docs/reliability.md
 WRITE ?=
-faults: install
+faults: install label-env
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults $(WRITE)
 
 lint: install

@@ -13,7 +13,7 @@ import torch
 from monai.data.meta_tensor import MetaTensor
 from torch import Tensor
 
-from dmri_monai.gradients import B0_THRESHOLD, GradientTable
+from dmri_monai.gradients import B0_THRESHOLD, GradientTable, b0_threshold_of
 from dmri_monai.io.dwi import read_dwi, write_dwi
 from dmri_monai.io.no_signal import require_signal
 from dmri_monai.io.sidecars import BvecsChoice
@@ -83,12 +83,19 @@ class Scan:
 
     @classmethod
     def of_arrays(
-        cls, image: Any, bvals: Any, bvecs: Any, affine: Any = None, b0_threshold: float = B0_THRESHOLD
+        cls,
+        image: Any,
+        bvals: Any,
+        bvecs: Any,
+        affine: Any = None,
+        b0_threshold: float | None = None,
     ) -> Scan:
         """A scan of arrays: raw signal (N, X, Y, Z), b-values (N,) in s/mm², unit b-vectors (N, 3) in RAS+ world.
 
-        affine: (4, 4), which a MetaTensor brings along.  ValueError without one.
+        affine: (4, 4), which a MetaTensor brings along; ValueError without one.  b0_threshold: by default that of the
+        MetaTensor's reader, see :func:`b0_threshold_of`.
         """
+        b0_threshold = b0_threshold_of(image) if b0_threshold is None else b0_threshold
         if affine is None and not isinstance(image, MetaTensor):
             raise ValueError("an array needs an affine (4, 4)")
         matrix = torch.as_tensor(image.affine if affine is None else affine).double()

@@ -1,4 +1,4 @@
-"""SIGTERM ends a process as Ctrl-C does: with everything tidied up."""
+"""SIGTERM and SIGHUP end a process as Ctrl-C does: with everything tidied up."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from typing import Any
 
 __all__ = ["end_on_sigterm"]
 
+SIGNALS = [
+    getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)
+]  # Windows lacks one
 _owners: set[int] = (
     set()
 )  # the processes that asked for it; a fork inherits the handler, but its number is another one
@@ -18,18 +21,20 @@ _owners: set[int] = (
 def end_on_sigterm() -> None:
     """From now on SIGTERM raises SystemExit in the main thread: temporary files go, locks and MLflow runs are settled.
 
-    torchrun, SLURM and `docker stop` send it.  Without effect in other threads, where a program that uses this package
-    has a handler of its own, and in processes that are forked from this one, such as those that load data.
+    torchrun, SLURM and `docker stop` send it; SIGHUP, which a terminal sends as it closes, does the same, but not under
+    `nohup`.  Without effect in other threads, where a program that uses this package has a handler of its own, and in
+    processes that are forked from this one, such as those that load data.
     """
-    if signal.getsignal(signal.SIGTERM) not in (signal.SIG_DFL, _end):
+    if threading.current_thread() is not threading.main_thread():
         return
-    if threading.current_thread() is threading.main_thread():
-        _owners.add(os.getpid())
-        signal.signal(signal.SIGTERM, _end)
+    for number in SIGNALS:
+        if signal.getsignal(number) in (signal.SIG_DFL, _end):
+            _owners.add(os.getpid())
+            signal.signal(number, _end)
 
 
-def _end(*_: Any) -> None:
+def _end(number: int, _: Any = None) -> None:
     if os.getpid() not in _owners:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGTERM)
-    sys.exit(128 + signal.SIGTERM)
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+    sys.exit(128 + number)

@@ -14,7 +14,9 @@ from monai.data import MetaTensor
 from typer.testing import CliRunner
 
 import dmri_monai
-from dmri_monai.cli import Bvecs, Scheme, app
+from dmri_monai.cli import app
+from dmri_monai.cli.command import Bvecs
+from dmri_monai.cli.simulation_commands import Scheme
 from dmri_monai.gradients import B0_THRESHOLD, GradientTable
 from dmri_monai.io import read_dwi, write_dwi, write_nifti
 from dmri_monai.io.sidecars import BvecsChoice
@@ -248,7 +250,9 @@ def test_phantom_offers_every_gradient_scheme():
 @pytest.mark.parametrize(("nilearn", "anatomy"), [(True, "mni152"), (False, "procedural")])
 def test_phantom_falls_back_where_nilearn_is_absent(tmp_path, monkeypatch, nilearn, anatomy):
     asked = {}
-    monkeypatch.setattr("dmri_monai.cli.find_spec", lambda name: object() if nilearn else None)
+    monkeypatch.setattr(
+        "dmri_monai.cli.simulation_commands.find_spec", lambda name: object() if nilearn else None
+    )
     monkeypatch.setattr(
         "dmri_monai.phantom.write_dataset", lambda out, **options: asked.update(options) or out
     )
@@ -308,3 +312,42 @@ def test_exported_bundle_is_where_the_command_says(model, tmp_path):
     assert result.exit_code == 0, result.output
     assert Path(result.stdout.strip()) == tmp_path / "out"
     assert (tmp_path / "out" / "models" / "model.pt").is_file()
+
+
+def test_warnings_are_one_line_each_on_stderr(scan, tmp_path):
+    """Python's own form has a second line, with the source code that warned."""
+    image, table = read_dwi(scan)
+    path = tmp_path / "two\nlines.nii.gz"
+    write_dwi(path, image, table)
+    bvec = path.with_name("two\nlines.bvec")
+    rows = [[float(v) * 1.02 for v in line.split()] for line in bvec.read_text().splitlines()]
+    bvec.write_text("\n".join(" ".join(map(str, row)) for row in rows))
+    (tmp_path / "two\nlines.json").write_text('{"PhaseEncodingDirection": "AP"}')
+    result = run("check", path)
+    lines = result.stderr.splitlines()
+    assert len(lines) == 2, result.stderr
+    assert all(line.startswith("warning: ") for line in lines), lines
+    assert "b-vectors renormalised" in result.stderr
+    assert "PhaseEncodingDirection is 'AP'" in result.stderr
+
+
+def test_what_is_left_out_of_a_study_is_a_warning_line(scan, tmp_path):
+    image, table = read_dwi(scan)
+    for name in ("sub-01", "sub-02"):
+        write_dwi(tmp_path / f"{name}_dwi.nii.gz", image, table)
+    (tmp_path / "sub-02_dwi.bval").write_text(" ".join(["0"] * len(table)))
+    result = run(
+        "predict",
+        tmp_path,
+        "-o",
+        tmp_path / "out",
+        "--checkpoint",
+        save_model(tmp_path / "model.pt"),
+        "--no-report",
+        "--device",
+        "cpu",
+    )
+    assert result.exit_code == 0, result.output
+    said = [line for line in result.stderr.splitlines() if "no diffusion weighting" in line]
+    assert len(said) == 1
+    assert said[0].startswith(f"warning: {tmp_path / 'sub-02_dwi.nii.gz'} has no diffusion weighting")

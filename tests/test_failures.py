@@ -7,7 +7,7 @@ import torch
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 
-from dmri_monai.failures import on_failure
+from dmri_monai.failures import NameScans, naming_scan, on_failure
 from dmri_monai.out_of_memory import telling_memory
 
 LACKS = {
@@ -76,3 +76,78 @@ def test_interrupts_reach_the_handlers():
     with pytest.raises(KeyboardInterrupt):
         engine.run([0])
     assert called == [KeyboardInterrupt]
+
+
+def test_error_is_named_after_the_scan_and_keeps_its_kind():
+    with pytest.raises(ValueError, match=r"^a\.nii: no shell$"), naming_scan("a.nii"):
+        raise RuntimeError("applying transform") from ValueError("no shell")
+
+
+def test_error_that_names_the_scan_is_not_named_twice():
+    with pytest.raises(OSError, match=r"^cannot read a\.nii$"), naming_scan("a.nii"):
+        raise RuntimeError("applying transform") from OSError("cannot read a.nii")
+
+
+class Scans:
+    """Batches that know their files; the one of number `broken` cannot be made."""
+
+    def __init__(self, broken=None):
+        self.broken = broken
+
+    def __len__(self):
+        return 2
+
+    def __iter__(self):
+        return (self.batch(index) for index in range(2))
+
+    def batch(self, index):
+        if index == self.broken:
+            raise ValueError(f"{index}.nii: no shell")
+        return {"image": MetaTensor(torch.zeros(1), meta={"filename_or_obj": [f"{index}.nii"]})}
+
+
+def failing(event):
+    engine = Engine(lambda *_: None)
+    NameScans().attach(engine)
+
+    @engine.on(event)
+    def fail():
+        raise ValueError("what was wrong")
+
+    return engine
+
+
+@pytest.mark.parametrize("event", [Events.ITERATION_STARTED, Events.ITERATION_COMPLETED])
+def test_error_of_an_iteration_names_the_scans_of_its_batch(event):
+    with pytest.raises(ValueError, match=r"^0\.nii: what was wrong$"):
+        failing(event).run(Scans())
+
+
+def test_error_between_iterations_is_not_laid_on_a_scan():
+    engine = failing(Events.EPOCH_COMPLETED)
+    with pytest.raises(ValueError, match="^what was wrong$"):
+        engine.run(Scans())
+
+
+def test_scan_that_cannot_be_loaded_is_not_confused_with_the_one_before():
+    engine = Engine(lambda *_: None)
+    NameScans().attach(engine)
+    with pytest.raises(ValueError, match=r"^1\.nii: no shell$"):
+        engine.run(Scans(broken=1))
+
+
+def test_error_of_a_validation_does_not_name_the_training_scan():
+    trainer = Engine(lambda *_: None)
+    NameScans().attach(trainer)
+    trainer.add_event_handler(
+        Events.ITERATION_COMPLETED, lambda: failing(Events.ITERATION_STARTED).run(Other())
+    )
+    with pytest.raises(ValueError, match=r"^val 0\.nii: what was wrong$"):
+        trainer.run(Scans())
+
+
+class Other(Scans):
+    def batch(self, index):
+        item = super().batch(index)
+        item["image"].meta["filename_or_obj"] = [f"val {index}.nii"]
+        return item

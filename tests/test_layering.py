@@ -13,7 +13,7 @@ import pytest
 PACKAGE = "dmri_monai"
 ROOT = Path(__file__).resolve().parents[1] / PACKAGE
 RANKS = (
-    ("gradients", "so3", "lazy", "flags", "parallel", "out_of_memory", "signals"),
+    ("gradients", "so3", "lazy", "flags", "parallel", "out_of_memory", "signals", "warning_lines"),
     ("qspace", "equivariant", "failures"),
     ("artifacts", "io", "networks"),
     ("scan", "transforms", "losses", "metrics", "testing"),
@@ -131,3 +131,14 @@ def test_rooms_are_imported_without_what_only_some_of_their_functions_need():
     names = [".".join(p.relative_to(ROOT.parent).with_suffix("").parts) for p in paths]
     lines = [f"import {name.removesuffix('.__init__')}" for name in names]
     assert run("\n".join([block, *lines, "print('done')"])) == "done"
+
+
+def test_prediction_is_imported_without_what_its_command_leaves_out():
+    lines = [
+        "import sys",
+        f"from {PACKAGE}.cli.prediction_commands import UNNEEDED",
+        "sys.modules.update(dict.fromkeys(UNNEEDED))",
+        f"from {PACKAGE}.prediction import load_model",
+        "print(load_model.__name__)",
+    ]
+    assert run("\n".join(lines)) == "load_model"

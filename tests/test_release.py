@@ -53,7 +53,7 @@ def test_installed_wheel_answers_outside_of_the_checkout(wheel, tmp_path):
     (site / "borrowed.pth").write_text(borrowed)
     code = "import dmri_monai.cli as c; print(c.__file__); c.app(['--version'])"
     found = subprocess.run([python, "-c", code], cwd=tmp_path, check=True, capture_output=True, text=True)
-    assert found.stdout.split() == [str(site / "dmri_monai" / "cli.py"), dmri_monai.__version__]
+    assert found.stdout.split() == [str(site / "dmri_monai" / "cli" / "__init__.py"), dmri_monai.__version__]
 
 
 @pytest.mark.slow

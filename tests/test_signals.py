@@ -49,12 +49,21 @@ def start(code):
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment)
 
 
-def test_a_terminated_process_tidies_up():
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGHUP])
+def test_a_terminated_process_tidies_up(sent):
     process = start(TIDY)
     assert process.stdout.readline()
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(sent)
     assert process.communicate()[0] == "tidied up\n"
-    assert process.returncode == 143
+    assert process.returncode == 128 + sent
+
+
+def test_a_process_goes_on_under_nohup():
+    process = start("import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n" + TIDY.replace("60", "1"))
+    assert process.stdout.readline()
+    process.send_signal(signal.SIGHUP)
+    process.communicate()
+    assert process.returncode == 0
 
 
 def test_a_handler_of_ones_own_stays():

@@ -15,7 +15,7 @@ from dmri_monai.artifacts.magnitudes import (
     on_magnitude,
 )
 from dmri_monai.artifacts.spatial_fields import coordinates
-from dmri_monai.gradients import cluster_shells
+from dmri_monai.gradients import B0_THRESHOLD, cluster_shells
 from dmri_monai.qspace.shell_fit import sh_fit_matrix, supported_order
 from dmri_monai.so3 import sh_basis
 
@@ -95,17 +95,22 @@ def _sample(volumes: Tensor, position: Tensor) -> Tensor:
 
 
 def interpolation_weights(
-    bvals: Tensor, bvecs_voxel: Tensor, rows: Tensor, rotations: Tensor, l_max: int = 8
+    bvals: Tensor,
+    bvecs_voxel: Tensor,
+    rows: Tensor,
+    rotations: Tensor,
+    l_max: int = 8,
+    b0_threshold: float = B0_THRESHOLD,
 ) -> Tensor:
     """(M, N) float64: signal of volumes `rows` (M,) at R^T g from all volumes' signals at g, shell by shell.
 
     bvals (N,), bvecs_voxel (N, 3), rotations (M, 3, 3) in the same frame.  What harmonics up to `l_max` (less
     where a shell has too few directions) do not explain stays with its volume: S(R^T g) = S(g) + (Y(R^T g) -
-    Y(g)) c.
+    Y(g)) c.  Volumes up to `b0_threshold` (s/mm2) are no shell.
     """
     weights = torch.eye(len(bvals), dtype=torch.float64)[rows]
     seen = (bvecs_voxel[rows].double()[:, None] @ rotations.double())[:, 0]
-    for shell in cluster_shells(bvals):
+    for shell in cluster_shells(bvals, b0_threshold):
         inside = torch.isin(rows, shell.indices)
         directions = bvecs_voxel[shell.indices].double()
         order = supported_order(directions, l_max)

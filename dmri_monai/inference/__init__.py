@@ -10,6 +10,7 @@ __getattr__, __dir__ = lazy_names(
         "ModelSpec": "spec",
         "Prediction": "result",
         "RotationEnsemble": "ensemble",
+        "ScanDataset": "scan_dataset",
         "SplitUncertaintyd": "ensemble",
         "SymmetricWindowInferer": "inferers",
         "TrainedModel": "model",

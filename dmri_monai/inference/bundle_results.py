@@ -18,6 +18,7 @@ from dmri_monai.inference.inferers import VolumeInferer
 from dmri_monai.inference.model import TrainedModel
 from dmri_monai.inference.result import Prediction, result_stem
 from dmri_monai.io import read_nifti
+from dmri_monai.io.sidecars import BvecsChoice
 from dmri_monai.metrics import AngularError
 from dmri_monai.report import Case, write_report
 from dmri_monai.scan import Scan
@@ -34,7 +35,8 @@ class WriteResults:
     the scan file named by `pred.meta["filename_or_obj"]`.  Scans of one name get their item's `subject` in front;
     ValueError where that does not tell them apart, before any work.  A `label_path` in the item of the data list is the
     truth the report compares with.  What is doubtful about a scan is logged, and stands in sidecar and report.
-    inferer: whose deviation the report names, where there is any.
+    inferer: whose deviation the report names, where there is any.  bvecs: convention of the b-vectors, as the scans are
+    read for the network.
     tables: heading -> CSV file, further tables for the report, such as an evaluation's; ValueError for one that is not
     there.
     """
@@ -47,8 +49,10 @@ class WriteResults:
         title: str | None = None,
         inferer: VolumeInferer | None = None,
         tables: Mapping[str, str | Path] | None = None,
+        bvecs: BvecsChoice = "auto",
     ) -> None:
         self.model = model
+        self.reader: dict[str, Any] = {"bvecs": bvecs, "b0_threshold": model.spec.b0_threshold}
         self.output_dir = Path(output_dir)
         self.truths = {Path(item["image"]).absolute(): item.get("label_path") for item in data}
         self.names = _names(data)
@@ -71,7 +75,7 @@ class WriteResults:
     def write(self, engine: Engine) -> None:
         for item in engine.state.output:
             path = Path(item["pred"].meta["filename_or_obj"])
-            scan = Scan.read(path)
+            scan = Scan.read(path, **self.reader)
             found = Prediction(
                 task=self.model.task.name,
                 image=item["pred"].cpu(),
@@ -111,9 +115,8 @@ class WriteResults:
         if truth is not None and case.prediction is not None:
             truth = self.model.task.output.shown_label(truth)
             metrics = self._metrics(case.prediction, truth)
-        return replace(
-            case, name=name, image=path, table=None, truth=truth, metrics={**case.metrics, **metrics}
-        )
+        shown = {"truth": truth, "metrics": {**case.metrics, **metrics}}
+        return replace(case, name=name, image=path, table=None, reader=self.reader, **shown)
 
     def _metrics(self, found: Tensor, truth: Tensor) -> dict[str, float]:
         """Of what a report shows of prediction and truth."""

@@ -156,8 +156,14 @@ class VolumeInferer(Inferer):
         if limit is None:
             return None
         key, size = (id(network), inputs.shape[1]), list(inputs.shape[2:])
+
+        def estimate() -> float:
+            return estimated_bytes(run, inputs.as_subclass(Tensor)) / prod(size)
+
         if key not in self._per_voxel:
-            self._per_voxel[key] = estimated_bytes(run, inputs.as_subclass(Tensor)) / prod(size)
+            self._per_voxel[key] = estimate()
+        if self._per_voxel[key] * prod(size) > limit:
+            self._per_voxel[key] = estimate()  # without the kernels that the first run may have built
         needed, window = self._per_voxel[key] * prod(size), list(size)
         if needed <= limit:
             return None

@@ -52,12 +52,13 @@ class PeakMemory(TorchDispatchMode):
 
 def estimated_bytes(run: Callable[[Tensor], Tensor], image: Tensor) -> int:
     """Peak bytes that `run` will need for `image` (B, C, X, Y, Z), from a central piece of it of at most 24 voxels an
-    axis: what a convolutional network holds at once grows with the number of voxels."""
+    axis: what a convolutional network holds at once grows with the number of voxels.
+
+    The first run of a network may build kernels, which then count as if they grew too: a second estimate is lower.
+    """
     piece = image[tuple([slice(None)] * 2 + [_middle(n) for n in image.shape[2:]])].contiguous()
-    with torch.no_grad():
-        run(piece)  # kernels that are built once do not count
-        with PeakMemory() as memory:
-            run(piece)
+    with torch.no_grad(), PeakMemory() as memory:
+        run(piece)
     return round(WORKSPACE * memory.peak * image[0, 0].numel() / piece[0, 0].numel())
 
 

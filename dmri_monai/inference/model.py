@@ -16,6 +16,8 @@ from torch import nn
 import dmri_monai
 from dmri_monai.check import check, quick_check
 from dmri_monai.check.quality import estimate_snr
+from dmri_monai.failures import first_cause, naming_scan
+from dmri_monai.gradients import B0_THRESHOLD
 from dmri_monai.inference.architectures import SAMPLE_KEYS, build_network, to_device
 from dmri_monai.inference.encoding import encode, resample_scan
 from dmri_monai.inference.ensemble import Group, ensemble_of, split_uncertainty
@@ -55,10 +57,17 @@ class TrainedModel:
             )
         return find_task(self.spec.task)
 
-    def preprocessing(self) -> Compose:
-        """From the item of a scan to that of the network, as :meth:`encode` does it."""
+    def preprocessing(self, scan: Scan | None = None) -> Compose:
+        """From the item of a scan to that of the network, as :meth:`encode` does it.
+
+        scan: what it was read to have as b0 counts; where that is the default, or without a scan, the model's own
+        threshold does.
+        """
+        spec = self.spec
+        if scan is not None and scan.table.b0_threshold != B0_THRESHOLD:
+            spec = spec.replace(b0_threshold=scan.table.b0_threshold)
         keep = ["head"] if self.task.output.needs_head else []
-        return Compose([*resample_scan(self.spec), *encode(self.spec, keep=keep)])
+        return Compose([*resample_scan(spec), *encode(spec, keep=keep)])
 
     def postprocessing(self, preprocessing: Compose, ensemble: Group | None = None) -> Compose:
         """From the network's output `pred` to the prediction on the scan's grid, undoing `preprocessing`."""
@@ -79,7 +88,8 @@ class TrainedModel:
 
         ValueError or TypeError for a scan that the model cannot use, such as one without its shells.
         """
-        return self._apply(self.preprocessing(), scan.item())
+        with naming_scan(scan.path):
+            return self._apply(self.preprocessing(scan), scan.item())
 
     def predict(
         self,
@@ -96,7 +106,7 @@ class TrainedModel:
         looks wrong is in `warnings`.  ValueError or TypeError for a scan the model cannot use, such as one without
         signal; MemoryError naming it and what to try where the memory does not suffice.
         """
-        with telling_memory(f"{scan.name} on {self.device}", MEMORY_ADVICE):
+        with telling_memory(f"{scan.name} on {self.device}", MEMORY_ADVICE), naming_scan(scan.path):
             return self._predict(scan, ensemble, window, memory_gib)
 
     def _predict(
@@ -106,7 +116,7 @@ class TrainedModel:
         window: tuple[int, int, int] | None,
         memory_gib: float | None,
     ) -> Prediction:
-        task, preprocessing = self.task, self.preprocessing()
+        task, preprocessing = self.task, self.preprocessing(scan)
         warnings = self.examine(scan)
         whole = VolumeInferer(self.spec.multiple, window=window, memory_gib=memory_gib)
         inferer = ensemble_of(whole, ensemble, self.spec, task)
@@ -209,18 +219,19 @@ def predict(  # noqa: PLR0913  # the options of one command
     find_task(task)
     model = load_model(task if checkpoint is None else Path(checkpoint), device)
     _ = model.task  # a pretrained network is refused before the scan is read
-    found = model.predict(_scan(image, bvals, bvecs, affine), ensemble=ensemble)
+    scan = _scan(image, bvals, bvecs, affine, model.spec.b0_threshold)
+    found = model.predict(scan, ensemble=ensemble)
     return found if output_dir is None else found.write(output_dir, report=report, overwrite=overwrite)
 
 
-def _scan(image: Any, bvals: Any, bvecs: Any, affine: Any) -> Scan:
+def _scan(image: Any, bvals: Any, bvecs: Any, affine: Any, b0_threshold: float) -> Scan:
     if isinstance(image, str | os.PathLike | Scan):
         if bvals is not None or bvecs is not None or affine is not None:
             raise ValueError(f"{image} brings its own gradient table and affine: give none beside it")
-        return image if isinstance(image, Scan) else Scan.read(image)
+        return image if isinstance(image, Scan) else Scan.read(image, b0_threshold=b0_threshold)
     if bvals is None or bvecs is None:
         raise ValueError("an array needs bvals (N,) and bvecs (N, 3) in the world frame")
-    return Scan.of_arrays(image, bvals, bvecs, affine)
+    return Scan.of_arrays(image, bvals, bvecs, affine, b0_threshold)
 
 
 def out_of_range(scan: Scan, spec: ModelSpec) -> list[str]:
@@ -267,10 +278,3 @@ def _shells_used(scan: Scan, spec: ModelSpec) -> list[tuple[float, int]]:
 
 def _is_near(bval: float, shell: float, spec: ModelSpec) -> bool:
     return abs(bval - shell) <= spec.shell_tolerance * shell
-
-
-def first_cause(error: BaseException) -> BaseException:
-    """What MONAI's Compose and ConfigParser wrapped in RuntimeErrors."""
-    while isinstance(error, RuntimeError) and error.__cause__ is not None:
-        error = error.__cause__
-    return error

@@ -15,6 +15,7 @@ from monai.data.meta_tensor import MetaTensor
 from torch import Tensor
 
 from dmri_monai.io.json_sidecar import read_json
+from dmri_monai.io.leftovers import finish_renames
 from dmri_monai.io.locking import alone_with
 from dmri_monai.io.nifti import nifti_stem
 from dmri_monai.io.writing import replacing, save_nifti
@@ -122,15 +123,15 @@ class Prediction:
         wanted = ["prediction", "sidecar", *(["uncertainty"] if self.uncertainty is not None else [])]
         wanted += [*self.derived, *(["report"] if report else [])]
         files = {kind: places[kind] for kind in wanted}
+        stale = [places[kind] for kind in places if kind not in files]
         with alone_with(places["sidecar"], OTHERS_S):
+            finish_renames(places["sidecar"].parent)
             _check_ours(places, overwrite)
-            self._write_files(files, more or {})
-            for kind in set(places) - set(files):
-                places[kind].unlink(missing_ok=True)
+            self._write_files(files, stale, more or {})
         return replace(self, files=files)
 
-    def _write_files(self, files: Mapping[str, Path], more: Mapping[str, Any]) -> None:
-        with _replacing(files) as aside:
+    def _write_files(self, files: Mapping[str, Path], stale: list[Path], more: Mapping[str, Any]) -> None:
+        with _replacing(files, stale) as aside:
             save_nifti(aside["prediction"], self.values, self.image.affine, name=files["prediction"])
             text = json.dumps({**self.sidecar, **more}, indent=4, ensure_ascii=False)
             # names of files may hold bytes that are no text
@@ -149,6 +150,7 @@ class Prediction:
         return {
             "Task": self.task,
             "Warnings": list(self.warnings),
+            **({"WindowDeviation": self.deviation} if self.deviation else {}),
             **self._task.output.meaning(self.class_names),
             **self.provenance,
             "GeneratedBy": [{"Name": MADE_BY, "Version": self.provenance["Versions"][MADE_BY]}],
@@ -214,6 +216,6 @@ def _check_ours(places: Mapping[str, Path], overwrite: bool) -> None:
 
 
 @contextmanager
-def _replacing(files: Mapping[str, Path]) -> Iterator[dict[str, Path]]:
-    with replacing(*files.values()) as temporary:
+def _replacing(files: Mapping[str, Path], gone: list[Path]) -> Iterator[dict[str, Path]]:
+    with replacing(*files.values(), gone=gone) as temporary:
         yield dict(zip(files, temporary, strict=True))

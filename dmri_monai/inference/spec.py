@@ -56,6 +56,8 @@ Policy = Literal["error", "zero"]
 Bval = Annotated[float, Field(strict=True, gt=0, le=50_000)]
 Millimetres = Annotated[float, Field(strict=True, ge=0.1, le=50)]
 Directions = Annotated[int, Field(strict=True, ge=1, le=10_000)]
+# marks the settings that say what the channels mean: weights made under others fit in shape only
+MEANING = "meaning"
 
 
 class ModelSpec(Strict):
@@ -80,22 +82,20 @@ class ModelSpec(Strict):
 
     format_version: Literal[2] = FORMAT_VERSION  # type: ignore[assignment]
     task: str | None = None
-    architecture: Architecture = "equivariant"
-    size: str | tuple[str, ...] = "small"
-    network_options: dict[str, Any] = Field(default_factory=dict)
+    architecture: Annotated[Architecture, MEANING] = "equivariant"
+    size: Annotated[str | tuple[str, ...], MEANING] = "small"
+    network_options: Annotated[dict[str, Any], MEANING] = Field(default_factory=dict)
     shells: Annotated[tuple[Bval, ...], Field(max_length=16)] = (1000.0,)
     shell_tolerance: Annotated[float, Field(strict=True, gt=0, le=1)] = 0.2
-    l_max: Annotated[int, Field(strict=True, ge=0, le=LARGEST_DEGREE, multiple_of=2)] = 4
-    order_scale: tuple[Annotated[float, Field(strict=True, gt=0, le=LARGEST_NUMBER)], ...] | None = (
-        1.0,
-        15.0,
-        20.0,
-    )
-    missing: Policy = "error"
+    l_max: Annotated[int, MEANING, Field(strict=True, ge=0, le=LARGEST_DEGREE, multiple_of=2)] = 4
+    order_scale: Annotated[
+        tuple[Annotated[float, Field(strict=True, gt=0, le=LARGEST_NUMBER)], ...] | None, MEANING
+    ] = (1.0, 15.0, 20.0)
+    missing: Annotated[Policy, MEANING] = "error"
     insufficient_directions: Policy = "error"
     b0_threshold: Annotated[float, Field(strict=True, ge=0, le=1000)] = 50.0
-    slots: Annotated[int, Field(strict=True, ge=1, le=16)] = 4
-    n_directions: Annotated[int, Field(strict=True, ge=6, le=1000)] = 64
+    slots: Annotated[int, MEANING, Field(strict=True, ge=1, le=16)] = 4
+    n_directions: Annotated[int, MEANING, Field(strict=True, ge=6, le=1000)] = 64
     spacing_mm: tuple[Millimetres, Millimetres, Millimetres] = (2.5, 2.5, 2.5)
     subsample_directions: tuple[Directions, Directions] | None = None
     trained_on: TrainingRange = TrainingRange()
@@ -223,6 +223,11 @@ class ModelSpec(Strict):
     def b_max(self) -> float:
         """s/mm² at which |q| is 1 for a network on samples: with another one its weights mean something else."""
         return float(self.network_options.get("b_max", max(self.shells)))
+
+    @classmethod
+    def meaning(cls) -> tuple[str, ...]:
+        """Names of the settings under which weights mean something else."""
+        return tuple(name for name, field in cls.model_fields.items() if MEANING in field.metadata)
 
     def fit(self) -> ShellFit:
         """How shells become harmonics."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -17,7 +18,6 @@ from tqdm import tqdm
 
 from dmri_monai.inference.ensemble import Group
 from dmri_monai.inference.model import TrainedModel, load_model
-from dmri_monai.inference.result import result_stem
 from dmri_monai.inference.study_files import (
     is_done,
     meaning,
@@ -26,12 +26,11 @@ from dmri_monai.inference.study_files import (
     sources_digest,
     write_description,
 )
-from dmri_monai.io.json_sidecar import read_json
+from dmri_monai.inference.study_pages import page_of, write_study_index, write_subject_page
 from dmri_monai.io.locking import locked
-from dmri_monai.report import write_report
-from dmri_monai.report.index import IndexRow, write_index
 from dmri_monai.scan import Scan
 from dmri_monai.signals import end_on_sigterm
+from dmri_monai.warning_lines import show_warning_lines, tell_warning
 
 __all__ = ["StudyOptions", "own_share", "predict_study"]
 
@@ -102,30 +101,28 @@ def predict_study(
     loaded once per process; ValueError or OSError before any work where one of them cannot be used, or another study
     is being written to `out`.
     """
-    for name in options.models:
-        _ = load_model(name, "cpu").task
+    tasks = [load_model(name, "cpu").task.name for name in options.models]
+    subjects = _by_subject(items, source, out)
     with locked(out, "a study", _share(os.environ)):
         write_description(out, source)
-        todo = own_share([dict(item) for item in items])
-        outcomes = list(_outcomes(todo, source, out, options))
-        write_index(out / "index.html", _index_rows(out, outcomes), title=f"Predictions of {source.name}")
+        outcomes = list(_outcomes(own_share(subjects), source, out, options))
+        scans = [Path(item["image"]) for item in items]
+        failed = {o.scan: "; ".join(o.messages) for o in outcomes if o.status == "failed"}
+        write_study_index(out, source, scans, tasks, failed)
     return outcomes
 
 
 def _outcomes(
-    items: Sequence[dict[str, Any]], source: Path, out: Path, options: StudyOptions
+    subjects: Sequence[list[dict[str, Any]]], source: Path, out: Path, options: StudyOptions
 ) -> Iterator[Outcome]:
     """The scans one subject after the other, with a progress bar."""
-    subjects = _by_subject(items)
-    bar = tqdm(total=len(items), desc="scans", unit="scan", smoothing=0.1)
-    if options.workers <= 1:
-        models = _load(options)
-        for group in subjects:
-            yield from _shown(bar, _predict_subject(group, source, out, options, models))
-        bar.close()
-        return
-    yield from _parallel(subjects, source, out, options, bar)
-    bar.close()
+    with tqdm(total=sum(map(len, subjects)), desc="scans", unit="scan", smoothing=0.1) as bar:
+        if options.workers <= 1:
+            models = _load(options)
+            for group in subjects:
+                yield from _shown(bar, _predict_subject(group, source, out, options, models))
+        else:
+            yield from _parallel(subjects, source, out, options, bar)
 
 
 def _parallel(
@@ -150,11 +147,14 @@ def _parallel(
             raise
 
 
-def _shown(bar: Any, outcomes: Sequence[Outcome]) -> Iterator[Outcome]:
+def _shown(bar: Any, outcomes: Iterable[Outcome]) -> Iterator[Outcome]:
     for outcome in outcomes:
         bar.update()
         for message in outcome.messages:
-            tqdm.write(f"{outcome.status}: {outcome.scan}: {message}")
+            if outcome.status == "failed":
+                tqdm.write(f"failed: {outcome.scan}: {message}", file=sys.stderr)
+            else:
+                tell_warning(f"{outcome.scan}: {message}")
         yield outcome
 
 
@@ -163,22 +163,24 @@ _models: list[TrainedModel] = []  # of a worker process
 
 def _start_worker(options: StudyOptions) -> None:
     end_on_sigterm()
+    show_warning_lines()
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // options.workers))
     _models.extend(_load(options))
 
 
 def _work(group: list[dict[str, Any]], source: Path, out: Path, options: StudyOptions) -> list[Outcome]:
-    return _predict_subject(group, source, out, options, _models)
+    return list(_predict_subject(group, source, out, options, _models))
 
 
 def _load(options: StudyOptions) -> list[TrainedModel]:
     return [load_model(name, options.device) for name in options.models]
 
 
-def _by_subject(items: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    groups: dict[str, list[dict[str, Any]]] = {}
+def _by_subject(items: Sequence[Mapping[str, Any]], source: Path, out: Path) -> list[list[dict[str, Any]]]:
+    """The scans that share a page."""
+    groups: dict[Path, list[dict[str, Any]]] = {}
     for item in items:
-        groups.setdefault(str(item.get("subject") or result_stem(Path(item["image"]))), []).append(item)
+        groups.setdefault(page_of(Path(item["image"]), source, out), []).append(dict(item))
     return list(groups.values())
 
 
@@ -188,61 +190,40 @@ def _predict_subject(
     out: Path,
     options: StudyOptions,
     models: Sequence[TrainedModel],
-) -> list[Outcome]:
-    outcomes, cases, tables = [], [], []
-    for item in group:
-        path = Path(item["image"])
-        places = {model.task.name: places_of(path, source, out, model.task.name) for model in models}
+) -> Iterator[Outcome]:
+    """What became of each scan as soon as it is known; their page is written after the last."""
+    paths, outcomes = [Path(item["image"]) for item in group], []
+    for path in paths:
+        outcomes.append(_predict_scan(path, source, out, options, models))
+        yield outcomes[-1]
+    page = page_of(paths[0], source, out)
+    new = any(outcome.status == "predicted" for outcome in outcomes)
+    # a run may have been killed between the last map and its page
+    if options.reports and (new or not page.is_file()):
+        shown = [path for path, done in zip(paths, outcomes, strict=True) if done.status != "failed"]
         try:
-            if options.resume and all(is_done(places[m.task.name], path, m) for m in models):
-                outcomes.append(Outcome(str(path), "resumed"))
-                continue
-            scan = Scan.read(path, **options.reader)
-            sources = {
-                "Sources": [f"bids:raw:{relative_to(path, source)}"],
-                "SourcesSHA256": sources_digest(path),
-            }
-            warnings: dict[str, None] = {}
-            for model in models:
-                found = model.predict(scan, ensemble=options.ensemble, window=options.window)
-                more = {**sources, **meaning(model.task.name)}
-                overwrite = options.overwrite or options.resume
-                found.write_to(places[model.task.name], more=more, overwrite=overwrite)
-                warnings |= dict.fromkeys(found.warnings)
-                cases.append(found.case())
-                tables += [{"scan": path.name, "task": model.task.name, "warning": w} for w in found.warnings]
-            outcomes.append(Outcome(str(path), "predicted", tuple(warnings)))
-        except (ValueError, TypeError, OSError, RuntimeError, MemoryError) as error:
-            logger.debug("failed: %s", path, exc_info=True)
-            message = " ".join(str(error).split()) or type(error).__name__
-            outcomes.append(Outcome(str(path), "failed", (message,)))
-    if cases and options.reports:
-        name = _subject_of(group[0])
-        shown = {"Warnings": tables} if tables else {}
-        write_report(out / f"{name}.html", cases, title=f"Predictions of {name}", tables=shown)
-    return outcomes
+            write_subject_page(shown, source, out, options.reader)
+        except (ValueError, OSError, MemoryError) as error:  # the maps are there, and the next subject waits
+            logger.warning("no page for %s: %s", page.stem, error)
 
 
-def _subject_of(item: Mapping[str, Any]) -> str:
-    stem = result_stem(Path(item["image"]))
-    first = stem.split("_")[0]
-    return first if first.startswith("sub-") else str(item.get("subject") or stem)
-
-
-def _index_rows(out: Path, outcomes: Sequence[Outcome]) -> list[IndexRow]:
-    """One row for each map in `out`, and for each scan that failed in this run."""
-    rows = [
-        IndexRow(Path(outcome.scan).name, "", "failed", outcome.messages, None)
-        for outcome in outcomes
-        if outcome.status == "failed"
-    ]
-    for sidecar in sorted(out.rglob("*.json")):
-        record = read_json(sidecar) if sidecar.with_suffix(".nii.gz").is_file() else {}
-        if "ModelSHA256" in record:
-            page = out / f"{result_stem(sidecar.with_suffix('.nii.gz')).split('_')[0]}.html"
-            link = page.name if page.is_file() else None
-            warnings = tuple(map(str, record.get("Warnings", [])))
-            rows.append(
-                IndexRow(str(record.get("Scan")), str(record.get("Task")), "predicted", warnings, link)
-            )
-    return rows
+def _predict_scan(
+    path: Path, source: Path, out: Path, options: StudyOptions, models: Sequence[TrainedModel]
+) -> Outcome:
+    places = {model.task.name: places_of(path, source, out, model.task.name) for model in models}
+    try:
+        if options.resume and all(is_done(places[m.task.name], path, m) for m in models):
+            return Outcome(str(path), "resumed")
+        scan = Scan.read(path, **options.reader)
+        uri = f"bids:raw:{relative_to(path, source)}"
+        sources = {"Sources": [uri], "SourcesSHA256": sources_digest(path)}
+        warnings: dict[str, None] = {}
+        for model in models:
+            found = model.predict(scan, ensemble=options.ensemble, window=options.window)
+            more = {**sources, **meaning(model.task.name, uri, model.weights.name)}
+            found.write_to(places[model.task.name], more=more, overwrite=options.overwrite or options.resume)
+            warnings |= dict.fromkeys(found.warnings)
+        return Outcome(str(path), "predicted", tuple(warnings))
+    except (ValueError, TypeError, OSError, RuntimeError, MemoryError) as error:
+        logger.debug("failed: %s", path, exc_info=True)
+        return Outcome(str(path), "failed", (" ".join(str(error).split()) or type(error).__name__,))

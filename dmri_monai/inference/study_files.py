@@ -13,25 +13,32 @@ from dmri_monai.inference.model import TrainedModel
 from dmri_monai.inference.result import result_stem
 from dmri_monai.inference.weights import digest_of
 from dmri_monai.io.json_sidecar import read_json
+from dmri_monai.io.leftovers import finish_renames
 from dmri_monai.io.writing import replacing
+from dmri_monai.tasks.registry import find_task
 from dmri_monai.transforms import LoadDWId
 
 __all__ = ["is_done", "meaning", "places_of", "relative_to", "sources_digest", "write_description"]
 
 BIDS_VERSION = "1.10.0"
 # how the maps are called: entities and suffix after those of the scan (BIDS derivatives, and BEP016 for diffusion
-# models)
+# models); a name has one `desc`, which may be the scan's own
 NAMES = {
-    "tissue": "desc-tissue_dseg",
-    "lesion": "label-lesion_mask",
-    "crossings": "model-dmrimonai_param-fibrecount_dwimap",
-    "orientation": "model-dmrimonai_param-direction_dwimap",
-    "fod": "model-dmrimonai_param-fod_dwimap",
-    "fractions": "desc-tissue_probseg",
+    "tissue": "{stem}_desc-{desc}tissue_dseg",
+    "lesion": "{stem}_label-lesion{_desc}_mask",
+    "crossings": "{stem}_model-dmrimonai{_desc}_param-fibrecount_dwimap",
+    "orientation": "{stem}_model-dmrimonai{_desc}_param-direction_dwimap",
+    "fod": "{stem}_model-dmrimonai{_desc}_param-fod_dwimap",
+    "fractions": "{stem}_desc-{desc}tissue_probseg",
 }
+# task -> kind of a further file -> its name
 DERIVED = {
-    "fod": {"peaks": "fodpeaks", "npeaks": "fodcount"}
-}  # task -> kind of file -> parameter in its name
+    "fod": {
+        "peaks": "{stem}_model-dmrimonai{_desc}_param-fodpeaks_dwimap",
+        "npeaks": "{stem}_model-dmrimonai{_desc}_param-fodcount_dwimap",
+    }
+}
+SPREAD = "{stem}_model-dmrimonai{_desc}_param-{task}spread_dwimap"
 UNITS = {
     "tissue": "class numbers",
     "lesion": "0 or 1",
@@ -39,6 +46,37 @@ UNITS = {
     "fod": "fraction of the voxel per steradian",
     "fractions": "fractions of the voxel",
 }
+DESCRIPTIONS = {
+    "tissue": "Tissue of each voxel, as the file desc-tissue_dseg.tsv names it",
+    "lesion": "Lesions of multiple sclerosis",
+    "crossings": "Number of fibre populations in each voxel, 0 outside of white matter",
+    "orientation": "Principal fibre direction in each voxel, NaN where there is none",
+    "fod": "Fibre orientation density of white matter, for MRtrix3; its peaks and their number lie beside it",
+    "fractions": "Volume fractions of white matter, grey matter and cerebrospinal fluid",
+}
+IGNORED = """# pages for people
+*.html
+# BEP016's maps of diffusion models, which the BIDS validator does not know yet
+*_dwimap.nii.gz
+*_dwimap.json
+"""
+README = """# Predictions by dmri_monai
+
+Maps on the grid of each scan, predicted by neural networks from its diffusion measurements. `index.html` lists
+them with what was noticed about the scans; the page of each subject shows them. The JSON file beside a map says from
+which files and by which model it was made. Not for clinical use.
+
+| map | holds |
+|---|---|
+| `*_desc-tissue_dseg` | class numbers, named in `desc-tissue_dseg.tsv` |
+| `*_label-lesion_mask` | 1 in lesions |
+| `*_model-dmrimonai_param-fibrecount_dwimap` | number of fibre populations |
+| `*_model-dmrimonai_param-direction_dwimap` | x, y, z of the principal direction in the scanner's axes (RAS+) |
+| `*_model-dmrimonai_param-fod_dwimap` | fibre orientation density, harmonics as MRtrix3 has them |
+| `*_model-dmrimonai_param-fodpeaks_dwimap` | x, y, z of its peaks, largest first, in the scanner's axes (RAS+) |
+| `*_model-dmrimonai_param-fodcount_dwimap` | number of its peaks |
+| `*_desc-tissue_probseg` | volume fractions of white matter, grey matter, cerebrospinal fluid |
+"""
 
 
 def relative_to(path: Path, source: Path) -> str:
@@ -51,26 +89,54 @@ def relative_to(path: Path, source: Path) -> str:
 def places_of(path: Path, source: Path, out: Path, task: str) -> dict[str, Path]:
     """Where the files of one prediction go: the folder of the scan below `out`, under BIDS names."""
     folder = out / Path(relative_to(path, source)).parent
-    stem = f"{result_stem(path)}_{NAMES[task]}"
-    model = f"{result_stem(path)}_model-dmrimonai_param"
-    derived = {kind: folder / f"{model}-{name}_dwimap.nii.gz" for kind, name in DERIVED.get(task, {}).items()}
+    whole, _, desc = result_stem(path).partition("_desc-")
+    desc, _, rest = desc.partition("_")
+    parts = {
+        "stem": "_".join(filter(None, (whole, rest))),
+        "desc": desc,
+        "_desc": f"_desc-{desc}" if desc else "",
+        "task": task,
+    }
+    stem, spread = NAMES[task].format(**parts), SPREAD.format(**parts)
+    derived = {
+        kind: folder / f"{name.format(**parts)}.nii.gz" for kind, name in DERIVED.get(task, {}).items()
+    }
     return {
         **derived,
         "prediction": folder / f"{stem}.nii.gz",
         "sidecar": folder / f"{stem}.json",
-        "uncertainty": folder / f"{model}-{task}spread_dwimap.nii.gz",
+        "uncertainty": folder / f"{spread}.nii.gz",
         "report": folder / f"{stem}.html",
     }
 
 
-def meaning(task: str) -> dict[str, Any]:
-    if task in UNITS:
-        return {"Units": UNITS[task]}
-    return {"Units": "arbitrary", "OrientationEncoding": {"Type": "3vector", "Reference": "scanner (RAS+)"}}
+def meaning(task: str, scan: str, weights: str) -> dict[str, Any]:
+    """What a sidecar says of a map of `task`, in BIDS's words.
+
+    scan: BIDS URI of the scan on whose grid it lies.  weights: file name of the model's.
+    """
+    common = {
+        "Description": DESCRIPTIONS[task],
+        "Units": UNITS.get(task, "arbitrary"),
+        "Model": {"Description": "neural network of dmri_monai", "Parameters": {"Weights": weights}},
+    }
+    if task == "tissue":
+        return {**common, "SpatialReference": scan, "Manual": False}
+    if task == "lesion":
+        return {**common, "SpatialReference": scan, "Type": "Lesion"}
+    if task == "fractions":
+        return {**common, "SpatialReference": scan, "Manual": False}
+    if task in ("crossings", "fod"):  # what a density's harmonics are, stands in its sidecar already
+        return common
+    encoding = {"Type": "unit3vector", "EncodingAxis": 3, "Reference": "xyz", "AntipodalSymmetry": True}
+    return {**common, "OrientationEncoding": encoding}
 
 
 def is_done(places: Mapping[str, Path], scan: Path, model: TrainedModel) -> bool:
     """Whether the prediction of `scan` by these weights is there, whole."""
+    if not places["sidecar"].parent.is_dir():
+        return False
+    finish_renames(places["sidecar"].parent)
     if not (places["prediction"].is_file() and places["sidecar"].is_file()):
         return False
     try:
@@ -88,10 +154,15 @@ def sources_digest(scan: Path) -> str:
 
 
 def write_description(out: Path, source: Path) -> None:
-    """`dataset_description.json` of the derivatives; ValueError where another tool's data set lies in the folder."""
+    """What stands at the root of the derivatives: `dataset_description.json`, README, class names, `.bidsignore`.
+
+    Files of these names that are there already stay, but for the description; ValueError where another tool's data set
+    lies in the folder.
+    """
     path = out / "dataset_description.json"
     if path.is_file():
-        makers = read_json(path).get("GeneratedBy") or []
+        makers = read_json(path).get("GeneratedBy")
+        makers = makers if isinstance(makers, list) else []
         if not any(isinstance(m, dict) and m.get("Name") == "dmri_monai" for m in makers):
             raise ValueError(f"{path} was not written by dmri_monai: choose a folder of its own")
     content = {
@@ -102,5 +173,15 @@ def write_description(out: Path, source: Path) -> None:
         "SourceDatasets": [{"URL": source.resolve().as_uri()}],
         "DatasetLinks": {"raw": source.resolve().as_uri()},
     }
-    with replacing(path) as (temporary,):
-        temporary.write_text(json.dumps(content, indent=4, ensure_ascii=False) + "\n", encoding="utf-8")
+    names = {"index": "name", "0": "background"}
+    names |= {str(i): name for i, name in enumerate(find_task("tissue").class_names, start=1)}
+    texts = {
+        path: json.dumps(content, indent=4, ensure_ascii=False) + "\n",
+        out / "README.md": README,
+        out / ".bidsignore": IGNORED,
+        out / "desc-tissue_dseg.tsv": "".join(f"{index}\t{name}\n" for index, name in names.items()),
+    }
+    new = [target for target in texts if target == path or not target.exists()]
+    with replacing(*new) as temporary:
+        for aside, target in zip(temporary, new, strict=True):
+            aside.write_text(texts[target], encoding="utf-8")

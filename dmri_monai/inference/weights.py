@@ -18,17 +18,6 @@ from dmri_monai.io.writing import replacing
 __all__ = ["digest_of", "load_weights", "read_weights", "read_whole", "save_model", "save_whole"]
 
 logger = logging.getLogger(__name__)
-# settings of a model that say what its channels mean: weights made under others fit in shape only
-SHAPE_SETTINGS = (
-    "architecture",
-    "size",
-    "network_options",
-    "l_max",
-    "missing",
-    "order_scale",
-    "slots",
-    "n_directions",
-)
 
 
 def save_whole(content: Any, path: Path) -> None:
@@ -70,7 +59,7 @@ def _describes_the_same(path: Path, spec: ModelSpec) -> bool:
         old = ModelSpec.load(spec_path(path))
     except (ValueError, OSError):
         return False
-    names = ("task", "shells", *SHAPE_SETTINGS)
+    names = ("task", "shells", *ModelSpec.meaning())
     return all(getattr(old, name) == getattr(spec, name) for name in names)
 
 
@@ -113,7 +102,7 @@ def load_weights(network: nn.Module, path: str | Path, spec: ModelSpec | None = 
     agree; other b-values of the shells are only warned of.  ValueError naming both sides.
     """
     source = read_weights(path)
-    check_same_model(spec, path, ("task", *SHAPE_SETTINGS))
+    check_same_model(spec, path, ("task", *ModelSpec.meaning()))
     target = network.state_dict()
     check_fit(network, target, source, path)
     unexpected = sorted(set(source) - set(target))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import tempfile
@@ -11,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
-from mlflow.exceptions import MlflowException
+from mlflow.exceptions import INVALID_PARAMETER_VALUE, MlflowException
 from mlflow.pyfunc import PythonModel
 
 import dmri_monai
-from dmri_monai.inference.model import load_model
+from dmri_monai.inference.model import first_cause, load_model
 from dmri_monai.inference.result import Prediction
 from dmri_monai.inference.spec import spec_path
 from dmri_monai.integrations.mlflow_runs import store_uri
@@ -24,6 +25,11 @@ from dmri_monai.io.leftovers import sweep, temporary_name
 from dmri_monai.scan import Scan
 
 __all__ = ["DWIModel", "register_model"]
+
+logger = logging.getLogger(__name__)
+SCANS = "DMRI_MONAI_SCANS"  # environment variable: folders whose scans a server reads, separated as in PATH
+SERVING = "_MLFLOW_IS_IN_SERVING_ENVIRONMENT"  # which MLflow sets in the processes of its server
+LONGEST = 500  # characters of an error that a server answers with
 
 # a model is stored as code, not pickled: loading a pickle runs whatever it holds
 CODE = """from mlflow.models import set_model
@@ -39,24 +45,59 @@ class DWIModel(PythonModel):
 
     predict: rows, each {"scan": path of a DWI file} or {"image", "bvals", "bvecs", "affine"} as of
     :func:`dmri_monai.predict`; returns one dictionary a row: "prediction" (C, X, Y, Z) as nested lists, "affine",
-    "class_names", "warnings", "provenance".
+    "class_names", "warnings", "provenance".  Behind `mlflow models serve`, only scans in the folders of the environment
+    variable DMRI_MONAI_SCANS are read, and errors are one short line.
     """
 
     def load_context(self, context: Any) -> None:
         self.model = load_model(Path(context.artifacts["model"], "model.pt"))
 
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # hints become a schema
-        return [_plain(self._one(row)) for row in _rows(model_input)]
+        if os.environ.get(SERVING, "false").lower() not in ("true", "1"):
+            return [_plain(self._one(row)) for row in _rows(model_input)]
+        try:
+            return [_plain(self._one(_checked(row))) for row in _rows(model_input)]
+        except Exception as error:  # which the server would answer with a traceback
+            message = str(first_cause(error)) or type(error).__name__
+            logger.warning("refused: %s", message[:LONGEST])
+            raise _Refusal(message[:LONGEST], error_code=INVALID_PARAMETER_VALUE) from None
 
     def _one(self, row: Mapping[str, Any]) -> Prediction:
+        threshold = self.model.spec.b0_threshold
         if "scan" in row:
-            return self.model.predict(Scan.read(str(row["scan"])))
+            return self.model.predict(Scan.read(str(row["scan"]), b0_threshold=threshold))
         missing = sorted({"image", "bvals", "bvecs", "affine"} - set(row))
         if missing:
             raise ValueError(
                 f"a row needs 'scan', or 'image', 'bvals', 'bvecs' and 'affine'; missing {missing}, got {sorted(row)}"
             )
-        return self.model.predict(Scan.of_arrays(row["image"], row["bvals"], row["bvecs"], row["affine"]))
+        return self.model.predict(
+            Scan.of_arrays(row["image"], row["bvals"], row["bvecs"], row["affine"], b0_threshold=threshold)
+        )
+
+
+class _Refusal(MlflowException):
+    """An error whose message stays as it is: the server puts the whole request before that of others."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name != "message" or "message" not in self.__dict__:
+            super().__setattr__(name, value)
+
+
+def _checked(row: Any) -> Mapping[str, Any]:
+    """A row of a request, whose `scan` lies where the server may read, links followed; ValueError or TypeError else."""
+    if not isinstance(row, Mapping):
+        raise TypeError(f"a row is {type(row).__name__}, expected a dictionary")
+    if "scan" in row:
+        path = row["scan"]
+        if not isinstance(path, str):
+            raise TypeError(f"'scan' is {type(path).__name__}, expected the path of a DWI file")
+        folders = [Path(name).resolve() for name in os.environ.get(SCANS, "").split(os.pathsep) if name]
+        if not any(Path(path).resolve().is_relative_to(folder) for folder in folders):
+            raise ValueError(
+                f"this server reads the scans in the folders of {SCANS} alone, of which there are {len(folders)}"
+            )
+    return row
 
 
 def register_model(

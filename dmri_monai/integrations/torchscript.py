@@ -24,11 +24,13 @@ def export_model(checkpoint: str | Path, out: str | Path) -> Path:
     Input and output are those of the network, for any size: harmonic channels or directions (1, C, X, Y, Z), logits.
     The file also holds the model's description, as `model.json`, and its metadata, as MONAI's `ckpt_export` adds them;
     the description beside it has the digest of the exported file.  A full disk leaves no file, unlike there.
-    ValueError for the "pq" architecture, which computes its kernels from the table.
+    ValueError for the "pq" architecture, which computes its kernels from the table; FileExistsError where the file
+    beside it would take the place of the description of weights, or of another JSON.
     """
     out = Path(out)
     if out.suffix != ".ts":
         raise ValueError(f"TorchScript files end in .ts, got {out}")
+    _check_place(out)
     model = load_model(checkpoint, "cpu")
     if model.spec.takes == "samples":
         raise ValueError(
@@ -44,6 +46,19 @@ def export_model(checkpoint: str | Path, out: str | Path) -> Path:
         record.write_text(spec.text, encoding="utf-8")
         network.write_bytes(content)
     return out
+
+
+def _check_place(out: Path) -> None:
+    record, weights = spec_path(out), out.with_suffix(".pt")
+    if weights.exists():
+        raise FileExistsError(f"{record} describes {weights.name}: choose another name than {out.name}")
+    if record.exists():
+        try:
+            _ = ModelSpec.load(record)
+        except ValueError:
+            raise FileExistsError(
+                f"{record} is no description of a network: give the exported one another name than {out.name}"
+            ) from None
 
 
 def load_exported(path: str | Path, device: str | torch.device = "cpu") -> torch.jit.ScriptModule:

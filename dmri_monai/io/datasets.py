@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 from dmri_monai.flags import flag
 from dmri_monai.gradients import B0_THRESHOLD
-from dmri_monai.io.bids import data_list, is_bids
+from dmri_monai.io.bids import Missing, data_list, is_bids
 from dmri_monai.io.bids_names import Filters, matches, parse_filters
 from dmri_monai.io.fsl import read_bvals
 from dmri_monai.io.hcp import hcp_list
@@ -40,12 +40,14 @@ def subjects(  # noqa: PLR0913  the keys of a config that choose the data
     n_folds: int = 7,
     filters: Filters | str | None = None,
     b0_threshold: float = B0_THRESHOLD,
+    labelled_only: bool = False,
 ) -> dict[str, list[dict[str, Any]]]:
     """Items of a data set, split by subject: name of the part -> items with `image` and the paths of `labels`.
 
     fractions: part -> share of the subjects, e.g. {"train": 0.6, "val": 0.2, "test": 0.2}.
     labels: key of the item -> suffix of the derivative, e.g. {"label": "dseg"}, or several, of which the first counts
-    that is there; scans without them are an error.
+        that is there; scans without them are an error, or left out with a line in the log where `labelled_only` is
+        true.
     masked: items also get the path of their brain `mask`; scans without one are an error.
     layout: "bids", or "hcp" (`<subject>/T1w/Diffusion`, without labels).
     fold: part of a cross-validation of `n_folds` instead of `fractions`; the subjects then stay in sorted order.
@@ -54,7 +56,9 @@ def subjects(  # noqa: PLR0913  the keys of a config that choose the data
     A scan or table that has not been fetched is an error here, before anything is trained.
     Asking the result for a part that there is not raises ValueError naming those there are.
     """
-    items = _items(dataset_dir, layout, dict(labels or {}), _filters(filters), b0_threshold)
+    wanted, only = dict(labels or {}), flag("labelled_only", labelled_only)
+    items = _items(dataset_dir, layout, wanted, _filters(filters), b0_threshold, "skip" if only else "error")
+    items = _labelled(items, wanted, dataset_dir) if only else items
     if flag("masked", masked):
         lacking = [item["image"] for item in items if "mask" not in item]
         if lacking:
@@ -64,6 +68,21 @@ def subjects(  # noqa: PLR0913  the keys of a config that choose the data
     if fold is not None:
         return _Parts(split_fold(items, fold, n_folds, seed=None))
     return _Parts(split(items, fractions, seed=seed))
+
+
+def _labelled(
+    items: list[dict[str, Any]], labels: Mapping[str, str], dataset_dir: str | Path
+) -> list[dict[str, Any]]:
+    """The items that have all their `labels`; how many have not is logged."""
+    found = [item for item in items if all(key in item for key in labels)]
+    ending = ", ".join(labels.values())
+    if not found:
+        raise ValueError(f"no scan with {ending} in {dataset_dir}")
+    if len(found) < len(items):
+        logger.warning(
+            "%d of %d scans have no %s and are left out", len(items) - len(found), len(items), ending
+        )
+    return found
 
 
 class _Parts(dict[str, list[dict[str, Any]]]):
@@ -77,12 +96,13 @@ def _items(
     labels: dict[str, str | Sequence[str]],
     filters: Filters,
     b0_threshold: float,
+    missing: Missing,
 ) -> list[dict[str, Any]]:
     if layout not in get_args(Layout):
         raise ValueError(f"layout is {layout!r}, expected one of {get_args(Layout)}")
     if layout == "bids":
         weighted = functools.partial(_is_weighted, b0_threshold=b0_threshold)
-        return [*data_list(dataset_dir, labels=labels, filters=filters, keep=weighted)]
+        return [*data_list(dataset_dir, labels=labels, missing=missing, filters=filters, keep=weighted)]
     if labels:
         raise ValueError(f"layout 'hcp' has no labels, but {list(labels.values())} are needed: {dataset_dir}")
     return _hcp_items(dataset_dir, filters)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from dmri_monai.gradients import B0_THRESHOLD, GradientTable
 from dmri_monai.io.acquisition import acquisition_meta
 from dmri_monai.io.fsl import format_bvals, format_bvecs
 from dmri_monai.io.gradient_files import FileTable, read_file_table, to_gradient_table
+from dmri_monai.io.leftovers import finish_renames
 from dmri_monai.io.nifti import NiftiSource, nifti_stem, open_nifti
 from dmri_monai.io.nifti_volumes import as_meta_tensor, read_volumes
 from dmri_monai.io.sidecars import BvecsChoice, find_sidecars
@@ -76,6 +78,8 @@ def read_parts(path: str | Path, *, bvecs: BvecsChoice = "auto") -> tuple[MetaTe
 
 
 def _open_series(path: Path) -> NiftiSource:
+    with suppress(OSError):  # no such folder, or not ours to write in
+        finish_renames(path.parent)
     source = open_nifti(path)
     if len(source.shape) != 4:
         raise ValueError(

@@ -13,7 +13,10 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-__all__ = ["remove", "sweep", "temporary_name"]
+from dmri_monai.io.locking import remove_dead_locks
+from dmri_monai.io.renames import NOTE, carry_out
+
+__all__ = ["finish_renames", "remove", "sweep", "temporary_name"]
 
 NAME = re.compile(r"\.tmp-([0-9a-f]{8})-(\d+)-[0-9a-f]{8}\.")
 LONGEST = 48  # characters of the name's end; file systems allow 255 bytes
@@ -30,20 +33,41 @@ def temporary_name(name: str) -> str:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what killed processes left in `folder`, once per process and folder.
+    """Finish what killed processes had decided to rename in `folder`, and remove what else they left there.
 
-    Of processes on this machine those that have ended, of others files nobody has written to for a week.
+    Once per process and folder.  Of processes on this machine those that have ended, of others files nobody has written
+    to for a week.
     """
     folder = folder.resolve()
     if folder in _swept:
         return
     _swept.add(folder)
-    with suppress(OSError), os.scandir(folder) as entries:
-        for entry in entries:
-            match = NAME.match(entry.name)
-            if match and _is_dead(match[1], int(match[2]), Path(entry.path)):
-                with suppress(OSError):
-                    remove(Path(entry.path))
+    with suppress(OSError):
+        finish_renames(folder)
+        for path in _left_in(folder):
+            with suppress(OSError):
+                remove(path)
+        remove_dead_locks(folder)
+
+
+def finish_renames(folder: Path) -> None:
+    """Give the files that a process killed between two renames had written together in `folder` their names.
+
+    OSError where that is not allowed; nothing without such a process, or where the files were written anew since.
+    """
+    for note in _left_in(folder, ending=NOTE):
+        with suppress(FileNotFoundError):  # another process has done it
+            try:
+                carry_out(note, superseded=True)
+            except ValueError:
+                note.unlink()
+
+
+def _left_in(folder: Path, ending: str = "") -> list[Path]:
+    """Files in `folder` of processes that have ended."""
+    with os.scandir(folder) as entries:
+        names = [(NAME.match(entry.name), entry.path) for entry in entries if entry.name.endswith(ending)]
+    return [Path(path) for m, path in names if m and _is_dead(m[1], int(m[2]), Path(path))]
 
 
 def _is_dead(machine: str, pid: int, path: Path) -> bool:

@@ -12,9 +12,10 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-__all__ = ["FolderLock", "alone_with", "locked"]
+__all__ = ["FolderLock", "alone_with", "locked", "remove_dead_locks"]
 
 PREFIX = ".dmri_monai"
+WRITING = "writing "  # begins the purpose of a lock on single files
 
 
 class FolderLock:
@@ -81,10 +82,18 @@ def alone_with(path: Path, wait_s: float) -> Iterator[None]:
     place = path.with_name(f".{path.name}.lock")
     lock = _taken(place, wait_s)
     try:
-        _describe(place, f"writing {path.name}")
+        _describe(place, f"{WRITING}{path.name}")
         yield
     finally:
         _give_back(lock, place)
+
+
+def remove_dead_locks(folder: Path) -> None:
+    """Remove the files of locks on single files in `folder` whose processes were killed."""
+    for path in folder.glob(".*.lock"):
+        with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+            if json.loads(path.read_text(encoding="utf-8"))["purpose"].startswith(WRITING):
+                _give_back(_taken(path, 0.0), path)
 
 
 def _taken(path: Path, wait_s: float) -> FileLock:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from torch import Tensor
 from dmri_monai.gradients import grid_rotation
 from dmri_monai.io.leftovers import remove, sweep, temporary_name
 from dmri_monai.io.nifti import nifti_stem
+from dmri_monai.io.renames import NOTE, carry_out, write_note
 
 __all__ = ["full_disk_names", "replacing", "save_nifti", "write_nifti"]
 
@@ -25,24 +26,46 @@ SCANNER = 1  # NIfTI code: scanner-based anatomical coordinates
 
 
 @contextmanager
-def replacing(*targets: Path) -> Iterator[tuple[Path, ...]]:
+def replacing(*targets: Path, gone: Collection[Path] = ()) -> Iterator[tuple[Path, ...]]:
     """Temporary paths beside `targets` (files or folders): renamed onto them in order, or removed if the block fails.
 
-    OSError for a full disk names the last of `targets`, which the operating system does not.  What killed processes
-    left in the folders goes.
+    gone: files in the same folder that do not belong to the new ones and are removed.  Several `targets` lie in one
+    folder and get their names together or not at all: what a kill or signal interrupts, the next write in the folder
+    finishes.  OSError for a full disk names the last of `targets`, which the operating system does not.  What killed
+    processes left in the folder goes.
     """
-    for folder in {target.parent for target in targets}:
-        folder.mkdir(parents=True, exist_ok=True)
-        sweep(folder)
+    folder = targets[0].parent
+    assert {path.parent for path in (*targets, *gone)} == {folder}
+    folder.mkdir(parents=True, exist_ok=True)
+    sweep(folder)
     temporary = tuple(target.with_name(temporary_name(target.name)) for target in targets)
     try:
         with full_disk_names(targets[-1]):
             yield temporary
-            for source, target in zip(temporary, targets, strict=True):
-                source.replace(target)
+            _rename(temporary, targets, gone)
     finally:
         for path in temporary:
             remove(path)
+
+
+def _rename(temporary: Sequence[Path], targets: Sequence[Path], gone: Collection[Path]) -> None:
+    if len(targets) == 1 and not gone:
+        temporary[0].replace(targets[0])
+        return
+    for path in (*targets, *gone):
+        if path.is_dir() and not path.is_symlink():
+            raise IsADirectoryError(errno.EISDIR, "a folder is in the way", str(path))
+    note, draft = (targets[0].with_name(temporary_name(end)) for end in (NOTE, NOTE + ".draft"))
+    names = {source.name: target.name for source, target in zip(temporary, targets, strict=True)}
+    try:
+        write_note(note, draft, names, [path.name for path in gone])
+        carry_out(note)
+    except (KeyboardInterrupt, SystemExit):  # between two renames, perhaps
+        if note.is_file():
+            carry_out(note)
+        raise
+    finally:
+        note.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -27,12 +27,18 @@ class TensorError(SubjectMetric):
     y_pred, y: (B, N, X, Y, Z) raw signals; bvals (B, N) s/mm²; bvecs_voxel (B, N, 3); optional valid (B, N) bool and
     mask (B, 1, X, Y, Z).  Columns: `fa_mae` and `fa_bias`, mean absolute and mean signed error of FA;
     `v1_median_deg`, median axial angle where the clean FA is above `min_fa`.  Measurements above `b_max` (s/mm²) do not
-    enter the tensors, unless there are no others.
+    enter the tensors, unless there are no others above `b0_threshold`, up to which measurements are b0.
     """
 
-    def __init__(self, min_fa: float = 0.2, b_max: float = GAUSSIAN_B_MAX, report: str = "fa_mae") -> None:
+    def __init__(
+        self,
+        min_fa: float = 0.2,
+        b_max: float = GAUSSIAN_B_MAX,
+        report: str = "fa_mae",
+        b0_threshold: float = B0_THRESHOLD,
+    ) -> None:
         super().__init__(COLUMNS, report)
-        self.min_fa, self.b_max = min_fa, b_max
+        self.min_fa, self.b_max, self.b0_threshold = min_fa, b_max, b0_threshold
 
     def measure(self, pred: Tensor, target: Tensor, **inputs: Tensor) -> list[Tensor | float]:
         missing = [key for key in ("bvals", "bvecs_voxel") if key not in inputs]
@@ -45,7 +51,7 @@ class TensorError(SubjectMetric):
             else torch.ones_like(inputs["bvals"], dtype=torch.bool)
         )
         low = rows & (inputs["bvals"] <= self.b_max)
-        rows = low if (inputs["bvals"][low] > B0_THRESHOLD).any() else rows
+        rows = low if (inputs["bvals"][low] > self.b0_threshold).any() else rows
         fits = [fit_tensor(signal.float()[None], *table, mask=rows[None]) for signal in (pred, target)]
         return tensor_errors(fits[0], fits[1], self.min_fa, inputs.get("mask"))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from monai.data import MetaTensor
 from torch import Tensor
@@ -27,7 +28,7 @@ class Case:
     the image's grid, integer labels (X, Y, Z) or (1, X, Y, Z), outlined, 0 is background; or peaks (3n, X, Y, Z), x
     y z per peak in the world frame (RAS+), length = amplitude, NaN or zero for none, drawn as sticks.
     class_names: name of each label.  metrics: name -> value.  maps: further scalar maps (X, Y, Z) or (1, X, Y, Z),
-    such as an uncertainty, each shown as its own picture.
+    such as an uncertainty, each shown as its own picture.  reader: options of :func:`read_dwi` for a path.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Case:
     class_names: Mapping[int, str] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
     maps: Mapping[str, Tensor] = field(default_factory=dict)
+    reader: Mapping[str, Any] = field(default_factory=dict)
 
 
 def load_case(case: Case) -> tuple[MetaTensor, GradientTable, dict[str, Tensor]]:
@@ -48,7 +50,7 @@ def load_case(case: Case) -> tuple[MetaTensor, GradientTable, dict[str, Tensor]]
     """
     image, table = case.image, case.table
     if isinstance(image, str | Path):
-        image, read = read_dwi(image)
+        image, read = read_dwi(image, **case.reader)
         table = table or read
     if not isinstance(image, MetaTensor):
         raise TypeError(f"{case.name}: image is a {type(image).__name__}, expected a MetaTensor or a path")

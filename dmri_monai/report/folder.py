@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from monai.data import MetaTensor
@@ -26,11 +27,12 @@ def case_from_files(
     *,
     name: str | None = None,
     class_names: Mapping[int, str] | None = None,
+    reader: Mapping[str, Any] | None = None,
 ) -> Case:
     """Case of a DWI file with sidecars and NIfTI maps of labels, or of peaks (3n volumes, x y z each, world frame).
 
     Where both maps are given: Dice per class, or the angle between the largest peaks.  An uncertainty beside the
-    prediction (`<prediction>uncertainty.nii.gz`) is shown.
+    prediction (`<prediction>uncertainty.nii.gz`) is shown.  reader: options of :func:`dmri_monai.io.read_dwi`.
     """
     scan = Path(scan)
     found, true = (None if p is None else _read_map(p) for p in (prediction, truth))
@@ -43,14 +45,22 @@ def case_from_files(
         class_names=names,
         metrics=_metrics(found, true, names),
         maps={} if prediction is None else _uncertainty(Path(prediction)),
+        reader=dict(reader or {}),
     )
 
 
-def cases_from_folder(outputs: str | Path, data: str | Path, *, suffix: str = "dseg") -> list[Case]:
+def cases_from_folder(
+    outputs: str | Path,
+    data: str | Path,
+    *,
+    suffix: str = "dseg",
+    reader: Mapping[str, Any] | None = None,
+) -> list[Case]:
     """One case for each `<name>_<suffix>.nii.gz` in `outputs`.
 
     Its scan is `<name>_dwi.nii.gz` anywhere below `data`; its ground truth, if any, is the file of the prediction's
-    name below `data`.  Class names come from `<suffix>.tsv` in `outputs`.  Raises FileNotFoundError.
+    name below `data`.  Class names come from `<suffix>.tsv` in `outputs`.  reader: as
+    of :func:`case_from_files`.  Raises FileNotFoundError.
     """
     outputs, data = Path(outputs), Path(data)
     predictions = sorted(outputs.glob(f"*_{suffix}.nii.gz"))
@@ -64,7 +74,7 @@ def cases_from_folder(outputs: str | Path, data: str | Path, *, suffix: str = "d
         if scan is None:
             raise FileNotFoundError(f"no {name}_dwi.nii.gz for {prediction} below {data}")
         truth = _find(data, prediction.name, outputs)
-        cases.append(case_from_files(scan, prediction, truth, name=name, class_names=names))
+        cases.append(case_from_files(scan, prediction, truth, name=name, class_names=names, reader=reader))
     return cases
 
 

@@ -15,7 +15,7 @@ __all__ = ["IndexRow", "write_index"]
 
 @dataclass(frozen=True)
 class IndexRow:
-    """One map of a scan, or a scan that failed; `page`: file name of its subject's report beside the index."""
+    """What became of a scan: tasks, status, what was noticed; `page`: its subject's report beside the index."""
 
     scan: str
     task: str

@@ -14,7 +14,6 @@ from dmri_monai.failures import on_failure
 from dmri_monai.flags import NO_PATH, flag
 from dmri_monai.inference.spec import ModelSpec, spec_path
 from dmri_monai.inference.weights import (
-    SHAPE_SETTINGS,
     check_finite,
     check_fit,
     check_same_model,
@@ -178,7 +177,7 @@ class Checkpoint:
             raise ValueError(
                 f"resume: {error}; delete {record}, it is written anew at the next start"
             ) from None
-        check_same_model(self.spec, self.best, ("task", *SHAPE_SETTINGS))
+        check_same_model(self.spec, self.best, ("task", *ModelSpec.meaning()))
 
 
 def load_pretrained(network: nn.Module, path: str | Path | None, spec: ModelSpec | None = None) -> nn.Module:
@@ -191,7 +190,7 @@ def load_pretrained(network: nn.Module, path: str | Path | None, spec: ModelSpec
     if path is None or str(path).lower() in NO_PATH:
         return network
     source = read_weights(path)
-    check_same_model(spec, path, SHAPE_SETTINGS, but=HEAD_OPTIONS)
+    check_same_model(spec, path, ModelSpec.meaning(), but=HEAD_OPTIONS)
     target = network.state_dict()
     body = {name: value for name, value in target.items() if not name.startswith("head.")}
     check_fit(network, body, source, path)

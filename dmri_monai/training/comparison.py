@@ -16,6 +16,7 @@ from monai.inferers import Inferer
 from monai.transforms import Compose, Invertd, Transform
 from torch import nn
 
+from dmri_monai.failures import NameScans
 from dmri_monai.inference.precision import autocast, cuda_amp
 from dmri_monai.io.writing import replacing
 from dmri_monai.training.handlers import Progress
@@ -68,7 +69,7 @@ class MethodEvaluator(SupervisedEvaluator):
             postprocessing=Compose(postprocessing),
             key_val_metric=metrics["key_metric"],
             additional_metrics=metrics["further_metrics"] if handlers else None,
-            val_handlers=[Progress(name), *handlers],
+            val_handlers=[Progress(name), NameScans(), *handlers],
             amp=cuda_amp(amp, device),
             amp_kwargs={"dtype": torch.bfloat16},
             prepare_batch=prepare_batch,

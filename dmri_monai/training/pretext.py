@@ -14,7 +14,7 @@ from monai.transforms import Compose
 from torch import Tensor, nn
 
 from dmri_monai.artifacts.engine import corrupt, load_preset
-from dmri_monai.gradients import cluster_shells
+from dmri_monai.gradients import B0_THRESHOLD, cluster_shells
 from dmri_monai.inference.architectures import prepare_batch
 from dmri_monai.inference.encoding import encode_scan
 from dmri_monai.inference.spec import ModelSpec
@@ -103,7 +103,7 @@ class PretrainBatch:
     def _masked(self, image: Tensor, batch: Mapping[str, Any], harmonics: Tensor) -> tuple[Any, ...]:
         hidden = torch.stack(
             [
-                hide(bvals, valid.bool(), self.hidden_fraction, self.model.l_max, int(seed))
+                self._hidden(bvals, valid.bool(), int(seed))
                 for bvals, valid, seed in zip(batch["bvals"], batch["valid"], batch["item_seed"], strict=True)
             ]
         )
@@ -113,6 +113,10 @@ class PretrainBatch:
         if self.model.takes != "harmonics":
             return self._encoded(image, batch, visible, target)
         return self._harmonics(image, batch, visible), target
+
+    def _hidden(self, bvals: Tensor, valid: Tensor, seed: int) -> Tensor:
+        model = self.model
+        return hide(bvals, valid, self.hidden_fraction, model.l_max, seed, model.b0_threshold)
 
     def _harmonics(self, image: Tensor, batch: Mapping[str, Any], rows: Tensor) -> Tensor:
         if self.model.takes == "shell-set":
@@ -149,16 +153,24 @@ class PretrainBatch:
         return inputs.as_tensor(), target, *table
 
 
-def hide(bvals: Tensor, valid: Tensor, fraction: float, l_max: int, seed: int) -> Tensor:
+def hide(
+    bvals: Tensor,
+    valid: Tensor,
+    fraction: float,
+    l_max: int,
+    seed: int,
+    b0_threshold: float = B0_THRESHOLD,
+) -> Tensor:
     """(N,) bool: a random `fraction` of the measurements of every shell of `bvals` (N,), at least one.
 
     As many stay visible as harmonics up to `l_max` need; up to a lower order where nothing could be hidden otherwise.
+    Volumes up to `b0_threshold` (s/mm²) are no shell.
     """
     sizes = [n_coefficients(order) for order in even_orders(l_max)]
     random = np.random.RandomState(seed % 2**32)
     hidden = torch.zeros_like(valid, dtype=torch.bool)
     rows = torch.nonzero(valid).flatten()
-    for shell in cluster_shells(bvals[rows].cpu()):
+    for shell in cluster_shells(bvals[rows].cpu(), b0_threshold):
         n = len(shell.indices)
         fewest = max((size for size in sizes if size < n), default=n)
         count = min(max(1, round(fraction * n)), n - fewest)
@@ -171,7 +183,13 @@ def scan_meta(meta: Mapping[str, Any], index: int) -> dict[str, Any]:
 
     ValueError where an entry of its sidecar had to be left out.
     """
-    names = ("phase_encoding_world", "slice_world", "total_readout_time_s", "multiband_factor")
+    names = (
+        "phase_encoding_world",
+        "slice_world",
+        "total_readout_time_s",
+        "multiband_factor",
+        "b0_threshold",
+    )
     known = {name: meta[name][index] for name in (*names, "acquisition_errors") if name in meta}
     require_usable(known)
     return {name: known[name] for name in names if known.get(name) is not None}

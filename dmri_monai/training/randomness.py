@@ -15,6 +15,7 @@ from monai.data import CacheDataset
 from monai.transforms import Compose
 from torch.utils.data import Sampler
 
+from dmri_monai.failures import naming_scan
 from dmri_monai.training.caching import DiskCache
 
 __all__ = ["EpochSampler", "SeedEpochs", "SeededDataset", "derive_seed", "seed_everything"]
@@ -60,11 +61,8 @@ class SeededDataset(CacheDataset):
         epoch, index = key if isinstance(key, tuple) else (0, key)
         item_seed = derive_seed(self.seed, epoch, index)
         self.transform.set_random_state(seed=item_seed)
-        try:
+        with naming_scan(self.data[index].get("image")):
             item = super().__getitem__(index)
-        except RuntimeError as error:  # MONAI's "applying transform ...", which names neither scan nor cause
-            cause = error.__cause__ or error
-            raise RuntimeError(f"{self.data[index].get('image', index)}: {cause}") from error
         for part in item if isinstance(item, list) else [item]:
             part["item_seed"] = item_seed
         return item

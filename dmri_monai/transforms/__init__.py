@@ -14,7 +14,7 @@ from dmri_monai.transforms.direction_frames import (
 from dmri_monai.transforms.elastic import RandElasticDWId
 from dmri_monai.transforms.frames import ToVoxelFramed, check_voxel_frame, voxel_rotation
 from dmri_monai.transforms.guards import check_gradient_safe
-from dmri_monai.transforms.load import LoadDWId, LoadHarmonicsd
+from dmri_monai.transforms.load import LoadDWId, LoadHarmonicsd, LoadNiftid
 from dmri_monai.transforms.random_rotation import RandRotateMMd
 from dmri_monai.transforms.scan_maps import (
     BrainMaskd,
@@ -50,6 +50,7 @@ __all__ = [
     "DyadsToPeaksd",
     "LoadDWId",
     "LoadHarmonicsd",
+    "LoadNiftid",
     "NormalizeByB0d",
     "PeaksToDyadsd",
     "RandDWIArtifactsd",

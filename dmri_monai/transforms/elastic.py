@@ -115,7 +115,8 @@ def _warped_scan(image: MetaTensor, table: tuple[Tensor, Tensor], warp: Warp, l_
     """(N, X, Y, Z) signal moved by the warp, then turned voxel by voxel where there is any."""
     bvals, bvecs_voxel = table
     moved = resample(image.as_tensor().float(), warp.source, "bilinear", "zeros")
-    b0 = mean_b0(moved, bvals, b0_threshold_of(image))
+    threshold = b0_threshold_of(image)
+    b0 = mean_b0(moved, bvals, threshold)
     inside = b0 > 1e-2 * b0_reference(b0)
     tensor = fit_tensor(
         moved.unsqueeze(0), bvals.unsqueeze(0), bvecs_voxel.unsqueeze(0), brain=inside[None, None]
@@ -125,7 +126,7 @@ def _warped_scan(image: MetaTensor, table: tuple[Tensor, Tensor], warp: Warp, l_
     voxels = inside.flatten().nonzero().flatten()
     jacobian = warp.jacobian.to(moved).flatten(0, 2).index_select(0, voxels)
     rotations = principal_rotation(jacobian, v1, fa)
-    turned = reorient_signal(moved.flatten(1), bvals, bvecs_voxel, rotations, l_max, voxels=voxels)
+    turned = reorient_signal(moved.flatten(1), bvals, bvecs_voxel, rotations, l_max, threshold, voxels=voxels)
     return turned.view_as(moved).clamp_(min=0.0)
 
 

@@ -1,4 +1,4 @@
-"""Load a diffusion scan with its gradient table, or an image of harmonic coefficients."""
+"""Load a diffusion scan with its gradient table, a map on its grid, or an image of harmonic coefficients."""
 
 from __future__ import annotations
 
@@ -10,24 +10,23 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform
 
 from dmri_monai.gradients import B0_THRESHOLD, GradientTable
-from dmri_monai.io import read_dwi, read_harmonics
+from dmri_monai.io import read_dwi, read_harmonics, read_nifti
 from dmri_monai.io.no_signal import require_signal
 from dmri_monai.io.sidecars import BvecsChoice, find_sidecars
 from dmri_monai.qspace.conventions import Basis
 
-__all__ = ["LoadDWId", "LoadHarmonicsd"]
+__all__ = ["LoadDWId", "LoadHarmonicsd", "LoadNiftid"]
 
 
 class LoadDWId(MapTransform):
     """Replace the path in `keys` by the scan: MetaTensor (N, X, Y, Z) float32 with its RAS+ affine.
 
     Adds `bvals` (N,) in s/mm² and `bvecs` (N, 3), unit world vectors, zero for b0, both float32.  Where the
-    scan's sidecar says so, the meta data hold `phase_encoding_world` and `slice_world` (3,).  Masks and
-    labels are loaded with MONAI's `LoadImaged` (`ensure_channel_first=True`), whose affine is the same RAS+
-    one.  Several keys share one table.  bvecs, b0_threshold: as of :func:`dmri_monai.io.read_dwi`; a threshold other
-    than the default stands in the meta data as `b0_threshold`, where other transforms find it.  Raises ValueError,
-    TypeError or OSError naming the file, as `read_dwi`, where the tables of the keys differ, and for a scan
-    without signal (all 0, constant, negated), which no network may see.
+    scan's sidecar says so, the meta data hold `phase_encoding_world` and `slice_world` (3,).  Masks and labels are
+    loaded with :class:`LoadNiftid`.  Several keys share one table.  bvecs, b0_threshold: as of
+    :func:`dmri_monai.io.read_dwi`; a threshold other than the default stands in the meta data as `b0_threshold`, where
+    other transforms find it.  Raises ValueError, TypeError or OSError naming the file, as `read_dwi`, where the tables
+    of the keys differ, and for a scan without signal (all 0, constant, negated), which no network may see.
     """
 
     def __init__(
@@ -70,6 +69,20 @@ def _same_table(a: GradientTable, b: GradientTable) -> bool:
     if len(a) != len(b):
         return False
     return bool(((a.bvals - b.bvals).abs() <= 1).all() and ((a.bvecs - b.bvecs).abs() <= 1e-3).all())
+
+
+class LoadNiftid(MapTransform):
+    """Replace the paths in `keys` by masks, labels, maps: MetaTensor (C, X, Y, Z) float32 with its RAS+ affine in mm.
+
+    As MONAI's `LoadImaged` with `ensure_channel_first=True`, but the header is read as a scan's is: voxel sizes in
+    micron or metre are converted, contradictions refused.  Raises as :func:`dmri_monai.io.read_nifti`.
+    """
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        item = dict(data)
+        for key in self.key_iterator(item):
+            item[key] = read_nifti(item[key])
+        return item
 
 
 class LoadHarmonicsd(MapTransform):

@@ -17,10 +17,10 @@ def check_same_grid(image: Tensor, other: Tensor, name: Hashable, caller: str) -
     """Raise ValueError where `other` (K, X, Y, Z) is not on the grid of `image` (C, X, Y, Z).
 
     It has operations pending, another shape, or an affine that puts a corner of the grid more than a tenth of a voxel
-    elsewhere.  Affines are compared where both have one.  `name` and `caller` stand in the message, and the file of
-    `other` where its meta data tell.
+    elsewhere.  Affines are compared where both have one.  `name` and `caller` stand in the message, and both files as
+    far as the meta data tell.
     """
-    file = _file(other)
+    file = _files(image, other)
     if isinstance(other, MetaTensor) and other.pending_operations:
         n = len(other.pending_operations)
         raise ValueError(
@@ -45,6 +45,9 @@ def _largest_gap_mm(image: MetaTensor, other: MetaTensor) -> tuple[float, float]
     return float(moved.norm(dim=1).max()), float(ours[:3, :3].norm(dim=0).min())
 
 
-def _file(other: Tensor) -> str:
-    path = other.meta.get("filename_or_obj") if isinstance(other, MetaTensor) else None
-    return f": {path}" if path else ""
+def _files(image: Tensor, other: Tensor) -> str:
+    """The files of both, as far as they are known: ": mask.nii.gz, of scan.nii.gz"."""
+    theirs, ours = (getattr(x, "meta", {}).get("filename_or_obj") for x in (other, image))
+    if not theirs:
+        return ""
+    return f": {theirs}, of {ours}" if isinstance(ours, str) and ours != theirs else f": {theirs}"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dmri_monai.inference.model import first_cause
+from dmri_monai.failures import first_cause
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = {

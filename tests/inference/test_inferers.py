@@ -124,10 +124,26 @@ def test_estimate_holds_for_a_network_that_takes_voxels_by_chunks():
     network = build_network(spec).eval()
     image = torch.rand(1, spec.in_channels, 36, 30, 33)
     image[:, 1:2, :20] = 0  # air: the piece in the middle holds less of it
-    estimate = estimated_bytes(lambda part: FullVolumeInferer()(part, network), image)
+    run = FullVolumeInferer()
+    for _ in range(2):  # kernels are built at the first
+        estimate = estimated_bytes(lambda part: run(part, network), image)
     with torch.no_grad(), PeakMemory() as memory:
         network(image)
     assert memory.peak <= estimate <= 4 * memory.peak
+
+
+def test_what_a_network_builds_once_does_not_count_as_if_it_grew():
+    built = []
+
+    def run(part):
+        built.append(torch.zeros(2_000_000) if not built else None)  # 8 MB, as a kernel
+        return part * 2
+
+    image = volume(48, 40, 44)
+    inferer = VolumeInferer(memory_gib=image.nelement() * 4 * 4 / 2**30)
+    inferer(image, run)
+    assert inferer.deviation == 0.0
+    assert len(built) == 3  # two estimates, and the whole volume
 
 
 def test_outputs_of_deep_supervision_pass_through():

@@ -303,3 +303,40 @@ def test_scan_without_signal_is_refused_by_name(whole, checkpoint, spoil, messag
     spoilt = Scan.of_arrays(spoil(whole.signal), whole.table.bvals, whole.table.bvecs, whole.affine)
     with pytest.raises(ValueError, match=message):
         load_model(checkpoint, "cpu").predict(spoilt)
+
+
+@pytest.fixture
+def scan_from_b100(scan, tmp_path):
+    """The same scan with b = 100 written where b = 0 was."""
+    path = tmp_path / "from100" / "sub-01_dwi.nii.gz"
+    read = Scan.read(scan)
+    read.write(path)
+    bvals = ["100" if b == 0 else f"{b:g}" for b in read.table.bvals.tolist()]
+    path.with_name("sub-01_dwi.bval").write_text(" ".join(bvals), encoding="ascii")
+    return path
+
+
+def test_threshold_of_the_command_reaches_the_network(scan, scan_from_b100, checkpoint, tmp_path):
+    def run(path, name, *options):
+        command = ["predict", str(path), "-o", str(tmp_path / name), "--checkpoint", str(checkpoint)]
+        return CliRunner().invoke(app, [*command, "--device", "cpu", *options])
+
+    assert run(scan, "usual").exit_code == 0
+    refused = run(scan_from_b100, "refused")
+    assert refused.exit_code == 2
+    assert "give b0_threshold=100" in refused.output
+    done = run(scan_from_b100, "given", "--b0-threshold", "100")
+    assert done.exit_code == 0, done.output
+    one, two = (values(next((tmp_path / name).glob("*_dseg.nii.gz"))) for name in ("usual", "given"))
+    np.testing.assert_array_equal(one, two)
+
+
+def test_threshold_of_the_models_training_is_the_default(scan_from_b100, tmp_path):
+    own = save_model(tmp_path / "own" / "model.pt", b0_threshold=100.0)
+    command = ["predict", str(scan_from_b100), "-o", str(tmp_path / "out"), "--checkpoint", str(own)]
+    done = CliRunner().invoke(app, [*command, "--device", "cpu"])
+    assert done.exit_code == 0, done.output
+    assert (
+        predict(scan_from_b100, checkpoint=own, device="cpu").values.shape
+        == values(next((tmp_path / "out").glob("*_dseg.nii.gz"))).shape
+    )

@@ -1,6 +1,7 @@
 """A new setting of a model is one new field of its description: everything else follows."""
 
 import json
+from typing import Annotated
 
 import pytest
 import torch
@@ -9,8 +10,8 @@ from monai.bundle import ConfigWorkflow
 from dmri_monai.inference.architectures import build_network
 from dmri_monai.inference.model import load_model
 from dmri_monai.inference.released import bundle_folder
-from dmri_monai.inference.spec import ModelSpec
-from dmri_monai.inference.weights import save_model
+from dmri_monai.inference.spec import MEANING, ModelSpec
+from dmri_monai.inference.weights import load_weights, save_model
 from dmri_monai.integrations.bundle_export import export_bundle
 from dmri_monai.scan import Scan
 from dmri_monai.training.checkpoint import Checkpoint
@@ -20,9 +21,10 @@ USERS = ("bundle_config", "model", "weights")
 
 
 class Extended(ModelSpec):
-    """The description with one more setting."""
+    """The description with two more settings, of which the second says what the channels mean."""
 
     echo_time_ms: float = 80.0
+    signal_scale: Annotated[float, MEANING] = 1.0
 
 
 @pytest.fixture
@@ -53,6 +55,13 @@ def test_wrong_value_of_the_setting_is_refused_by_file_and_name(own):
     own.with_suffix(".json").write_text(json.dumps({**content, "echo_time_ms": "$1"}))
     with pytest.raises(ValueError, match=r"echo_time_ms begins with '\$'.*model\.json"):
         Extended.load(own.with_suffix(".json"))
+
+
+def test_only_a_setting_marked_so_gives_the_weights_another_meaning(own):
+    spec = Extended.load(own.with_suffix(".json"))
+    load_weights(build_network(spec), own, spec.replace(echo_time_ms=60.0))
+    with pytest.raises(ValueError, match=r"signal_scale .*1\.0.*2\.0"):
+        load_weights(build_network(spec), own, spec.replace(signal_scale=2.0))
 
 
 def train(tmp_path, scan, **settings):

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +14,9 @@ from typer.testing import CliRunner
 
 from dmri_monai.cli import app
 from dmri_monai.inference.study import own_share
+from dmri_monai.inference.study_files import meaning, places_of
 from dmri_monai.phantom import write_dataset
+from dmri_monai.tasks import TASKS
 
 SCANS = ("sub-01", "sub-02", "sub-03")
 
@@ -102,6 +106,7 @@ def test_two_workers_predict_the_same_maps(done, study, checkpoint, tmp_path):
         assert one == two
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_scans(study, checkpoint, tmp_path):
     """As torchrun or a SLURM array starts them."""
     root = Path(__file__).parents[2]
@@ -142,6 +147,96 @@ def test_two_processes_share_the_scans(study, checkpoint, tmp_path):
 )
 def test_shares_of_all_processes_are_the_whole(environment, expected):
     assert "".join(own_share("abcde", environment)) == expected
+
+
+@pytest.fixture(scope="module")
+def two_runs(study, tmp_path_factory):
+    """One subject with two scans."""
+    out = tmp_path_factory.mktemp("runs") / "study"
+    shutil.copytree(study / "sub-01", out / "sub-01")
+    (out / "dataset_description.json").write_text('{"Name": "two", "BIDSVersion": "1.10.0"}')
+    folder = out / "sub-01" / "dwi"
+    for path in sorted(folder.glob("sub-01_dwi.*")):
+        for run_ in ("run-1", "run-2"):
+            shutil.copy(path, folder / path.name.replace("sub-01_", f"sub-01_{run_}_"))
+        path.unlink()
+    return out
+
+
+def test_page_of_a_subject_shows_all_its_scans_also_after_a_kill(two_runs, checkpoint, tmp_path):
+    run(two_runs, "-o", tmp_path, "--checkpoint", checkpoint)
+    page = tmp_path / "sub-01.html"
+    whole = page.read_text(encoding="utf-8")
+    assert [whole.count(f"<h2>sub-01_run-{n}: Tissue") for n in (1, 2)] == [1, 1]
+    page.unlink()  # killed between the last map and the page
+    again = run(two_runs, "-o", tmp_path, "--checkpoint", checkpoint, "--resume")
+    assert "2 resumed" in again.output
+    assert page.read_text(encoding="utf-8") == whole
+    (tmp_path / "sub-01" / "dwi" / "sub-01_run-2_desc-tissue_dseg.json").unlink()  # killed between the scans
+    run(two_runs, "-o", tmp_path, "--checkpoint", checkpoint, "--resume")
+    assert page.read_text(encoding="utf-8") == whole
+
+
+def test_index_has_a_row_for_every_scan_and_says_what_is_missing(done):
+    _, out = done
+    index = (out / "index.html").read_text(encoding="utf-8")
+    rows = re.findall(r"<tr>\s*<td>.*?</tr>", index, flags=re.DOTALL)
+    assert len(rows) == len(SCANS)
+    assert [name for name in SCANS if f'href="./{name}.html"' in index] == ["sub-01", "sub-03"]
+
+
+@pytest.mark.parametrize(
+    ("scan", "names"),
+    {
+        "raw": (
+            "sub-01_acq-a_dwi.nii.gz",
+            (
+                "sub-01_acq-a_desc-tissue_dseg",
+                "sub-01_acq-a_label-lesion_mask",
+                "sub-01_acq-a_model-dmrimonai_param-fibrecount_dwimap",
+                "sub-01_acq-a_model-dmrimonai_param-direction_dwimap",
+            ),
+        ),
+        "preprocessed": (
+            "sub-01_space-T1w_desc-preproc_dwi.nii.gz",
+            (
+                "sub-01_space-T1w_desc-preproctissue_dseg",
+                "sub-01_space-T1w_label-lesion_desc-preproc_mask",
+                "sub-01_space-T1w_model-dmrimonai_desc-preproc_param-fibrecount_dwimap",
+                "sub-01_space-T1w_model-dmrimonai_desc-preproc_param-direction_dwimap",
+            ),
+        ),
+    }.values(),
+    ids=["raw", "preprocessed"],
+)
+def test_names_hold_each_entity_once_in_the_order_of_bids(scan, names, tmp_path):
+    source = tmp_path / "study"
+    path = source / "sub-01" / "dwi" / scan
+    found = [places_of(path, source, tmp_path / "out", task)["sidecar"] for task in TASKS]
+    assert [place.stem for place in found] == list(names)
+    assert all(place.parent == tmp_path / "out" / "sub-01" / "dwi" for place in found)
+
+
+def test_root_of_the_derivatives_explains_them(done):
+    _, out = done
+    assert (out / "desc-tissue_dseg.tsv").read_text().splitlines()[:2] == ["index\tname", "0\tbackground"]
+    assert "index.html" in (out / "README.md").read_text()
+    assert "*_dwimap.nii.gz" in (out / ".bidsignore").read_text().splitlines()
+
+
+def test_sidecars_say_what_bids_asks_of_each_map():
+    scan = "bids:raw:sub-01/dwi/sub-01_dwi.nii.gz"
+    said = {task: meaning(task, scan, "own.pt") for task in TASKS}
+    assert all({"Description", "Units", "Model"} <= set(record) for record in said.values())
+    assert said["tissue"]["SpatialReference"] == scan
+    assert said["lesion"]["Type"] == "Lesion"
+    assert said["crossings"]["Model"]["Parameters"] == {"Weights": "own.pt"}
+    assert said["orientation"]["OrientationEncoding"] == {
+        "Type": "unit3vector",
+        "EncodingAxis": 3,
+        "Reference": "xyz",
+        "AntipodalSymmetry": True,
+    }
 
 
 def test_folder_of_another_tool_is_not_written_into(study, checkpoint, tmp_path):

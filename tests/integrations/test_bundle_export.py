@@ -53,6 +53,12 @@ def plain(tmp_path_factory) -> Path:
     )
 
 
+@pytest.fixture(scope="module")
+def exported(checkpoint, tmp_path_factory) -> Path:
+    """The bundle of the small model, to be read alone."""
+    return export_bundle(checkpoint, tmp_path_factory.mktemp("exported") / "out")
+
+
 def config(folder, name):
     return json.loads((folder / "configs" / f"{name}.json").read_text(encoding="utf-8"))
 
@@ -71,10 +77,10 @@ def workflow(folder, name, **settings):
     return made
 
 
-def test_bundle_is_complete(checkpoint, tmp_path):
-    out = export_bundle(checkpoint, tmp_path / "out")
+def test_bundle_is_complete(exported):
+    out = exported
     assert {p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()} == FILES
-    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    assert [p.name for p in out.parent.iterdir()] == ["out"]
     readme = (out / "docs" / "README.md").read_text(encoding="utf-8")
     assert "b = 1000 s/mm²" in readme
     assert "*_dseg.nii.gz" in readme
@@ -90,10 +96,13 @@ OWN = {
     "lesion": {"name": "lesion"},
     "plain-directions": {"architecture": "plain-directions", "n_directions": 12},
     "any": {"architecture": "any", "slots": 2},
+    "fod": {"name": "fod", "architecture": "any"},
+    "fractions": {"name": "fractions"},
 }
+RELEASED = [pytest.param(name, marks=pytest.mark.slow) for name in ("tissue", "orientation", "crossings")]
 
 
-@pytest.mark.parametrize("name", ["tissue", "orientation", "crossings", *OWN])
+@pytest.mark.parametrize("name", [*RELEASED, *OWN])
 def test_metadata_are_true_and_pass_monais_checks(tmp_path, name):
     model = save_model(tmp_path / "model.pt", **OWN[name]) if name in OWN else name
     out = export_bundle(model, tmp_path / "out")
@@ -165,6 +174,7 @@ def elsewhere(tmp_path):
     return {**os.environ, "PYTHONPATH": str(site)}
 
 
+@pytest.mark.slow
 def test_bundle_runs_from_its_own_folder_without_the_packages(scan, elsewhere, tmp_path):
     out = export_bundle("tissue", tmp_path / "a folder" / "out")
     shutil.move(out, tmp_path / "moved")
@@ -213,9 +223,9 @@ def test_training_on_other_data_does_not_claim_the_old_ones(dataset_dir, tmp_pat
 
 
 @pytest.mark.parametrize("name", ["inference", "evaluate", "train"])
-def test_no_value_of_the_description_stands_in_a_config(checkpoint, tmp_path, name):
+def test_no_value_of_the_description_stands_in_a_config(exported, name):
     """What stands there is evaluated: a config names the description instead."""
-    content = config(export_bundle(checkpoint, tmp_path / "out"), name)
+    content = config(exported, name)
     assert set(content) & set(ModelSpec.model_fields) <= {"subsample_directions"}
     parser = ConfigParser(content)
     assert "/models/model." in parser["model"]

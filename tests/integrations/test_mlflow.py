@@ -39,6 +39,7 @@ def test_registered_model_predicts_from_a_path_and_from_an_array(
 @pytest.mark.slow
 def test_model_server_answers_a_request(scan, checkpoint, mlflow_server, serve_model, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server)
+    monkeypatch.setenv("DMRI_MONAI_SCANS", str(scan.parent))
     uri = serve_model(register_model(checkpoint, "served", mlflow_server))
     expected = predict(scan, checkpoint=checkpoint).image.numpy()
     np.testing.assert_array_equal(ask(uri, {"scan": str(scan)}), expected)

@@ -1,30 +1,25 @@
 """Studies folders and bundles for MONAI Label, and a real server that infers and trains (slow, own environment)."""
 
 import json
-import os
 import shutil
-import signal
-import socket
-import subprocess
-import time
 import urllib.error
-import urllib.request
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
 import torch
+from fastapi import HTTPException
 from monai.bundle import ConfigParser
+from monai.transforms import Compose
 
 from dmri_monai.inference.model import load_model, predict
-from dmri_monai.integrations.monailabel import publish, write_label_bundle, write_studies
+from dmri_monai.integrations.monailabel import OnImage, publish, write_label_bundle, write_studies
 from dmri_monai.io import read_dwi
 from dmri_monai.phantom import write_dataset
+from dmri_monai.transforms import LoadDWId
+from tests.label_servers import label_server
 from tests.small_models import save_model
-
-ROOT = Path(__file__).parents[2]
-PYTHON = ROOT / ".venv-label" / "bin" / "python"
 
 
 @pytest.fixture(scope="module")
@@ -139,78 +134,46 @@ def test_damaged_training_does_not_take_the_place_of_the_served_model(checkpoint
     assert load_model(app / "models" / "model.pt", "cpu").spec.task == "tissue"
 
 
-class Server:
-    """A MONAI Label server on this machine."""
+@pytest.fixture
+def studies(data, tmp_path, monkeypatch) -> Path:
+    """Studies of the server that a request reaches."""
+    write_studies(data, tmp_path / "studies", preview="none")
+    monkeypatch.setenv("MONAI_LABEL_STUDIES", str(tmp_path / "studies"))
+    return tmp_path / "studies"
 
-    def __init__(self, home: Path, studies: Path, checkpoint: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.url = f"http://127.0.0.1:{free.getsockname()[1]}"
-        self.log = home / "server.log"
-        self.environment = {
-            **os.environ,
-            "PYTHONPATH": str(ROOT / "tests" / "label_server"),
-            "MONAI_ZOO_SOURCE": "local",
-            "MONAI_LABEL_DATASTORE_FILE_EXT": '["*.nii.gz"]',
-        }
-        self._call("apps", "--download", "--name", "monaibundle", "--output", str(home / "apps"))
-        write_label_bundle(checkpoint, home / "apps" / "monaibundle" / "model" / "dmri_tissue")
-        options = ["--app", str(home / "apps" / "monaibundle"), "--studies", str(studies)]
-        options += [
-            "--host",
-            "127.0.0.1",
-            "--port",
-            self.url.rsplit(":")[-1],
-            "--conf",
-            "models",
-            "dmri_tissue",
-        ]
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(
-                [PYTHON, "-m", "monailabel.main", "start_server", *options],
-                env=self.environment,
-                cwd=home,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
 
-    def _call(self, *arguments: str) -> None:
-        subprocess.run([PYTHON, "-m", "monailabel.main", *arguments], env=self.environment, check=True)
+def test_request_for_a_study_is_read_by_its_link_or_where_that_leads(studies):
+    link = studies / "sub-01_dwi.nii.gz"
+    for image in (str(link), str(link.resolve())):
+        assert OnImage(Compose([LoadDWId("image")]))({"image": image, "own": 1}).keys() >= {"bvals", "own"}
 
-    def wait(self, path: str, ready, seconds: float = 300):
-        """The answer to `path` as soon as it is `ready`."""
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            assert self.process.poll() is None, self.log.read_text()[-3000:]
-            try:
-                answer = json.loads(self.ask(path))
-                if ready(answer):
-                    return answer
-            except OSError:
-                pass
-            time.sleep(1)
-        raise AssertionError(f"{path} not ready after {seconds} s: {self.log.read_text()[-3000:]}")
 
-    def ask(self, path: str, method: str = "GET", body: bytes | None = None, kind: str = "application/json"):
-        request = urllib.request.Request(self.url + path, body, {"Content-Type": kind}, method=method)
-        return urllib.request.urlopen(request, timeout=300).read()
+@pytest.mark.parametrize("image", ["", ".", "/etc/passwd", "\0", 5, None, ["a"]], ids=repr)
+def test_request_for_anything_but_a_study_is_refused(studies, image):
+    with pytest.raises(HTTPException) as error:
+        OnImage(Compose([]))({"image": image})
+    assert error.value.status_code == 400
 
-    def stop(self) -> int:
-        os.killpg(self.process.pid, signal.SIGINT)
-        return self.process.wait(timeout=60)
+
+def test_request_for_other_weights_or_damaged_ones_is_refused(studies, checkpoint, tmp_path):
+    app = write_label_bundle(checkpoint, tmp_path / "app")
+    weights = app / "models" / "model.pt"
+    on_image, image = OnImage(Compose([]), str(weights)), str(studies / "sub-01_dwi.nii.gz")
+    for named in (None, "model.pt", ["model.pt"]):
+        on_image({"image": image, "model_filename": named})
+    with pytest.raises(HTTPException, match="weights of this server are model.pt"):
+        on_image({"image": image, "model_filename": "../other.pt"})
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(HTTPException, match="model.pt is not the file"):
+        on_image({"image": image})
 
 
 @pytest.fixture(scope="module")
 def server(data, checkpoint, tmp_path_factory):
-    if not PYTHON.is_file():
-        pytest.skip("no .venv-label: make label-env")
     home = tmp_path_factory.mktemp("server")
     write_studies(data, home / "studies", labels="dseg")
-    running = Server(home, home / "studies", checkpoint)
-    running.wait("/info/", lambda info: True)
-    yield running
-    running.stop()
+    with label_server(home, checkpoint) as running:
+        yield running
 
 
 def infer(server, out) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Exported networks: the same output at any size, and no file where the disk is full."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from tests.small_models import save_model
 def test_exported_network_gives_the_same_output_at_any_size(tmp_path, architecture):
     checkpoint = save_model(tmp_path / "model.pt", architecture=architecture, n_directions=12)
     model = load_model(checkpoint, "cpu")
-    exported = torch.jit.load(export_model(checkpoint, tmp_path / "model.ts"))
+    exported = torch.jit.load(export_model(checkpoint, tmp_path / "exported.ts"))
     for size in [(16, 16, 16), (24, 16, 32)]:
         image = torch.rand(1, model.spec.in_channels, *size)
         with torch.no_grad():
@@ -54,9 +55,23 @@ def test_full_disk_leaves_the_earlier_file(checkpoint, tmp_path, full_disk):
 def test_network_on_samples_is_refused(tmp_path):
     checkpoint = save_model(tmp_path / "model.pt", architecture="pq")
     with pytest.raises(ValueError, match="'pq' cannot be exported"):
-        export_model(checkpoint, tmp_path / "model.ts")
+        export_model(checkpoint, tmp_path / "exported.ts")
 
 
 def test_another_ending_is_refused(checkpoint, tmp_path):
     with pytest.raises(ValueError, match=r"\.ts"):
         export_model(checkpoint, tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize("content", [None, "{}"], ids=["weights", "settings"])
+def test_exported_network_takes_no_description_of_others(checkpoint, tmp_path, content):
+    if content is None:
+        for name in ("model.pt", "model.json"):
+            shutil.copyfile(checkpoint.with_name(name), tmp_path / name)
+    else:
+        (tmp_path / "model.json").write_text(content, encoding="utf-8")
+    before = (tmp_path / "model.json").read_bytes()
+    with pytest.raises(FileExistsError, match=r"model\.json"):
+        export_model(checkpoint, tmp_path / "model.ts")
+    assert (tmp_path / "model.json").read_bytes() == before
+    assert not (tmp_path / "model.ts").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -77,3 +78,44 @@ def test_long_names_can_be_written_aside(tmp_path):
         assert aside.name.endswith(".nii.gz")
         aside.write_bytes(b"whole")
     assert [path.name for path in tmp_path.iterdir()] == [target.name]
+
+
+@pytest.fixture
+def dead() -> str:
+    """Name of a note of renames, and so begin the names of files, of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return leftovers.temporary_name(".renames").replace(f"-{os.getpid()}-", f"-{process.pid}-")
+
+
+def note(folder, name, renames, gone=()):
+    (folder / name).write_text(json.dumps({"renames": renames, "gone": list(gone)}), encoding="utf-8")
+
+
+def test_renames_of_a_killed_process_are_finished(tmp_path, dead):
+    source = dead.replace(".renames", "map.nii")
+    (tmp_path / source).write_bytes(b"new")
+    (tmp_path / "stale.txt").write_bytes(b"old")
+    note(tmp_path, dead, {source: "map.nii", "done-before": "map.json"}, ["stale.txt"])
+    assert write(tmp_path) == ["map.nii", "other.txt"]
+
+
+def test_renames_that_a_later_write_has_overtaken_are_not_finished(tmp_path, dead):
+    source = dead.replace(".renames", "map.nii")
+    (tmp_path / source).write_bytes(b"new")
+    note(tmp_path, dead, {source: "map.nii"}, ["spread.nii"])
+    os.utime(tmp_path / dead, (time.time() - 9,) * 2)
+    (tmp_path / "spread.nii").write_bytes(b"newer")
+    assert write(tmp_path) == ["other.txt", "spread.nii"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    ['{"renames": {"../victim": "other"}, "gone": []}', '{"renames": {}, "gone": ["../victim"]}', "{", "[]"],
+)
+def test_a_note_reaches_nothing_outside_of_its_folder(tmp_path, dead, content):
+    (tmp_path / "victim").write_bytes(b"mine")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / dead).write_text(content, encoding="utf-8")
+    assert write(tmp_path / "folder") == ["other.txt"]
+    assert (tmp_path / "victim").read_bytes() == b"mine"

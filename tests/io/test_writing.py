@@ -181,3 +181,38 @@ def test_full_disk_leaves_the_earlier_scan_whole(tmp_path, full_disk):
     with full_disk, pytest.raises(OSError, match="scan"):
         write_dwi(tmp_path / "scan.nii.gz", image * 2, table)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def write_new(*paths):
+    with replacing(*paths) as aside:
+        for path in aside:
+            path.write_bytes(b"new")
+
+
+@pytest.mark.parametrize("calls", range(4))
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
+def test_files_stopped_by_a_signal_between_two_renames_appear_together_or_not_at_all(
+    tmp_path, monkeypatch, stop, calls
+):
+    names, rename, left = ("a", "b", "c"), os.replace, calls
+
+    def interrupted(*paths):
+        nonlocal left
+        rename(*paths)
+        left -= 1
+        if left == -1:
+            raise stop
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(stop):
+        write_new(*(tmp_path / name for name in names))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c"]
+
+
+def test_a_folder_in_the_way_of_one_of_several_files_leaves_them_all_as_they_were(tmp_path):
+    (tmp_path / "a").write_bytes(b"old")
+    (tmp_path / "b").mkdir()
+    with pytest.raises(IsADirectoryError, match="in the way.*b"):
+        write_new(tmp_path / "a", tmp_path / "b")
+    assert (tmp_path / "a").read_bytes() == b"old"
+    assert len(list(tmp_path.iterdir())) == 2

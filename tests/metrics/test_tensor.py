@@ -109,3 +109,13 @@ def test_air_does_not_count_among_harmonics():
     channels = [signal_to_harmonics(s, *table(), shells=[B]) for s in (noisy, clean)]
     channels[0][:, 1:, ..., 0] += 0.3
     assert HarmonicTensorError([B])(*channels)[0, 0] < 1e-3
+
+
+def test_b0_volumes_above_the_default_threshold_do_not_count_as_a_shell():
+    """With b = 100 as b0 and b = 2000 above `b_max`, the volumes at 100 alone would determine no tensor."""
+    bvals = torch.where(table()[0] == 0, 100.0, 2000.0)
+    given = {"bvals": bvals, "bvecs_voxel": table()[1]}
+    with pytest.raises(ValueError, match="cannot determine a tensor"):
+        TensorError()(scan(0), scan(0), **given)
+    row = TensorError(b0_threshold=100.0)(scan(0), scan(0), **given)
+    np.testing.assert_allclose(row.numpy(), 0, atol=1e-4)

@@ -84,6 +84,13 @@ def test_what_stays_visible_determines_the_greatest_order_that_leaves_something_
     assert not found[[0, n + 1, n + 2]].any()
 
 
+def test_b0_volumes_above_the_default_threshold_are_never_hidden():
+    bvals = torch.tensor([100.0] * 4 + [1000.0] * 30)
+    valid = torch.ones(34, dtype=torch.bool)
+    assert hide(bvals, valid, 0.3, 4, 0)[:4].any()  # the control
+    assert not hide(bvals, valid, 0.3, 4, 0, b0_threshold=100.0)[:4].any()
+
+
 @pytest.mark.parametrize("architecture", TAKES)
 def test_masking_hides_measurements_of_few_directions_from_every_architecture(architecture):
     model = ModelSpec(architecture=architecture, size="tiny", shells=[1000.0], n_directions=12)

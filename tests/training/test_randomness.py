@@ -58,7 +58,7 @@ def test_an_error_of_any_transform_names_the_scan(workers):
 
     data = [{"image": f"sub-0{i}_dwi.nii.gz"} for i in range(2)]
     loader = DataLoader(SeededDataset(data, Compose([broken])), batch_size=1, num_workers=workers)
-    with pytest.raises(RuntimeError, match=r"sub-00_dwi\.nii\.gz: no shell near b = 1000"):
+    with pytest.raises(ValueError, match=r"sub-00_dwi\.nii\.gz: no shell near b = 1000"):
         next(iter(loader))
 
 

@@ -491,3 +491,21 @@ def test_gpu_and_cpu_agree_without_noise():
     ]
     assert results[0][1]["applied"][1] == results[1][1]["applied"][1]
     torch.testing.assert_close(results[1][0].cpu(), results[0][0], rtol=1e-3, atol=0.5)
+
+
+def test_volumes_at_100_are_b0_for_every_artifact_where_the_reader_was_told_so():
+    item = make_item()
+    image, affine = item["image"].as_tensor(), item["image"].affine
+    vectors = item["bvecs"].double() @ grid_rotation(affine)
+
+    def corrupted(bvals, **meta):
+        return corrupt(image, bvals, vectors, affine=affine, preset=EVERYTHING, seed=3, meta=meta)
+
+    raised = torch.where(item["bvals"] == 0, 100.0, item["bvals"])
+    expected, _ = corrupted(item["bvals"])
+    found, record = corrupted(raised, b0_threshold=100.0)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    again = replay(image, raised, vectors, affine=affine, record=json.dumps(record))
+    torch.testing.assert_close(again, expected, rtol=0, atol=0)
+    control, _ = corrupted(raised)
+    assert not torch.equal(control, expected)

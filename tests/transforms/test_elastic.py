@@ -223,3 +223,16 @@ def test_a_lambda_in_the_trace_is_refused_unless_allowed():
     with pytest.raises(ValueError, match="RandElasticDWId: Lambda"):
         RandElasticDWId(prob=1)(item)
     RandElasticDWId(prob=1, allow_lambda=True)(item)
+
+
+def test_b0_volumes_above_the_default_threshold_are_not_turned():
+    item = field_item("RAS", "iso", (12, 12, 12), n=30)
+    raised = {**item, "bvals": torch.where(item["bvals"] == 0, 100.0, item["bvals"])}
+    raised["image"] = item["image"].clone()
+    raised["image"].meta["b0_threshold"] = 100.0
+    one, two = (
+        RandElasticDWId(prob=1, strength=0.5, control_mm=CONTROL_MM).set_random_state(0)(given)["image"]
+        for given in (item, raised)
+    )
+    assert not torch.equal(one.as_tensor(), item["image"].as_tensor())
+    torch.testing.assert_close(one.as_tensor(), two.as_tensor(), rtol=1e-4, atol=1e-3)

@@ -122,7 +122,7 @@ def _poses(drawn: Drawn, scan: ScanContext) -> tuple[Tensor, Tensor]:
 def _moved(image: Tensor, scan: ScanContext, rows: Tensor, rotations: Tensor, translations: Tensor) -> Tensor:
     """Volumes `rows` (M,) of the moved head."""
     bvals, bvecs = torch.as_tensor(scan.bvals), torch.as_tensor(scan.bvecs_voxel)
-    weights = interpolation_weights(bvals, bvecs, rows, rotations)
+    weights = interpolation_weights(bvals, bvecs, rows, rotations, b0_threshold=scan.b0_threshold)
     turned = turn_signal(image, weights=weights)
     return move(turned, rotations=rotations, translations_mm=translations, spacing_mm=scan.spacing_mm)
 

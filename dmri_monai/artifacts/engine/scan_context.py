@@ -23,6 +23,7 @@ SCAN_META = (
     "total_readout_time_s",
     "slice_timing_s",
     "multiband_factor",
+    "b0_threshold",
 )
 
 
@@ -33,7 +34,8 @@ class ScanContext:
     shape: (X, Y, Z).  bvals (N,) in s/mm2; bvecs_voxel (N, 3) in the canonical voxel frame, zero for b0.
     affine: (4, 4) canonical, mm.  phase_axis, slice_axis: canonical axes; phase_sign: polarity along
     phase_axis, None where the header does not tell.  reference: signal of an unweighted foreground voxel
-    (image units).  field_hz: (X, Y, Z) measured field map, if there is one.
+    (image units).  field_hz: (X, Y, Z) measured field map, if there is one.  b0_threshold: volumes up to this
+    b-value (s/mm2) are unweighted.
     """
 
     shape: tuple[int, int, int]
@@ -48,6 +50,7 @@ class ScanContext:
     multiband: int = 1
     reference: float = 0.0
     field_hz: Tensor | None = None
+    b0_threshold: float = B0_THRESHOLD
 
     @property
     def n_volumes(self) -> int:
@@ -74,7 +77,7 @@ class ScanContext:
     @property
     def weighted(self) -> np.ndarray:
         """(N,) bool: diffusion-weighted volumes."""
-        return self.bvals > B0_THRESHOLD
+        return self.bvals > self.b0_threshold
 
 
 def describe(
@@ -105,6 +108,7 @@ def describe(
         )
     timing = _slice_timing(meta.get("slice_timing_s"), shape[slice_axis], slice_sign)
     multiband = _multiband(meta.get("multiband_factor"))
+    threshold = float(meta.get("b0_threshold", B0_THRESHOLD))
     trt = meta.get("total_readout_time_s")
     if trt is not None:
         check_non_negative("total_readout_time_s", float(trt))
@@ -119,8 +123,9 @@ def describe(
         total_readout_time_s=None if trt is None else float(trt),
         slice_timing_s=timing,
         multiband=multiband if shape[slice_axis] % multiband == 0 else 1,  # a crop breaks the sets
-        reference=_reference(image, bvals),
+        reference=_reference(image, bvals, threshold),
         field_hz=field_hz,
+        b0_threshold=threshold,
     )
 
 
@@ -151,9 +156,9 @@ def _multiband(factor: Any) -> int:
     return int(factor)
 
 
-def _reference(image: Tensor, bvals: np.ndarray) -> float:
+def _reference(image: Tensor, bvals: np.ndarray, b0_threshold: float) -> float:
     """Mean unweighted signal where it is above its own overall mean: brain and skull, not air."""
-    unweighted = torch.from_numpy(bvals <= B0_THRESHOLD).to(image.device)
+    unweighted = torch.from_numpy(bvals <= b0_threshold).to(image.device)
     mean = image[unweighted].mean(0) if unweighted.any() else image.mean(0)
     overall = _total(mean) / mean.numel()
     inside = mean > overall

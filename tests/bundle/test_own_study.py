@@ -1,0 +1,86 @@
+"""The tutorial of a real study: few labels, fine-tuning, evaluation, and the rest predicted."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from dmri_monai.cli import app
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "tutorials" / "own-study.md"
+LABELLED = ("sub-01", "sub-02", "sub-03")
+
+
+@pytest.fixture(scope="module")
+def few_labels(dataset_dir, tmp_path_factory):
+    """The phantom's study with tissue labels for three of its five subjects."""
+    out = tmp_path_factory.mktemp("few") / "study"
+    shutil.copytree(dataset_dir, out)
+    for label in out.rglob("*_dseg.nii.gz"):
+        if not label.name.startswith(LABELLED):
+            label.unlink()
+    return out
+
+
+def test_few_labels_of_a_study_are_trained_on_and_the_rest_predicted(
+    prepare, few_labels, pretrained, tmp_path
+):
+    split = {"train": 0.34, "val": 0.33, "test": 0.33}
+    own = {"dataset_dir": str(few_labels), "labelled_only": True, "split": split}
+    weights = str(pretrained / "model.pt")
+    prepare("train", **own, output_dir=str(tmp_path / "tuned"), pretrained=weights).run()
+    checkpoint = str(tmp_path / "tuned" / "model.pt")
+    prepare("evaluate", **own, output_dir=str(tmp_path / "evaluation"), checkpoint=checkpoint).run()
+    with (tmp_path / "evaluation" / "dice.csv").open() as file:
+        assert {row["subject"] for row in csv.DictReader(file)} == {"0"}
+    out = tmp_path / "predicted"
+    command = ["predict", str(few_labels), "-o", str(out), "--checkpoint", checkpoint, "--device", "cpu"]
+    done = CliRunner().invoke(app, [*command, "--no-report"])
+    assert done.exit_code == 0, done.output
+    assert len(list(out.rglob("*_dseg.nii.gz"))) == 5
+
+
+def test_scan_without_a_label_is_an_error_where_it_was_not_said(prepare, few_labels, tmp_path):
+    workflow = prepare("train", dataset_dir=str(few_labels), output_dir=str(tmp_path))
+    with pytest.raises(RuntimeError) as error:
+        workflow.run()
+    assert "no sub-04_dseg.nii.gz" in str(error.value.__cause__)
+
+
+@pytest.mark.slow
+def test_example_of_the_tutorial_runs_on_the_real_head(shared_dir, tmp_path):
+    """As it stands, but for the number of epochs."""
+    if not (shared_dir / "data" / "real").is_dir():
+        pytest.skip(f"needs the real scans in {shared_dir / 'data' / 'real'}")
+    (script,) = re.findall(
+        r"^```console\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
+    for name in ("bundle", "configs"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "real").symlink_to(shared_dir / "data" / "real")
+    short = script.replace(
+        "--max_epochs 60 --val_interval 60", "--max_epochs 2 --val_interval 2 --device cpu"
+    )
+    assert short != script
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-e", "-c", short],
+        cwd=tmp_path,
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
+    with (tmp_path / "runs" / "right" / "dice_summary.csv").open() as file:
+        dice = {row["method"]: float(row["mean"]) for row in csv.DictReader(file)}
+    assert 0 < dice["network"] < 1
+    assert 0.2 < dice["compared network"] < 1  # the released model, whatever was trained
