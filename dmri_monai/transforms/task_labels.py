@@ -121,9 +121,9 @@ class HarmonicsToPeaksd(MapTransform):
 class DensityLabeld(MapTransform):
     """A label of fibres, world frame, to its orientation density: harmonics (45, X, Y, Z) in e3nn's convention.
 
-    The label is an orientation density of 45 volumes in MRtrix3's convention, or peaks (3n, X, Y, Z) whose length is
-    the volume fraction, NaN or 0 for none.  NaN where it is infinite (`IgnoreOutsided`), so that losses and metrics
-    pass over these voxels.
+    The label is an orientation density of 45 volumes in MRtrix3's convention, or in e3nn's where its meta data name
+    irreps (`LoadHarmonicsd`), or peaks (3n, X, Y, Z) whose length is the volume fraction, NaN or 0 for none.  NaN
+    where it is infinite (`IgnoreOutsided`), so that losses and metrics pass over these voxels.
     """
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -132,7 +132,9 @@ class DensityLabeld(MapTransform):
             label = plain(item[key]).float()
             ignored = label.isinf().any(0)
             known = torch.where(ignored, 0.0, label)
-            if len(label) == n_coefficients(DENSITY_ORDER):
+            if getattr(item[key], "meta", {}).get("irreps") is not None:
+                density = known
+            elif len(label) == n_coefficients(DENSITY_ORDER):
                 density = from_basis(known, "tournier07", legacy=False)
             else:
                 density = density_of_peaks(known)

@@ -178,6 +178,9 @@ def test_label_in_mrtrix_convention_becomes_the_same_density():
     stored = to_basis(density, "tournier07", legacy=False)
     torch.testing.assert_close(DensityLabeld("label")({"label": grid(stored)})["label"].as_tensor(), density)
     assert (stored - density).abs().max() > 0.1  # the control: the conventions differ
+    ours = grid(density)
+    ours.meta["irreps"] = find_task("fod").irreps_out
+    torch.testing.assert_close(DensityLabeld("label")({"label": ours})["label"].as_tensor(), density)
 
 
 def test_class_numbers_become_fractions_and_impossible_fractions_are_refused():
