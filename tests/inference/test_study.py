@@ -195,6 +195,8 @@ def test_index_has_a_row_for_every_scan_and_says_what_is_missing(done):
                 "sub-01_acq-a_label-lesion_mask",
                 "sub-01_acq-a_model-dmrimonai_param-fibrecount_dwimap",
                 "sub-01_acq-a_model-dmrimonai_param-direction_dwimap",
+                "sub-01_acq-a_model-dmrimonai_param-fod_dwimap",
+                "sub-01_acq-a_desc-tissue_probseg",
             ),
         ),
         "preprocessed": (
@@ -204,6 +206,8 @@ def test_index_has_a_row_for_every_scan_and_says_what_is_missing(done):
                 "sub-01_space-T1w_label-lesion_desc-preproc_mask",
                 "sub-01_space-T1w_model-dmrimonai_desc-preproc_param-fibrecount_dwimap",
                 "sub-01_space-T1w_model-dmrimonai_desc-preproc_param-direction_dwimap",
+                "sub-01_space-T1w_model-dmrimonai_desc-preproc_param-fod_dwimap",
+                "sub-01_space-T1w_desc-preproctissue_probseg",
             ),
         ),
     }.values(),
