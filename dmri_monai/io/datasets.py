@@ -71,11 +71,11 @@ def subjects(  # noqa: PLR0913  the keys of a config that choose the data
 
 
 def _labelled(
-    items: list[dict[str, Any]], labels: Mapping[str, str], dataset_dir: str | Path
+    items: list[dict[str, Any]], labels: Mapping[str, str | Sequence[str]], dataset_dir: str | Path
 ) -> list[dict[str, Any]]:
     """The items that have all their `labels`; how many have not is logged."""
     found = [item for item in items if all(key in item for key in labels)]
-    ending = ", ".join(labels.values())
+    ending = ", ".join(one if isinstance(one, str) else " or ".join(one) for one in labels.values())
     if not found:
         raise ValueError(f"no scan with {ending} in {dataset_dir}")
     if len(found) < len(items):
