@@ -17,7 +17,7 @@ from dmri_monai.equivariant import (
     Gate,
     NormActivation,
 )
-from dmri_monai.networks import EquivariantUNet, PlainUNet, PQSegmentationNet
+from dmri_monai.networks import AnyProtocolUNet, EquivariantUNet, PlainUNet, PQSegmentationNet
 
 __all__ = ["register", "register_layers", "register_networks"]
 
@@ -31,7 +31,7 @@ POINTWISE: tuple[tuple[LayerFactory, str, type], ...] = (
     (Act, "gate", Gate),
     (Act, "norm_activation", NormActivation),
 )
-NETWORKS = (EquivariantUNet, PlainUNet, PQSegmentationNet)
+NETWORKS = (AnyProtocolUNet, EquivariantUNet, PlainUNet, PQSegmentationNet)
 
 
 def register() -> None:

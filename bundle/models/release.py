@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def trained_on(checks: Sequence[ScanCheck], spec: ModelSpec) -> dict[str, tuple[float, float]]:
-    """Lowest and highest number of directions, voxel size and SNR of the scans.
+    """Lowest and highest number of directions, b-value of a shell, voxel size and SNR of the scans.
 
     A model trained with thinned tables has seen the fewest directions of `subsample_directions`.
     """
@@ -49,7 +49,8 @@ def trained_on(checks: Sequence[ScanCheck], spec: ModelSpec) -> dict[str, tuple[
     fewest = spec.subsample_directions or (min(directions),)
     snr = [check.snr for check in checks if check.snr is not None]
     voxels = [size for check in checks for size in check.spacing_mm]
-    ranges = {"directions": [*directions, *fewest[:1]], "voxel_mm": voxels, "snr": snr}
+    bvals = [b for check in checks for b, _ in check.shells] if spec.takes == "shell-set" else []
+    ranges = {"directions": [*directions, *fewest[:1]], "bval": bvals, "voxel_mm": voxels, "snr": snr}
     return {name: (round(min(v), 2), round(max(v), 2)) for name, v in ranges.items() if v}
 
 
@@ -61,6 +62,8 @@ def tables(data: Path) -> dict[str, str]:
 
 def used_directions(check: ScanCheck, spec: ModelSpec) -> int:
     """Directions in shells of the model."""
+    if spec.takes == "shell-set":
+        return sum(n for _, n in check.shells)
     near = spec.shell_tolerance
     return sum(n for b, n in check.shells if any(abs(b - s) <= near * s for s in spec.shells))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import pi, sqrt
+import math
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,7 @@ class ShellEncoder(nn.Module):
         self.degrees = list(range(0, l_max + 1, 2))
         functions = "+".join(f"{channels}x{degree}e" for degree in self.degrees)
         self.irreps_out = as_irreps(f"{scalars}x0e+{functions}")
+        self.scalars_per_shell = SCALARS_PER_SHELL  # TorchScript sees no globals
         self.per_slot = SCALARS_PER_SHELL - 1 + sum(2 * degree + 1 for degree in self.degrees)
         features = len(self.degrees) + 5
         self.shell = nn.Sequential(
@@ -50,6 +51,7 @@ class ShellEncoder(nn.Module):
     def extra_repr(self) -> str:
         return f"shells to l = {self.l_max} -> {self.irreps_out}"
 
+    @torch.jit.unused  # what follows is also compiled by TorchScript
     def forward(self, shells: Tensor) -> Tensor:
         flat = shells.T.unsqueeze(0) if shells.ndim == 2 else shells.flatten(2)
         scalars, functions = self.encode(flat)
@@ -60,8 +62,8 @@ class ShellEncoder(nn.Module):
         """(B, C, V) -> scalars (B, scalars, V) and functions (B, n_coef, channels, V)."""
         slots = self._slots(shells.shape[1])
         b0, rest = shells[:, :1], shells[:, 1:]
-        mean, presence, b, log_n = rest[:, : SCALARS_PER_SHELL * slots].split(slots, dim=1)
-        others = rest[:, SCALARS_PER_SHELL * slots :]
+        mean, presence, b, log_n = rest[:, : self.scalars_per_shell * slots].split(slots, dim=1)
+        others = rest[:, self.scalars_per_shell * slots :]
         c = to_functions(torch.cat([mean, others], dim=1), slots, self.l_max)
         c = torch.where(presence.unsqueeze(1) > 0, c, torch.zeros_like(c))  # (B, n_coef, S, V)
         presence = presence.unsqueeze(2)
@@ -87,7 +89,7 @@ class ShellEncoder(nn.Module):
 
     def _invariants(self, c: Tensor, b0: Tensor, b: Tensor, log_n: Tensor) -> Tensor:
         """(B, S, features, V): of coefficients (B, n_coef, S, V), and b0 (B, 1, V), b and log n (B, S, V)."""
-        mean = c[:, 0] / sqrt(4 * pi)
+        mean = c[:, 0] / math.sqrt(4 * math.pi)
         decay = -mean.clamp(0.02, 1.2).log() / b.clamp(min=0.2)  # an apparent diffusivity
         features = [mean, decay, b, log_n / 4, b0.clamp(max=8.0).expand_as(b)]
         start = 1
@@ -95,7 +97,7 @@ class ShellEncoder(nn.Module):
             power = c[:, start : start + 2 * degree + 1].square().sum(1)
             features.append((power + 1e-5).sqrt() * (1.0 + degree / 2))
             start += 2 * degree + 1
-        features.append((features[5] / (mean.abs() + 0.05)) if self.l_max else mean)  # an anisotropy
+        features.append(features[5] / (mean.abs() + 0.05) if self.l_max > 0 else mean)  # an anisotropy
         return torch.stack(features, dim=2)
 
     def _slots(self, channels: int) -> int:

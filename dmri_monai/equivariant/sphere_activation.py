@@ -69,8 +69,8 @@ def to_functions(x: Tensor, count: int, l_max: int) -> Tensor:
     With components before channels, going to the grid and back is one product of matrices.
     """
     sizes = [count * (2 * degree + 1) for degree in range(0, l_max + 1, 2)]
-    parts = [part.unflatten(1, [count, part.shape[1] // count]) for part in x.split(sizes, dim=1)]
-    return torch.cat([part.transpose(1, 2) for part in parts], dim=1)
+    parts = x.split(sizes, dim=1)
+    return torch.cat([part.unflatten(1, [count, -1]).transpose(1, 2) for part in parts], dim=1)
 
 
 def from_functions(x: Tensor, l_max: int) -> Tensor:
@@ -140,6 +140,7 @@ class SphereActivation(nn.Module):
     def extra_repr(self) -> str:
         return f"{self.irreps_in} -> {self.irreps_out}, scalars={self.scalars}"
 
+    @torch.jit.unused  # TorchScript compiles `on_functions`
     def forward(self, x: Tensor, scalars: Tensor | None = None) -> Tensor:
         check_channels(x, self.expected, range(2, 7), "SphereActivation")
         self._check_scalars(x, scalars)

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from dmri_monai.inference.components import made
-from dmri_monai.inference.spec import ModelSpec
-from dmri_monai.networks import EquivariantUNet, PlainUNet, PQSegmentationNet
+from dmri_monai.inference.spec import BY_LEVELS, ModelSpec
+from dmri_monai.networks import AnyProtocolUNet, EquivariantUNet, PlainUNet, PQSegmentationNet
 from dmri_monai.so3 import as_irreps
 
 __all__ = ["build_network", "prepare_batch", "to_device"]
@@ -41,9 +41,10 @@ def build_network(spec: ModelSpec, irreps_out: str | None = None) -> nn.Module:
 def _constructor(spec: ModelSpec, irreps_out: str) -> tuple[type[nn.Module], tuple[Any, ...], dict[str, Any]]:
     """Class of the network, its positional and its keyword arguments."""
     own = made(spec.network_options)
-    if spec.architecture == "equivariant":
+    if spec.architecture in BY_LEVELS:
+        kind = AnyProtocolUNet if spec.architecture == "any" else EquivariantUNet
         size = spec.size if isinstance(spec.size, str) else list(spec.size)
-        return EquivariantUNet, (spec.irreps, irreps_out, size), own
+        return kind, (spec.irreps, irreps_out, size), own
     assert isinstance(spec.size, str)  # the spec has checked it
     if spec.architecture == "pq":
         options = {**PQ_SIZES[spec.size], **own, "b_max": spec.b_max}

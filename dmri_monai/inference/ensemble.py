@@ -29,7 +29,7 @@ def ensemble_of(inferer: Inferer, group: Group | None, spec: ModelSpec, task: Ta
         raise ValueError(
             "ensemble: 'plain-directions' has directions fixed in the voxel frame, which cannot be turned"
         )
-    irreps = spec.irreps if spec.takes == "harmonics" else None
+    irreps = None if spec.takes == "samples" else spec.irreps
     return RotationEnsemble(inferer, grid_symmetries(group), irreps, task.irreps_out, task.output.features)
 
 

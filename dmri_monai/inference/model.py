@@ -226,12 +226,11 @@ def _scan(image: Any, bvals: Any, bvecs: Any, affine: Any) -> Scan:
 
 def out_of_range(scan: Scan, spec: ModelSpec) -> list[str]:
     """Where a scan lies outside of what the model was trained on, one sentence each."""
-    near = {b: _directions_near(scan, b, spec.shell_tolerance) for b in spec.shells}
-    absent = [f"no shell near the model's b = {b:g} s/mm²" for b, count in near.items() if not count]
-    found = absent if spec.missing == "error" or len(absent) == len(near) else []
+    found, shells = _absent(scan, spec), _shells_used(scan, spec)
     known = spec.trained_on
     values: list[tuple[str, tuple[float, float] | None, tuple[float, ...]]] = [
-        ("directions", known.directions, (sum(near.values()),)),
+        ("directions", known.directions, (float(sum(count for _, count in shells)),)),
+        ("s/mm² b-values", known.bval, tuple(round(b) for b, _ in shells)),
         ("mm voxel size", known.voxel_mm, scan.spacing_mm),
         ("SNR", known.snr, _snr(scan) if known.snr else ()),
     ]
@@ -251,9 +250,24 @@ def _snr(scan: Scan) -> tuple[float, ...]:
     return () if snr is None else (round(snr, 1),)
 
 
-def _directions_near(scan: Scan, bval: float, tolerance: float) -> int:
-    """Number of directions of the shells that the model takes for its own at `bval`."""
-    return sum(len(s.indices) for s in scan.table.shells() if abs(s.bval - bval) <= tolerance * bval)
+def _absent(scan: Scan, spec: ModelSpec) -> list[str]:
+    """The model's shells that the scan lacks, where that matters."""
+    own = [shell.bval for shell in scan.table.shells()]
+    absent = [b for b in spec.shells if not any(_is_near(one, b, spec) for one in own)]
+    matters = spec.missing == "error" or len(absent) == len(spec.shells)
+    return [f"no shell near the model's b = {b:g} s/mm²" for b in absent] if matters else []
+
+
+def _shells_used(scan: Scan, spec: ModelSpec) -> list[tuple[float, int]]:
+    """b-value and number of directions of the shells that the model takes for its own."""
+    shells = [(shell.bval, len(shell.indices)) for shell in scan.table.shells()]
+    if spec.takes == "shell-set":
+        return shells
+    return [(b, count) for b, count in shells for near in spec.shells if _is_near(b, near, spec)]
+
+
+def _is_near(bval: float, shell: float, spec: ModelSpec) -> bool:
+    return abs(bval - shell) <= spec.shell_tolerance * shell
 
 
 def first_cause(error: BaseException) -> BaseException:

@@ -30,6 +30,7 @@ from dmri_monai.io.json_sidecar import read_json
 from dmri_monai.io.present import present
 from dmri_monai.io.writing import replacing
 from dmri_monai.qspace.shell_fit import ShellFit, harmonic_irreps
+from dmri_monai.qspace.shell_set import shell_irreps
 from dmri_monai.so3 import as_irreps
 from dmri_monai.tasks.registry import TASKS
 
@@ -38,9 +39,19 @@ __all__ = ["FORMAT_VERSION", "ModelSpec", "spec_path"]
 FORMAT_VERSION = 2
 MOST_LEVELS = 8  # of an equivariant network
 
-# what the network takes in: harmonic channels, fixed directions, or the samples with their table
-TAKES = {"equivariant": "harmonics", "plain": "harmonics", "plain-directions": "directions", "pq": "samples"}
-Architecture = Literal["equivariant", "plain", "plain-directions", "pq"]
+# what the network takes in: whatever shells a scan has, harmonic channels of named shells, fixed directions, or the
+# samples with their table
+TAKES = {
+    "any": "shell-set",
+    "equivariant": "harmonics",
+    "plain": "harmonics",
+    "plain-directions": "directions",
+    "pq": "samples",
+}
+Architecture = Literal["any", "equivariant", "plain", "plain-directions", "pq"]
+BY_LEVELS = ("any", "equivariant")  # architectures whose size may list the irreps of every level
+SHELL_SET = {"shells": (), "order_scale": None}  # of "any", which has no use for them
+SHELL_SET_DEGREE, LARGEST_SHELL_SET_DEGREE = 6, 8  # of the harmonics of each shell
 Policy = Literal["error", "zero"]
 Bval = Annotated[float, Field(strict=True, gt=0, le=50_000)]
 Millimetres = Annotated[float, Field(strict=True, ge=0.1, le=50)]
@@ -51,13 +62,16 @@ class ModelSpec(Strict):
     """What a network is, what it takes in, and what it was trained for.
 
     task: what it was trained for; None for a pretrained network, which has no task yet.
-    architecture: "equivariant" (EquivariantUNet on harmonic channels), "plain" (PlainUNet on the same channels),
+    architecture: "any" (AnyProtocolUNet on the scan's own shells, whatever their number and b-values), "equivariant"
+        (EquivariantUNet on harmonic channels of named shells), "plain" (PlainUNet on the same channels),
         "plain-directions" (PlainUNet on S/S0 in `n_directions` resampled directions per shell, as published in 2022),
         "pq" (PQSegmentationNet on the samples themselves).
-    size: "tiny", "small" or "base"; for "equivariant" also the irreps of every level.
+    size: "tiny", "small" or "base"; for "any" and "equivariant" also the irreps of every level.
     network_options: further arguments of the network's class, e.g. {"filters": 24}; kernels as {"_target_": name, ...}.
     shells (s/mm²), shell_tolerance, l_max, order_scale, missing, insufficient_directions: how shells become channels,
         as of :class:`dmri_monai.qspace.shell_fit.ShellFit`.  b0_threshold: volumes up to this b-value (s/mm²) are b0.
+        For "any" only l_max (then 6 by default) and b0_threshold count, and shells is empty.
+    slots: of "any", as of :func:`dmri_monai.qspace.shell_set.shell_set`: scans with more shells have them merged.
     n_directions: of "plain-directions".  spacing_mm: voxel size the network sees.
     subsample_directions: fewest and most directions per shell that training left in a scan; None: all of them.
     trained_on: ranges of the training scans.  scans: name of each training scan -> hash of its gradient table.
@@ -69,7 +83,7 @@ class ModelSpec(Strict):
     architecture: Architecture = "equivariant"
     size: str | tuple[str, ...] = "small"
     network_options: dict[str, Any] = Field(default_factory=dict)
-    shells: Annotated[tuple[Bval, ...], Field(min_length=1, max_length=16)] = (1000.0,)
+    shells: Annotated[tuple[Bval, ...], Field(max_length=16)] = (1000.0,)
     shell_tolerance: Annotated[float, Field(strict=True, gt=0, le=1)] = 0.2
     l_max: Annotated[int, Field(strict=True, ge=0, le=LARGEST_DEGREE, multiple_of=2)] = 4
     order_scale: tuple[Annotated[float, Field(strict=True, gt=0, le=LARGEST_NUMBER)], ...] | None = (
@@ -80,6 +94,7 @@ class ModelSpec(Strict):
     missing: Policy = "error"
     insufficient_directions: Policy = "error"
     b0_threshold: Annotated[float, Field(strict=True, ge=0, le=1000)] = 50.0
+    slots: Annotated[int, Field(strict=True, ge=1, le=16)] = 4
     n_directions: Annotated[int, Field(strict=True, ge=6, le=1000)] = 64
     spacing_mm: tuple[Millimetres, Millimetres, Millimetres] = (2.5, 2.5, 2.5)
     subsample_directions: tuple[Directions, Directions] | None = None
@@ -118,13 +133,22 @@ class ModelSpec(Strict):
             for name, value in values.items():
                 if name != "scans":  # names of files, which are never parsed
                     check_plain(as_data(value), str(name))
+            default = cls.model_fields["architecture"].default
+            if values.get("architecture", default) == "any":
+                return {"l_max": SHELL_SET_DEGREE, **values, **SHELL_SET}
         return values
 
     @model_validator(mode="after")
     def _consistent(self) -> ModelSpec:
         named = isinstance(self.size, str)
-        if (named or self.architecture != "equivariant") and self.size not in ("tiny", "small", "base"):
+        if (named or self.architecture not in BY_LEVELS) and self.size not in ("tiny", "small", "base"):
             raise ValueError(f"size is {self.size!r}, expected one of tiny, small, base")
+        if not self.shells and self.takes != "shell-set":
+            raise ValueError(f"shells is {list(self.shells)}, expected at least 1 b-value")
+        if self.takes == "shell-set" and self.l_max > LARGEST_SHELL_SET_DEGREE:
+            raise ValueError(
+                f"l_max is {self.l_max}, expected at most {LARGEST_SHELL_SET_DEGREE} for architecture 'any'"
+            )
         if not named:
             if not 2 <= len(self.size) <= MOST_LEVELS:
                 raise ValueError(f"size lists {len(self.size)} levels, expected 2 to {MOST_LEVELS}")
@@ -153,26 +177,37 @@ class ModelSpec(Strict):
 
     @property
     def takes(self) -> str:
-        """What the network takes in: "harmonics", "directions" or "samples"."""
+        """What the network takes in: "shell-set", "harmonics", "directions" or "samples"."""
         return TAKES[self.architecture]
 
     @property
     def irreps(self) -> str:
-        """Irreps of the scan's harmonic channels: input of two architectures, target of all pretext tasks."""
+        """Irreps of the channels that a scan becomes, the input of three architectures."""
+        if self.takes == "shell-set":
+            return shell_irreps(self.slots, self.l_max)
+        return self.pretext_irreps
+
+    @property
+    def pretext_irreps(self) -> str:
+        """Irreps of the scan's harmonic channels that every pretext asks for: b0, shells, and presence of each."""
+        if self.takes == "shell-set":
+            return harmonic_irreps(self.slots, self.l_max, presence=True)
         return harmonic_irreps(len(self.shells), self.l_max, self.missing == "zero")
 
     @property
     def irreps_out(self) -> str:
         """Irreps of the network's output: of its task, or of the harmonic channels that a pretext asks for."""
-        return self.irreps if self.task is None else TASKS[self.task].irreps_out
+        return self.pretext_irreps if self.task is None else TASKS[self.task].irreps_out
 
     @property
     def in_channels(self) -> int | None:
         """Number of input channels; None where every scan brings its own."""
         if self.takes == "samples":
             return None
-        harmonics: int = as_irreps(self.irreps).dim
-        return harmonics if self.takes == "harmonics" else self.n_directions * len(self.shells)
+        if self.takes == "directions":
+            return self.n_directions * len(self.shells)
+        channels: int = as_irreps(self.irreps).dim
+        return channels
 
     @property
     def multiple(self) -> int:

@@ -22,14 +22,16 @@ class Strict(BaseModel):
 class TrainingRange(Strict):
     """Lowest and highest value among the training scans; None where it is not known.
 
-    directions: of the model's shells together.  voxel_mm: along any axis.  snr: of one b0 volume.
+    directions: of the model's shells together.  bval: s/mm², of any shell.  voxel_mm: along any axis.  snr: of one
+    b0 volume.
     """
 
     directions: tuple[Value, Value] | None = None
+    bval: tuple[Value, Value] | None = None
     voxel_mm: tuple[Value, Value] | None = None
     snr: tuple[Value, Value] | None = None
 
-    @field_validator("directions", "voxel_mm", "snr")
+    @field_validator("directions", "bval", "voxel_mm", "snr")
     @classmethod
     def _low_first(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
         if value is not None and value[0] > value[1]:

@@ -26,6 +26,7 @@ SHAPE_SETTINGS = (
     "l_max",
     "missing",
     "order_scale",
+    "slots",
     "n_directions",
 )
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from dmri_monai.inference.model import TrainedModel, load_model
 from dmri_monai.inference.released import bundle_folder
+from dmri_monai.inference.spec import ModelSpec
 from dmri_monai.inference.weights import save_model
 from dmri_monai.integrations.bundle_metadata import bundle_metadata
 from dmri_monai.io.writing import replacing
@@ -87,8 +88,6 @@ def _own(name: str, model: TrainedModel, config: dict[str, Any]) -> dict[str, An
 
 def _readme(model: TrainedModel) -> str:
     spec, task = model.spec, model.task
-    shells = ", ".join(f"{b:g}" for b in spec.shells)
-    outside = "refused" if spec.missing == "error" else "taken as absent"
     ranges = {name: value for name, value in spec.trained_on.model_dump().items() if value}
     trained = (
         "; ".join(f"{name} {low:g} to {high:g}" for name, (low, high) in ranges.items()) or "not recorded"
@@ -96,7 +95,7 @@ def _readme(model: TrainedModel) -> str:
     return f"""# {task.title}
 
 A MONAI bundle of one model for diffusion MRI: {spec.architecture} network of size {spec.size}, for raw scans with
-shells near b = {shells} s/mm² (a shell that a scan lacks is {outside}).  It needs the package dmri-monai.
+{_shells_of(spec)}.  It needs the package dmri-monai.
 
     python -m monai.bundle run inferring --config_file configs/inference.json \\
         --dataset_dir SCAN_OR_FOLDER --output_dir OUT
@@ -108,6 +107,14 @@ with labels.
 
 Ranges of the training scans: {trained}.  Research only, not for clinical use.
 """
+
+
+def _shells_of(spec: ModelSpec) -> str:
+    if spec.takes == "shell-set":
+        return "any shells"
+    shells = ", ".join(f"{b:g}" for b in spec.shells)
+    outside = "refused" if spec.missing == "error" else "taken as absent"
+    return f"shells near b = {shells} s/mm² (a shell that a scan lacks is {outside})"
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

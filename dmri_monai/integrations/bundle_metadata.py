@@ -28,8 +28,6 @@ def bundle_metadata(spec: ModelSpec) -> dict[str, Any]:
     if spec.in_channels is None:
         raise ValueError(f"metadata describe a network with fixed channels, not {spec.architecture!r}")
     task = find_task(spec.task)
-    shells = ", ".join(f"{b:g}" for b in spec.shells)
-    enough = "one or more" if spec.missing == "zero" else "all"
     common: dict[str, Any] = json.loads(
         (bundle_folder() / "configs" / "metadata.json").read_text(encoding="utf-8")
     )
@@ -37,8 +35,7 @@ def bundle_metadata(spec: ModelSpec) -> dict[str, Any]:
         **common,
         "name": f"Diffusion MRI: {task.title[:1].lower()}{task.title[1:]}",
         "task": task.title,
-        "description": f"{task.title} from raw diffusion MRI with any gradient table that has {enough} of the model's "
-        f"shells (b = {shells} s/mm²)",
+        "description": f"{task.title} from raw diffusion MRI with any gradient table{_shells_needed(spec)}",
         "label_classes": _classes(task),
         "pred_classes": "as label_classes",
         "network_data_format": {
@@ -50,16 +47,29 @@ def bundle_metadata(spec: ModelSpec) -> dict[str, Any]:
 
 def input_channels(spec: ModelSpec) -> list[str]:
     """What each input channel holds, in order."""
-    shells = [f"b={b:g}" for b in spec.shells]
+    if spec.takes == "shell-set":
+        shells = [f"shell {i}" for i in range(1, spec.slots + 1)]  # of the scan, ascending in b
+    else:
+        shells = [f"b={b:g}" for b in spec.shells]
     if spec.takes == "directions":
         return [f"S/S0 {shell} direction {i}" for shell in shells for i in range(spec.n_directions)]
     names = ["b0 / median b0", *(f"S/S0 {shell} l=0" for shell in shells)]
-    if spec.missing == "zero":
+    if spec.missing == "zero" or spec.takes == "shell-set":
         names += [f"presence of {shell}" for shell in shells]
+    if spec.takes == "shell-set":
+        names += [f"b of {shell} in ms/µm²" for shell in shells]
+        names += [f"log number of measurements of {shell}" for shell in shells]
     for degree in list(even_orders(spec.l_max))[1:]:
         for shell in shells:
             names += [f"S/S0 {shell} l={degree} m={m}" for m in range(-degree, degree + 1)]
     return names
+
+
+def _shells_needed(spec: ModelSpec) -> str:
+    if spec.takes == "shell-set":
+        return ", whatever its shells"
+    enough = "one or more" if spec.missing == "zero" else "all"
+    return f" that has {enough} of the model's shells (b = {', '.join(f'{b:g}' for b in spec.shells)} s/mm²)"
 
 
 def _image(kind: str, channels: list[str], **more: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ For tissue (Dice + cross entropy) and lesions (Dice + focal) MONAI's `DiceCELoss
 from dmri_monai.losses.axial import AxialLoss
 from dmri_monai.losses.crossing_count import CrossingsLoss
 from dmri_monai.losses.harmonic_reconstruction import HarmonicReconstructionLoss
+from dmri_monai.losses.own_shells import OwnShellsReconstructionLoss
 from dmri_monai.losses.signal_reconstruction import MaskedReconstructionLoss, SignalReconstructionLoss
 from dmri_monai.losses.voxels import CountedVoxelsLoss, LesionBCELoss, OneHotL1Loss
 
@@ -18,5 +19,6 @@ __all__ = [
     "LesionBCELoss",
     "MaskedReconstructionLoss",
     "OneHotL1Loss",
+    "OwnShellsReconstructionLoss",
     "SignalReconstructionLoss",
 ]

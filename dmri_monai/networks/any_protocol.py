@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,9 @@ from dmri_monai.equivariant import EquivariantAvgPool3d, SteerableConv3d, as_irr
 from dmri_monai.equivariant.finite_values import is_recording
 from dmri_monai.networks.equivariant_unet import EquivariantUNet
 from dmri_monai.networks.input_checks import as_plain, check_harmonics, with_meta_of
-from dmri_monai.networks.voxelwise import CHUNK, SphereFeatures, VoxelHead
+from dmri_monai.networks.voxels_first import DenseAnyProtocol, VoxelsFirst
+from dmri_monai.networks.voxelwise import SphereFeatures, VoxelHead
+from dmri_monai.networks.wiring import dense_copy
 from dmri_monai.so3 import channels_of
 
 if TYPE_CHECKING:
@@ -32,7 +35,7 @@ TRAINING_CHUNK = (
 )
 
 
-class AnyProtocolUNet(nn.Module):
+class AnyProtocolUNet(VoxelsFirst):
     """Encoder of shells and steps on the sphere at each voxel; a U-Net of the surroundings; a head of both.
 
     forward: (B, irreps_in.dim, X, Y, Z) as `SphericalHarmonicsd(shells="auto")` makes it, any number of shells at any
@@ -63,10 +66,13 @@ class AnyProtocolUNet(nn.Module):
         hidden: int = 24,
         blocks: int = 3,
     ) -> None:
-        super().__init__()
         fields = as_irreps(irreps_in)
+        outputs = (
+            [] if irreps_out is None else [ir.dim for mul, ir in as_irreps(irreps_out) for _ in range(mul)]
+        )
+        super().__init__(*_slots_of(fields), outputs)
         self.expected, self.irreps_in = channels_of(fields), str(fields)
-        self.slots, self.l_shells = _slots_of(fields)
+        self.told = as_irreps(CONTEXT).dim
         self.deep_supervision = deep_supervision
         self.voxelwise = SphereFeatures(channels, scalars, hidden, blocks, self.l_shells)
         self.tell = VoxelHead(channels, scalars, CONTEXT)
@@ -82,10 +88,6 @@ class AnyProtocolUNet(nn.Module):
 
     def _level_heads(self, irreps_out: Irreps, spacing: Sequence[float]) -> nn.ModuleList:
         """One map of the U-Net's features to u and g for every level that gives an output, zero to begin with."""
-        self.told, self.repeats = (
-            as_irreps(CONTEXT).dim,
-            [ir.dim for mul, ir in irreps_out for _ in range(mul)],
-        )
         wanted = as_irreps(f"{irreps_out}+{irreps_out.num_irreps}x0e")
         levels = [as_irreps(irreps) for irreps in self.context.irreps_levels[:-1]]
         heads = nn.ModuleList()
@@ -101,87 +103,66 @@ class AnyProtocolUNet(nn.Module):
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
         check_harmonics(image, self.expected, type(self).__name__)
         fields = self.alone(as_plain(image))
-        told = fields[:, : as_irreps(CONTEXT).dim]
+        told = fields[:, : self.told]
         levels = self.context.features(told)
         if not len(self.head):
             return with_meta_of(image, torch.cat([levels[0], told], dim=1))
         answer, outputs = fields[:, self.told :], []
         heads: nn.ModuleList = self.head["levels"]  # type: ignore[assignment]
         for level, head in zip(levels, heads, strict=False):
-            outputs.append(with_meta_of(image, self._combined(answer, head(level))))
+            outputs.append(with_meta_of(image, self.combined(answer, head(level))))
             if self.deep_supervision:
                 answer = self.pool(answer)
         return outputs if self.training and len(outputs) > 1 else outputs[0]
 
-    def _combined(self, answer: Tensor, around: Tensor) -> Tensor:
-        change, gates = around.split([answer.shape[1], len(self.repeats)], dim=1)
-        factors = torch.cat(
-            [
-                gate.expand(-1, n, -1, -1, -1)
-                for gate, n in zip(gates.split(1, dim=1), self.repeats, strict=True)
-            ],
-            dim=1,
-        )
-        return torch.addcmul(answer + change, answer, factors)
-
     def alone(self, image: Tensor) -> Tensor:
         """(B, C, X, Y, Z) -> (B, CONTEXT + irreps_out, X, Y, Z): what each voxel tells by itself."""
-        if is_recording():
-            return self._voxels(image.flatten(2)).unflatten(2, image.shape[2:])
-        means = image[:, 1 : 1 + self.slots]
-        signal = (means != 0).any(dim=1).flatten(1)  # `shell_channels` sets S/S0 to 0 in air
-        return torch.stack(
-            [
-                self._item(item, used).unflatten(1, image.shape[2:])
-                for item, used in zip(image, signal, strict=True)
-            ]
-        )
+        if is_recording():  # a graph cannot depend on which voxels are air
+            return self.voxels(image.flatten(2)).unflatten(2, image.shape[2:])
+        return self.volume(image)
 
-    def _item(self, image: Tensor, used: Tensor) -> Tensor:
-        """(C, X, Y, Z), (V,) bool -> (D, V); all voxels that are not used get the same answer."""
-        flat = image.flatten(1)
-        index = torch.nonzero(used).flatten()
-        empty = flat[:, :1].clone()  # presence, b and log n are those of the scan
-        empty[0], empty[1 : 1 + self.slots], empty[1 + 4 * self.slots :] = 0.0, 0.0, 0.0
-        values = torch.cat([empty, flat.index_select(1, index)], dim=1)[self._present_channels(flat[:, 0])]
-        keeps = torch.is_grad_enabled()
-        parts = [self._part(part, keeps) for part in values.split(TRAINING_CHUNK if keeps else CHUNK, dim=1)]
-        found = torch.cat(parts, dim=1)
-        where = torch.zeros(flat.shape[1], dtype=torch.long, device=flat.device)
-        where[index] = torch.arange(1, len(index) + 1, device=flat.device)
-        return found.index_select(1, where)
+    def parts(self, values: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():
+            return super().parts(values)
+        found = []
+        for part in values.unsqueeze(0).split(TRAINING_CHUNK, dim=2):
+            if part.shape[2] >= TRAINING_CHUNK // 2:
+                found.append(checkpoint(self.voxels, part, use_reentrant=False)[0])
+            else:
+                found.append(self.voxels(part)[0])
+        return torch.cat(found, dim=1)
 
-    def _present_channels(self, voxel: Tensor) -> Tensor:
-        """Indices of the channels without those of absent slots, which cost time and change nothing; voxel (C,)."""
-        present = torch.nonzero(voxel[1 + self.slots : 1 + 2 * self.slots] > 0).flatten()
-        if len(present) == 0:
-            present = torch.zeros(1, dtype=torch.long, device=voxel.device)
-        index, start = [torch.zeros(1, dtype=torch.long, device=voxel.device)], 1
-        for dim in (
-            1,
-            1,
-            1,
-            1,
-            *range(5, 2 * self.l_shells + 2, 4),
-        ):  # of every slot's l = 0, presence, b, log n, ...
-            components = torch.arange(dim, device=voxel.device)
-            index.append((start + dim * present.unsqueeze(1) + components).flatten())
-            start += dim * self.slots
-        return torch.cat(index)
-
-    def _part(self, values: Tensor, keeps_gradient: bool) -> Tensor:
-        values = values.unsqueeze(0)
-        if keeps_gradient and values.shape[2] >= TRAINING_CHUNK // 2:
-            found: Tensor = checkpoint(self._voxels, values, use_reentrant=False)
-            return found[0]
-        return self._voxels(values)[0]
-
-    def _voxels(self, values: Tensor) -> Tensor:
+    def voxels(self, values: Tensor) -> Tensor:
         scalars, functions = self.voxelwise(values)
-        told = self.tell(scalars, functions)
+        told: Tensor = self.tell(scalars, functions)
         if not len(self.head):
             return told
         return torch.cat([told, self.head["voxel"](scalars, functions).to(told.dtype)], dim=1)
+
+    def to_dense(self) -> DenseAnyProtocol:
+        """An ordinary network with the same output, for export: plain convolutions, no irreps, no e3nn.
+
+        TorchScript takes any spatial size.
+        """
+        voxelwise, tell = copy.deepcopy(self.voxelwise), copy.deepcopy(self.tell)
+        heads = [self.head["voxel"]] if len(self.head) else []
+        levels = list(self.head["levels"])[:1] if len(self.head) else []  # type: ignore[call-overload]
+        dense = DenseAnyProtocol(
+            voxelwise,
+            tell,
+            self.context.to_dense(),
+            nn.ModuleList(copy.deepcopy(head) for head in heads),
+            nn.ModuleList(dense_copy(head) for head in levels),
+            self.told,
+            self.slots,
+            self.l_shells,
+            self.repeats,
+        )
+        return dense.train(self.training)
+
+    def __prepare_scriptable__(self) -> DenseAnyProtocol:
+        """What `torch.jit.script`, and so MONAI's `ckpt_export`, compiles in place of this network."""
+        return self.to_dense()
 
     def load_voxelwise(self, state: dict[str, Tensor]) -> None:
         """Take the features of a trained `VoxelwiseNet` from its state dict; RuntimeError where they do not fit."""

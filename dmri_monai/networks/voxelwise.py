@@ -1,4 +1,7 @@
-"""What can be said of each voxel on its own, from any shells: features, orientation density, tissue fractions."""
+"""What can be said of each voxel on its own, from any shells: features, orientation density, tissue fractions.
+
+All but `VoxelwiseNet` is also compiled by TorchScript, which knows neither globals nor `zip(strict=...)`.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from torch import Tensor, nn
 
 from dmri_monai.equivariant.shell_encoder import ShellEncoder
 from dmri_monai.equivariant.sphere_activation import Pointwise, SphereActivation
+from dmri_monai.networks.voxels_first import CHUNK
 from dmri_monai.so3 import as_irreps
 
 if TYPE_CHECKING:
@@ -21,7 +25,6 @@ L_MAX = 8  # of the functions after the first step
 SIZES = [2 * degree + 1 for degree in range(0, L_MAX + 1, 2)]
 DENSITY = "+".join(f"1x{degree}e" for degree in range(0, L_MAX + 1, 2))
 FRACTIONS = 4  # white matter, grey matter, CSF, other
-CHUNK = 256  # voxels at a time where no gradient is wanted: values on the sphere stay in the cache
 
 
 class SphereBlock(nn.Module):
@@ -61,7 +64,7 @@ class SphereFeatures(nn.Module):
         self, channels: int = 12, scalars: int = 32, hidden: int = 24, blocks: int = 3, l_shells: int = 6
     ) -> None:
         super().__init__()
-        self.channels, self.scalars = channels, scalars
+        self.channels, self.scalars, self.sizes = channels, scalars, SIZES
         self.encoder = ShellEncoder(channels, scalars=scalars, l_max=l_shells)
         self.blocks = nn.ModuleList(
             SphereBlock(channels, scalars, hidden, l_shells if i == 0 else L_MAX) for i in range(blocks)
@@ -72,7 +75,7 @@ class SphereFeatures(nn.Module):
         scalars, functions = self.encoder.encode(shells)
         for block in self.blocks:
             scalars, functions = block(scalars, functions)
-        found = torch.cat([scalars, powers(functions, SIZES)], dim=1)
+        found = torch.cat([scalars, powers(functions, self.sizes)], dim=1)
         return bounded(scalars + self.read(found)), functions
 
 
@@ -102,10 +105,11 @@ class VoxelHead(nn.Module):
         self.weights = Pointwise(scalars, max(1, sum(self.counts)))
 
     def forward(self, scalars: Tensor, functions: Tensor) -> Tensor:
-        weights, start, parts = self.weights(scalars), 0, []
-        for (mul, dim, first), count in zip(self.blocks, self.counts, strict=True):
-            factors = weights[:, start : start + count]
-            start += count
+        weights, start = self.weights(scalars), 0
+        parts: list[Tensor] = []
+        for i, (mul, dim, first) in enumerate(self.blocks):
+            factors = weights[:, start : start + self.counts[i]]
+            start += self.counts[i]
             if first < 0:
                 parts.append(weights.new_zeros(len(weights), mul * dim, weights.shape[2]))
             elif dim == 1:
@@ -176,5 +180,7 @@ def powers(functions: Tensor, sizes: list[int]) -> Tensor:
 def weighted(functions: Tensor, gates: Tensor, sizes: list[int]) -> Tensor:
     """Functions (B, n, K, V) with each degree of each channel times its gate, gates (B, L K, V)."""
     parts, factors = functions.split(sizes, dim=1), gates.unflatten(1, [len(sizes), functions.shape[2]])
-    scaled = [part * factors[:, i : i + 1] for i, part in enumerate(parts)]
+    scaled: list[Tensor] = []
+    for i, part in enumerate(parts):
+        scaled.append(part * factors[:, i : i + 1])
     return torch.cat(scaled, dim=1)

@@ -19,8 +19,14 @@ from dmri_monai.inference.architectures import prepare_batch
 from dmri_monai.inference.encoding import encode_scan
 from dmri_monai.inference.spec import ModelSpec
 from dmri_monai.io.acquisition import require_usable
-from dmri_monai.losses import HarmonicReconstructionLoss, MaskedReconstructionLoss, SignalReconstructionLoss
+from dmri_monai.losses import (
+    HarmonicReconstructionLoss,
+    MaskedReconstructionLoss,
+    OwnShellsReconstructionLoss,
+    SignalReconstructionLoss,
+)
 from dmri_monai.qspace.harmonics import signal_to_harmonics
+from dmri_monai.qspace.shell_set import shell_channels, shell_set
 from dmri_monai.so3 import even_orders, n_coefficients
 from dmri_monai.training.checkpoint import Checkpoint
 from dmri_monai.transforms import check_voxel_frame, collate_dwi
@@ -109,6 +115,8 @@ class PretrainBatch:
         return self._harmonics(image, batch, visible), target
 
     def _harmonics(self, image: Tensor, batch: Mapping[str, Any], rows: Tensor) -> Tensor:
+        if self.model.takes == "shell-set":
+            return torch.stack([self._own_shells(image[b], batch, b, rows[b]) for b in range(len(image))])
         return signal_to_harmonics(
             image,
             batch["bvals"],
@@ -119,8 +127,18 @@ class PretrainBatch:
             fit=self.fit,
         )
 
+    def _own_shells(self, image: Tensor, batch: Mapping[str, Any], b: int, rows: Tensor) -> Tensor:
+        """(C, X, Y, Z) channels of `pretext_irreps` of the shells that scan `b` (N, X, Y, Z) has."""
+        rows, threshold, slots = rows.bool().cpu(), self.model.b0_threshold, self.model.slots
+        bvals, bvecs = batch["bvals"][b].cpu()[rows], batch["bvecs_voxel"][b].cpu()[rows]
+        shells = shell_set(bvals, bvecs, slots=slots, l_max=self.model.l_max, b0_threshold=threshold)
+        own = shell_channels(image[rows.to(image.device)], bvals, shells, b0_threshold=threshold)
+        return torch.cat(
+            [own[: 1 + 2 * slots], own[1 + 4 * slots :]]
+        )  # without b and log n, which are no harmonics
+
     def _encoded(self, image: Tensor, batch: Mapping[str, Any], rows: Tensor, target: Any) -> tuple[Any, ...]:
-        """Input for networks on directions or samples: each scan goes through the transforms of fine-tuning."""
+        """Input for networks on shells, directions or samples: each scan goes through the transforms of fine-tuning."""
         items = []
         for b, kept in enumerate(rows.bool()):
             scan = MetaTensor(image[b][kept.to(image.device)], affine=batch["image"].affine[b])
@@ -172,12 +190,16 @@ def pretext_loss(pretext: Pretext, model: ModelSpec) -> nn.Module:
     check_pretext(pretext)
     if model.network_options.get("deep_supervision"):
         raise ValueError("deep_supervision is for training on labels, set it there: a pretext has one output")
+    if pretext == "masked" and model.takes == "shell-set":
+        return OwnShellsReconstructionLoss(model.slots, model.l_max, model.b0_threshold)
     if pretext == "masked":
         return MaskedReconstructionLoss(
             SignalReconstructionLoss(model.shells, model.l_max, b0_weight=0.0, fit=model.fit())
         )
-    if model.missing == "zero":  # shells that a scan lacks, and the presence channels, do not count
-        weights = [1.0] * len(model.shells)
+    if (
+        model.missing == "zero" or model.takes == "shell-set"
+    ):  # shells that a scan lacks, and the presence channels, do not count
+        weights = [1.0] * (model.slots if model.takes == "shell-set" else len(model.shells))
         return HarmonicReconstructionLoss(shell_weights=weights, l_max=model.l_max, presence=True)
     return HarmonicReconstructionLoss()
 

@@ -81,6 +81,61 @@ def test_every_architecture_trains_evaluates_and_infers(prepare, dataset_dir, tm
     assert len(list((tmp_path / "i").glob(f"*_{WRITES[task]}.nii.gz"))) == 5
 
 
+@pytest.fixture(scope="module")
+def for_any_protocol(prepare, dataset_dir, tmp_path_factory):
+    """Function: task -> checkpoint of a network for any protocol, pretrained, trained in bf16 and resumed."""
+    home, made = tmp_path_factory.mktemp("any"), {}
+    model = {
+        "architecture": "any",
+        "size": "tiny",
+        "shells": [700.0],
+        "dataset_dir": dataset_dir,
+    }  # of no meaning
+
+    def train(task):
+        if not made:
+            first = {
+                "network_options": {"channels": 4, "hidden": 8},
+                "pretext": "artifacts",
+                "drop_shells": 0.5,
+            }
+            prepare("pretrain", output_dir=str(home / "pretraining"), **first, **model, **STEP).run()
+        if task not in made:
+            options = {"channels": 4, "hidden": 8, "deep_supervision": True}
+            more = {
+                "network_options": options,
+                "pretrained": str(home / "pretraining" / "model.pt"),
+                "amp": True,
+            }
+            more |= {"output_dir": str(home / task), "subsample_directions": [8, 20]}
+            prepare("train", objective=task, **more, **model, **STEP).run()
+            again = {**STEP, "max_epochs": 2, "resume": True}
+            prepare("train", objective=task, **more, **model, **again).run()
+            made[task] = home / task / "model.pt"
+        return made[task]
+
+    return train
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_network_for_any_protocol_goes_the_whole_way(prepare, dataset_dir, tmp_path, for_any_protocol, task):
+    """Pretraining, fine-tuning with supervision of all levels in bf16, resume, evaluation, inference in windows."""
+    checkpoint = for_any_protocol(task)
+    pretrained = torch.load(checkpoint.parents[1] / "pretraining" / "model.pt", weights_only=True)
+    trained = torch.load(checkpoint, weights_only=True)
+    assert {n for n in trained if not n.startswith("head.")} == {
+        n for n in pretrained if not n.startswith("head.")
+    }
+    assert torch.load(checkpoint.with_name("last.pt"), weights_only=True)["trainer"]["epoch"] == 2
+    own = {"dataset_dir": dataset_dir, "checkpoint": str(checkpoint)}
+    prepare("evaluate", output_dir=str(tmp_path / "e"), objective=task, **own).run()
+    assert (tmp_path / "e" / f"{KEY_METRICS[task]}_summary.csv").is_file()
+    own["dataset_dir"] = f"{dataset_dir}/sub-01/dwi/sub-01_dwi.nii.gz"
+    prepare("inference", output_dir=str(tmp_path / "i"), window=[16, 16, 16], ensemble="flips", **own).run()
+    assert (tmp_path / "i" / f"sub-01_{WRITES[task]}.nii.gz").is_file()
+    assert (tmp_path / "i" / f"sub-01_{WRITES[task]}uncertainty.nii.gz").is_file()
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_deep_supervision_trains_the_heads_of_all_levels(prepare, dataset_dir, tmp_path, task):
     model = {**EQUIVARIANT, "network_options": {"deep_supervision": True}}
@@ -218,7 +273,7 @@ def test_too_few_directions_are_an_error_without_such_training(prepare, dataset_
     ("settings", "message"),
     [
         ({"task": None, "objective#task": "tisue"}, "task is 'tisue': expected one of tissue, lesion"),
-        ({"architecture": "unet"}, "architecture is 'unet': Input should be 'equivariant', 'plain'"),
+        ({"architecture": "unet"}, "architecture is 'unet': Input should be 'any', 'equivariant', 'plain'"),
         ({"monitor": "metrics"}, "monitor is 'metrics', expected one of ('metric', 'loss')"),
         ({"masked": "yes"}, "masked is 'yes', expected true or false"),
         ({"fold": 9}, "fold is 9, expected 0 to"),

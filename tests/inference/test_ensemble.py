@@ -3,6 +3,7 @@ import torch
 from monai.data import MetaTensor
 from torch import nn
 
+from dmri_monai.inference.architectures import build_network
 from dmri_monai.inference.ensemble import RotationEnsemble, SplitUncertaintyd, ensemble_of, grid_symmetries
 from dmri_monai.inference.inferers import FullVolumeInferer
 from dmri_monai.inference.spec import ModelSpec
@@ -59,6 +60,23 @@ def test_ensemble_makes_any_network_equivariant(name):
     assert_equivariant(answer, volume(), IRREPS, this.irreps_out, rtol=1e-4)
     with pytest.raises(AssertionError, match="relative error"):
         assert_equivariant(single, volume(), IRREPS, this.irreps_out, rtol=1e-4)
+
+
+def test_turns_of_a_network_for_any_protocol_agree():
+    model = ModelSpec(
+        architecture="any", slots=2, size=["4x0e+1x1o+1x2e", "4x0e+1x1o+1x2e"], task="orientation"
+    )
+    torch.manual_seed(0)
+    single, image = (
+        build_network(model).eval().requires_grad_(False),
+        torch.rand(1, model.in_channels, 5, 6, 7),
+    )
+    for parameter in single.head.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    ensemble = ensemble_of(FullVolumeInferer(), "rotations", model, find_task("orientation"))
+    output = ensemble(image, single)
+    torch.testing.assert_close(output[:, :5], single(image), rtol=1e-3, atol=1e-4)
+    assert float(output[:, 5].max()) < 2e-2
 
 
 def test_spread_is_zero_where_all_members_agree_and_positive_where_not():

@@ -178,6 +178,30 @@ def test_one_shell_is_enough_where_others_may_be_missing(whole):
     assert [w[-10:] for w in none] == ["3000 s/mm²", "5000 s/mm²"]
 
 
+def test_no_shell_is_strange_to_a_model_for_any_protocol_but_its_range_is_known(whole):
+    model = ModelSpec(architecture="any")
+    assert out_of_range(whole, model) == []
+    wide = {"directions": [6, 200], "bval": [600, 3200], "voxel_mm": [1, 6]}
+    assert out_of_range(whole, model.replace(trained_on=wide)) == []
+    (found,) = out_of_range(whole, model.replace(trained_on={"bval": [2000, 3200]}))
+    assert found.endswith("s/mm² b-values: the model was trained on 2000 to 3200")
+
+
+def test_a_model_for_any_protocol_takes_every_shell_and_many_of_them(tmp_path):
+    model = load_model(save_model(tmp_path / "model.pt", architecture="any"), "cpu")
+    generator = torch.Generator().manual_seed(0)
+    bvals = torch.tensor([0.0, 0.0, *(b for b in (300, 750, 1500, 2300, 4000, 5500) for _ in range(8))])
+    bvecs = torch.nn.functional.normalize(torch.randn(len(bvals), 3, generator=generator), dim=1)
+    image = (
+        500
+        * torch.exp(-bvals * 1e-3)[:, None, None, None]
+        * (1 + torch.rand(1, 8, 8, 8, generator=generator))
+    )
+    affine = torch.diag(torch.tensor([6.0, 6.0, 6.0, 1.0]))
+    found = model.predict(Scan.of_arrays(image, bvals, bvecs * (bvals > 0).unsqueeze(1), affine))
+    assert found.image.shape == (1, 8, 8, 8)
+
+
 def test_missing_shell_is_an_error_that_says_both_sides(scan, tmp_path):
     checkpoint = save_model(tmp_path / "model.pt", "tissue", shells=[3000])
     with pytest.raises(ValueError, match=r"no volume within 20% of shell b = 3000; b-values: .*992"):

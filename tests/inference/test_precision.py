@@ -1,8 +1,11 @@
 import pytest
 import torch
 
+from dmri_monai.inference.architectures import build_network
 from dmri_monai.inference.precision import CpuAutocast, autocast, cuda_amp
+from dmri_monai.inference.spec import ModelSpec
 from dmri_monai.networks import PlainUNet
+from dmri_monai.phantom.voxel_signals import draw_batch
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -40,6 +43,20 @@ def test_wrapped_network_shares_its_parameters(dtypes):
     network, _ = dtypes
     wrapped = CpuAutocast(network)
     assert [id(p) for p in wrapped.parameters()] == [id(p) for p in network.parameters()]
+
+
+def test_network_for_any_protocol_is_nearly_the_same_in_bf16():
+    spec = ModelSpec(architecture="any", slots=2, size="tiny", task="tissue")
+    torch.manual_seed(0)
+    network, image = build_network(spec).eval(), draw_batch(0, 1, 512, slots=2).channels.view(1, -1, 8, 8, 8)
+    with torch.no_grad():
+        full, half = network(image), CpuAutocast(network)(image)
+    assert half.dtype == torch.float32
+    assert 0 < float((half - full).norm() / full.norm()) < 0.05
+    CpuAutocast(network.train())(image).square().mean().backward()
+    gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
+    assert len(gradients) > 20
+    assert all(gradient.isfinite().all() for gradient in gradients)
 
 
 @pytest.mark.parametrize("word", ["false", "False"])

@@ -21,6 +21,7 @@ from dmri_monai.networks import PQOptions
 SPECS = {
     "default": ModelSpec(),
     "released": ModelSpec.load(bundle_folder() / "models" / "tissue.json"),
+    "any": ModelSpec(task="tissue", architecture="any", slots=3, size=("4x0e+1x2e", "8x0e+2x2e")),
     "levels": ModelSpec(task="lesion", size=("4x0e+1x2e", "8x0e+2x2e"), subsample_directions=12),
     "pq": ModelSpec(
         task="orientation",
@@ -104,6 +105,9 @@ REFUSED = {
     "degree of truth": ({"l_max": True}, "l_max is True", "valid integer"),
     "degree with a fraction": ({"l_max": 4.0}, "l_max is 4.0", "valid integer"),
     "negative degree": ({"l_max": -2}, "l_max is -2", "greater than or equal to 0"),
+    "degree beyond the functions of a voxel": ({"l_max": 10, "architecture": "any"}, "l_max is 10", "at most 8"),
+    "no slot": ({"slots": 0, "architecture": "any"}, "slots is 0", "greater than or equal to 1"),
+    "many slots": ({"slots": 17, "architecture": "any"}, "slots is 17", "less than or equal to 16"),
     "few factors": ({"order_scale": [1.0]}, "order_scale has 1 factors", "3 degrees"),
     "factor that is not a number": ({"order_scale": [math.nan] * 3}, "order_scale is nan", "finite number"),
     "factor zero": ({"order_scale": [1, 0, 1]}, "order_scale.1 is 0", "greater than 0"),
@@ -263,8 +267,19 @@ def test_released_descriptions_load(name):
 @pytest.mark.parametrize("architecture", TAKES)
 def test_what_a_network_takes_in_follows_from_its_description(architecture):
     spec = ModelSpec(architecture=architecture, shells=(1000.0, 2000.0), n_directions=12)
-    assert spec.in_channels == {"harmonics": 31, "directions": 24, "samples": None}[spec.takes]
+    assert (
+        spec.in_channels == {"shell-set": 125, "harmonics": 31, "directions": 24, "samples": None}[spec.takes]
+    )
     assert ModelSpec(shells=(1000.0, 2000.0), missing="zero").in_channels == 33
+    assert ModelSpec(architecture="any", slots=2, l_max=4).in_channels == 37
+
+
+def test_network_for_any_protocol_has_no_shells_of_its_own():
+    """Whatever a configuration for several architectures says of them."""
+    spec = ModelSpec(architecture="any", shells=(700.0,), order_scale=(1.0, 2.0, 3.0))
+    assert (spec.shells, spec.order_scale, spec.l_max) == ((), None, 6)
+    assert spec == ModelSpec(architecture="any")
+    assert (ModelSpec().shells, ModelSpec().l_max) == ((1000.0,), 4)  # the control
 
 
 # ---- whatever stands in the file: a description that is good for something, or a ValueError that names the file
@@ -273,7 +288,20 @@ numbers = st.one_of(st.integers(), st.integers(min_value=10**300), st.floats(), 
 words = st.one_of(
     st.text(max_size=8),
     st.sampled_from(
-        ["$x", "@l_max", "%run", "pq", "plain", "zero", "tissue", "4x0e", "1x99e", "9999999x0e", "_target_"]
+        [
+            "$x",
+            "@l_max",
+            "%run",
+            "pq",
+            "plain",
+            "any",
+            "zero",
+            "tissue",
+            "4x0e",
+            "1x99e",
+            "9999999x0e",
+            "_target_",
+        ]
     ),
 )
 leaves = st.one_of(st.none(), st.booleans(), numbers, words)
@@ -369,6 +397,8 @@ def test_damaged_file_is_a_description_or_an_error_that_names_it(tmp_path_factor
     generator = random.Random(seed)
     raw = bytearray(json.dumps(base).encode())
     for _ in range(generator.randint(1, 4)):
+        if not raw:
+            break
         place = generator.randrange(len(raw))
         action = generator.randrange(4)
         if action == 0:

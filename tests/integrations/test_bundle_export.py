@@ -80,10 +80,22 @@ def test_bundle_is_complete(checkpoint, tmp_path):
     assert "*_dseg.nii.gz" in readme
 
 
-@pytest.mark.parametrize("name", ["tissue", "orientation", "crossings", "lesion", "plain-directions"])
+def test_page_of_a_bundle_for_any_protocol_names_no_shell(tmp_path):
+    out = export_bundle(save_model(tmp_path / "model.pt", architecture="any"), tmp_path / "out")
+    assert "for raw scans with\nany shells." in (out / "docs" / "README.md").read_text(encoding="utf-8")
+    assert "whatever its shells" in config(out, "metadata")["description"]
+
+
+OWN = {
+    "lesion": {"name": "lesion"},
+    "plain-directions": {"architecture": "plain-directions", "n_directions": 12},
+    "any": {"architecture": "any", "slots": 2},
+}
+
+
+@pytest.mark.parametrize("name", ["tissue", "orientation", "crossings", *OWN])
 def test_metadata_are_true_and_pass_monais_checks(tmp_path, name):
-    own = {"lesion": {"name": "lesion"}, "plain-directions": {"architecture": name, "n_directions": 12}}
-    model = save_model(tmp_path / "model.pt", **own[name]) if name in own else name
+    model = save_model(tmp_path / "model.pt", **OWN[name]) if name in OWN else name
     out = export_bundle(model, tmp_path / "out")
     files = {"meta_file": str(out / "configs" / "metadata.json")}
     verify_metadata(**files, filepath=str(SCHEMA))
@@ -119,6 +131,27 @@ def test_metadata_name_what_the_channels_hold():
         turned = [found[n] for n in names if shell in n and " m=" in n and " m=0" not in n]
         assert len(turned) == 12
         assert abs(found[f"S/S0 {shell} l=2 m=0"]) > 10 * max(map(abs, turned))
+
+
+def test_metadata_name_what_the_channels_of_any_protocol_hold(tmp_path):
+    model = load_model(save_model(tmp_path / "model.pt", architecture="any", slots=3), "cpu")
+    generator = torch.Generator().manual_seed(0)
+    bvecs = torch.nn.functional.normalize(torch.randn(182, 3, generator=generator, dtype=torch.float64), dim=1)
+    bvals = torch.cat([torch.zeros(2), torch.full((90,), 700.0), torch.full((90,), 2400.0)]).double()
+    bvecs[:2] = 0
+    signal = 100 * torch.exp(-bvals * (0.3e-3 + 1.2e-3 * bvecs[:, 1].square()))
+    image = signal.float()[:, None, None, None].expand(-1, 8, 8, 8).clone()
+    scan = Scan.of_arrays(image, bvals, bvecs, torch.diag(torch.tensor([6.0, 6.0, 6.0, 1.0])))
+    channels, names = model.encode(scan)["image"].as_tensor()[:, 4, 4, 4], input_channels(model.spec)
+    assert len(names) == len(channels) == model.spec.in_channels == 94
+    found = dict(zip(names, channels.tolist(), strict=True))
+    assert [found[f"b of shell {i} in ms/µm²"] for i in (1, 2, 3)] == pytest.approx([0.7, 2.4, 0.0])
+    assert [found[f"presence of shell {i}"] for i in (1, 2, 3)] == [1, 1, 0]
+    assert found["log number of measurements of shell 2"] == pytest.approx(np.log(90))
+    assert found["S/S0 shell 1 l=0"] > found["S/S0 shell 2 l=0"] > 0.1
+    turned = [found[n] for n in names if "shell 2" in n and " m=" in n and " m=0" not in n]
+    assert abs(found["S/S0 shell 2 l=2 m=0"]) > 10 * max(map(abs, turned))
+    assert [found[n] for n in names if "shell 3" in n] == [0.0] * 31
 
 
 @pytest.fixture

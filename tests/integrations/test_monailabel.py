@@ -15,6 +15,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from monai.bundle import ConfigParser
 
 from dmri_monai.inference.model import load_model, predict
 from dmri_monai.integrations.monailabel import publish, write_label_bundle, write_studies
@@ -81,6 +82,20 @@ def test_bundle_names_the_classes_of_its_task(tmp_path):
     )
     names = metadata["network_data_format"]["outputs"]["pred"]["channel_def"]
     assert names == {"0": "background", "1": "lesion"}
+
+
+def test_model_for_any_protocol_is_served_and_trained_again(data, tmp_path):
+    checkpoint = save_model(tmp_path / "model.pt", architecture="any")
+    app = write_label_bundle(checkpoint, tmp_path / "app")
+    served = load_model(app / "models" / "model.pt", "cpu")
+    assert served.spec.architecture == "any"
+    parser = ConfigParser()
+    parser.read_config(app / "configs" / "inference.json")
+    parser["bundle_root"], parser["device"] = str(app), "cpu"
+    steps = parser.get_parsed_content("preprocessing")
+    item = steps({"image": str(data / "sub-01/dwi/sub-01_dwi.nii.gz"), "image_path": "a request's own"})
+    assert item["image"].shape[0] == served.spec.in_channels
+    assert item["image_path"] == "a request's own"
 
 
 def test_folder_that_is_not_empty_is_left_alone(checkpoint, tmp_path):

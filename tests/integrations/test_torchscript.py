@@ -14,7 +14,7 @@ from dmri_monai.io.checksums import checked
 from tests.small_models import save_model
 
 
-@pytest.mark.parametrize("architecture", ["equivariant", "plain", "plain-directions"])
+@pytest.mark.parametrize("architecture", ["any", "equivariant", "plain", "plain-directions"])
 def test_exported_network_gives_the_same_output_at_any_size(tmp_path, architecture):
     checkpoint = save_model(tmp_path / "model.pt", architecture=architecture, n_directions=12)
     model = load_model(checkpoint, "cpu")

@@ -68,7 +68,7 @@ def test_air_is_computed_once_and_alike():
     assert_close(alone[:, :, 0], alone[:, :, 0, :1, :1].expand_as(alone[:, :, 0]))
     silent = x.clone()
     silent[:, 0, 0] = 0.0
-    direct = module._voxels(silent.flatten(2)).unflatten(2, x.shape[2:])
+    direct = module.voxels(silent.flatten(2)).unflatten(2, x.shape[2:])
     assert_close(alone, direct)
 
 
@@ -85,7 +85,7 @@ def test_absent_slots_are_left_out_and_nothing_changes():
         seen.clear()
         found = module.alone(absent)
         assert set(seen) == {32}
-        assert_close(found, module._voxels(absent.flatten(2)).unflatten(2, x.shape[2:]))
+        assert_close(found, module.voxels(absent.flatten(2)).unflatten(2, x.shape[2:]))
 
 
 def test_chunks_and_their_recomputation_change_nothing(monkeypatch):
@@ -100,7 +100,7 @@ def test_chunks_and_their_recomputation_change_nothing(monkeypatch):
         assert_close(a, b)
     with torch.no_grad():
         quiet = module(x)
-    monkeypatch.setattr("dmri_monai.networks.any_protocol.CHUNK", 10)
+    module.chunk = 10
     with torch.no_grad():
         assert_close(module(x), quiet)
 
@@ -149,3 +149,24 @@ def test_fields_that_a_voxel_cannot_know_are_zero():
     assert out.shape[1] == 9
     assert out[:, :4].abs().max() == 0
     assert out[:, 4:].abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("irreps_out", ["1x0e+1x2e", "1x1o+1x0e", None])
+def test_exported_network_is_the_same_at_any_size_and_number_of_shells(irreps_out):
+    module = shaken(network(irreps_out)).float().eval()
+    script = torch.jit.script(module)
+    for size, slot in ((4, None), (6, 1)):
+        x = shells(size, 1).float()
+        if slot is not None:
+            x[:, 3 + slot] = 0.0  # absent
+            x[:, 1 + slot] = 0.0
+            x[:, 1:3, 0], x[:, 9:, 0] = 0.0, 0.0  # air
+        with torch.no_grad():
+            assert_close(script(x), module(x), atol=1e-4, rtol=1e-4)
+
+
+def test_export_of_a_network_trained_with_deep_supervision_gives_the_finest_level():
+    module = network(deep_supervision=True, size=(*SIZE, "4x0e+1x1o")).float().train()
+    script, x = torch.jit.script(shaken(module).eval()), shells(8, 1).float()
+    with torch.no_grad():
+        assert_close(script(x), module.eval()(x), atol=1e-4, rtol=1e-4)

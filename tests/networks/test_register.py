@@ -8,6 +8,13 @@ from dmri_monai.register import NETWORKS, register
 
 LEVELS = ["2x0e+1x1o+1x2e", "3x0e+1x1o+1x2e"]
 ARGUMENTS = {
+    "AnyProtocolUNet": {
+        "irreps_in": "9x0e+2x2e+2x4e",
+        "irreps_out": "4x0e",
+        "size": LEVELS,
+        "channels": 2,
+        "hidden": 4,
+    },
     "EquivariantUNet": {
         "irreps_in": "2x0e+1x2e",
         "irreps_out": "4x0e",

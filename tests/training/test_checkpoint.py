@@ -104,6 +104,19 @@ def test_resume_under_other_settings_names_both(tmp_path):
         engine.run(DATA, max_epochs=2)
 
 
+def test_resume_with_another_number_of_slots_names_both(tmp_path):
+    spec = ModelSpec(architecture="any")
+    make(tmp_path, spec=spec)[0].run(DATA, max_epochs=1)
+    engine, _ = make(tmp_path, resume=True, spec=spec.replace(slots=5))
+    with pytest.raises(ValueError, match="made with slots = 4, the configuration says 5"):
+        engine.run(DATA, max_epochs=2)
+    engine, _ = make(tmp_path, resume=True, spec=ModelSpec())
+    with pytest.raises(
+        ValueError, match="made with architecture = 'any', the configuration says 'equivariant'"
+    ):
+        engine.run(DATA, max_epochs=2)
+
+
 INPUTS = {"settings": {"seed": 0, "learning_rate": 0.1}, "scans": {"train 0 table a.bvec": "SHA-256 12"}}
 
 

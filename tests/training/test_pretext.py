@@ -91,6 +91,25 @@ def test_masking_hides_measurements_of_few_directions_from_every_architecture(ar
     assert target["hidden"].sum(dim=1).tolist() == [4, 4]
 
 
+@pytest.mark.parametrize("pretext", ["artifacts", "autoencoder", "masked"])
+def test_pretext_of_a_network_for_any_protocol_asks_for_the_shells_a_scan_has(pretext):
+    model = ModelSpec(architecture="any", slots=2, size="tiny")
+    image, target = PretrainBatch(pretext, model)(batch())
+    harmonics = target["harmonics"] if pretext == "masked" else target
+    assert image.shape[1] == model.in_channels == 63
+    assert harmonics.shape[1] == 59  # without b and log n
+    presence, absent = harmonics[:, 3:5], harmonics[:, [2, *range(10, 15), *range(24, 33), *range(46, 59)]]
+    assert presence[:, 0].unique().tolist() == [1]
+    assert presence[:, 1].unique().tolist() == absent.unique().tolist() == [0]
+    clean = torch.cat([image[:, :5], image[:, 9:]], dim=1)
+    assert ((clean - harmonics).abs().max() < 1e-5) == (pretext == "autoencoder")
+    loss, wrong = pretext_loss(pretext, model), harmonics.clone()
+    right, wrong[:, 2] = float(loss(harmonics, target)), 9.0
+    assert float(loss(wrong, target)) == pytest.approx(right)  # a shell that the scan lacks does not count
+    wrong[:, 1] += 1.0
+    assert float(loss(wrong, target)) > right + 0.01
+
+
 def test_deep_supervision_is_refused_for_a_pretext():
     model = ModelSpec(network_options={"deep_supervision": True})
     with pytest.raises(ValueError, match="deep_supervision is for training on labels"):
