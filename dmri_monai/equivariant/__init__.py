@@ -25,6 +25,8 @@ from dmri_monai.equivariant.pq import (
     Sum,
 )
 from dmri_monai.equivariant.resample import EquivariantAvgPool3d, EquivariantUpsample3d
+from dmri_monai.equivariant.shell_encoder import ShellEncoder
+from dmri_monai.equivariant.sphere_activation import SphereActivation
 from dmri_monai.so3 import as_irreps, irreps_from_multiplicities, representation_matrix
 
 __all__ = [
@@ -49,6 +51,8 @@ __all__ = [
     "QMean",
     "QSpace",
     "RadialMLP",
+    "ShellEncoder",
+    "SphereActivation",
     "SteerableBlock",
     "SteerableConv3d",
     "SteerableResidualBlock",

@@ -159,12 +159,19 @@ class SphereActivation(nn.Module):
 
     def on_functions(self, x: Tensor, scalars: Tensor | None = None) -> Tensor:
         """(B, n_in, K, V) coefficients and (B, S, V) invariants -> (B, n_out, K_out, V): without reordering."""
-        values = _product(self.grid.synthesis, x)  # (B, P, K, V)
-        hidden = self.widen(values)
+        hidden = _mixed(self.widen.weight, _product(self.grid.synthesis, x))  # (B, P, hidden, V)
+        offset = self.widen.bias.to(hidden.dtype).unsqueeze(1)
         if self.modulate is not None and scalars is not None:
             scale, shift = self.modulate(scalars).unsqueeze(1).chunk(2, dim=2)
-            hidden = torch.addcmul(hidden + shift, hidden, scale)
-        return _product(self.grid.analysis, self.narrow(self.activation(hidden)))
+            gain = 1 + scale
+            hidden = torch.addcmul(torch.addcmul(shift, gain, offset), hidden, gain)
+        else:
+            hidden = hidden + offset
+        out = _product(self.grid.analysis, _mixed(self.narrow.weight, self.activation(hidden)))
+        # a constant on the sphere has the degree 0 alone
+        constant = self.narrow.bias.unsqueeze(1) * self.grid.analysis[0].sum()
+        out[:, 0].add_(constant.to(out.dtype))
+        return out
 
     def _check_scalars(self, x: Tensor, scalars: Tensor | None) -> None:
         found = 0 if scalars is None else scalars.shape[1]
@@ -174,6 +181,12 @@ class SphereActivation(nn.Module):
             raise ValueError(
                 f"SphereActivation: scalars {tuple(scalars.shape)} and input {tuple(x.shape)} are of other voxels"
             )
+
+
+def _mixed(weight: Tensor, x: Tensor) -> Tensor:
+    """(M, K) times (B, P, K, V) -> (B, P, M, V), without a bias, whose addition would cost another pass."""
+    flat = x.flatten(0, 1)
+    return torch.bmm(weight.unsqueeze(0).expand(flat.shape[0], -1, -1), flat).unflatten(0, x.shape[:2])
 
 
 def _product(matrix: Tensor, x: Tensor) -> Tensor:

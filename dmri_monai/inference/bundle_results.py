@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from ignite.engine import Engine, Events
 from monai.metrics import DiceHelper
 from torch import Tensor
@@ -107,12 +106,17 @@ class WriteResults:
         """Without the scan itself, which would fill the memory: the report reads it again."""
         truth_path = self.truths.get(path.absolute())
         truth = None if truth_path is None else read_nifti(truth_path).as_subclass(Tensor)
-        metrics = {} if truth is None else self._metrics(found.values, truth)
-        if truth is not None and found.class_names:
-            truth = truth[0].round().to(torch.uint8)
-        return replace(found.case(truth, metrics), name=name, image=path, table=None)
+        case = found.case()
+        metrics: dict[str, float] = {}
+        if truth is not None and case.prediction is not None:
+            truth = self.model.task.output.shown_label(truth)
+            metrics = self._metrics(case.prediction, truth)
+        return replace(
+            case, name=name, image=path, table=None, truth=truth, metrics={**case.metrics, **metrics}
+        )
 
     def _metrics(self, found: Tensor, truth: Tensor) -> dict[str, float]:
+        """Of what a report shows of prediction and truth."""
         names = self.model.task.class_names
         if not names:
             angles = AngularError()(found.unsqueeze(0), truth.unsqueeze(0))[0]
@@ -120,7 +124,7 @@ class WriteResults:
         helper = DiceHelper(
             include_background=False, num_classes=len(names) + 1, reduction="none", get_not_nans=False
         )
-        values = helper(found[None, None].long(), truth[None].round().long())[0]
+        values = helper(found[None, None].long(), truth[None, None].long())[0]
         return {f"Dice {name}": float(v) for name, v in zip(names, values.reshape(-1), strict=True)}
 
 

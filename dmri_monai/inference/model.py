@@ -137,8 +137,7 @@ class TrainedModel:
         where it lies outside of what the model was trained on.  ValueError for a scan that no network should see:
         without signal, or with values that are not finite.
         """
-        directions = self.task.n_classes is None
-        findings = check(scan).findings if directions else quick_check(scan)
+        findings = check(scan).findings if self.task.output.directions else quick_check(scan)
         for finding in findings:
             if finding.severity == "error":
                 raise ValueError(f"{finding.message}: {scan.path or scan.name}")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from monai.data.meta_tensor import MetaTensor
 from torch import Tensor
 
@@ -35,7 +35,8 @@ OTHERS_S = 60.0  # seconds to wait for another process that writes the same name
 class Prediction:
     """What a model says of one scan.
 
-    image: on the scan's grid: class numbers (1, X, Y, Z), or peaks (3n, X, Y, Z), x y z per peak in RAS+ world.
+    image: on the scan's grid: class numbers (1, X, Y, Z); peaks (3n, X, Y, Z), x y z per peak in RAS+ world; a fibre
+        orientation density (45, X, Y, Z), harmonics in e3nn's convention in RAS+ world; volume fractions (3, X, Y, Z).
     uncertainty: (1, X, Y, Z), or None without an ensemble.
     deviation: by how much overlapping windows disagree, as a part of the prediction; 0 for a whole volume.
     warnings: what about the scan makes the prediction doubtful.
@@ -59,9 +60,31 @@ class Prediction:
 
     @property
     def values(self) -> Tensor:
-        """The prediction as it is stored: (X, Y, Z) uint8 class numbers, or (3n, X, Y, Z) float32 peaks."""
-        plain = self.image.as_subclass(Tensor).cpu()
-        return plain.float() if self._task.n_classes is None else plain[0].round().to(torch.uint8)
+        """The prediction as it is stored: (X, Y, Z) uint8 class numbers, or (C, X, Y, Z) float32 of anything else; a
+        density in MRtrix3's convention.
+        """
+        return self._task.output.stored(self._plain)
+
+    @cached_property
+    def derived(self) -> Mapping[str, Tensor]:
+        """Maps that follow from the prediction, by the kind of their file: `peaks` and `npeaks` of a density."""
+        return self._task.output.derived(self._plain)
+
+    def peaks(self) -> Tensor:
+        """(3n, X, Y, Z) fibre directions, largest first, in RAS+ world, NaN for none; of a density their length is its
+        value there.  ValueError for a prediction without directions.
+        """
+        if not self._task.output.directions:
+            raise ValueError(f"a prediction of {self.task} has no directions")
+        return self.derived.get("peaks", self._plain)
+
+    def n_fibres(self) -> Tensor:
+        """(X, Y, Z) uint8 number of fibre populations.  ValueError for a prediction that does not tell it."""
+        if self.task == "crossings":
+            return self.values
+        if "npeaks" not in self.derived:
+            raise ValueError(f"a prediction of {self.task} does not tell the number of fibres")
+        return self.derived["npeaks"]
 
     def write(
         self,
@@ -71,14 +94,17 @@ class Prediction:
         report: bool = False,
         overwrite: bool = False,
     ) -> Prediction:
-        """Write map, JSON sidecar, uncertainty and, if wanted, report together or not at all; names them in `files`.
+        """Write map, JSON sidecar, what derives from the map, uncertainty and, if wanted, report, all or none of them;
+        `files` names them.
 
         name: begins the files' names; by default that of the scan without `_dwi`.  What an earlier prediction of the
         same name left and this one has not, goes.  FileExistsError for a file there that no prediction wrote, without
         `overwrite`.
         """
         stem = f"{name or result_stem(self.scan.path)}_{self._task.label}"
-        return self.write_to(_places(Path(output_dir), stem), report=report, overwrite=overwrite)
+        return self.write_to(
+            _places(Path(output_dir), stem, self.derived), report=report, overwrite=overwrite
+        )
 
     def write_to(
         self,
@@ -90,10 +116,11 @@ class Prediction:
     ) -> Prediction:
         """:meth:`write` under names of one's own, with `more` entries in the sidecar.
 
-        places: paths of "prediction", "sidecar", "uncertainty" and "report", whether they will be written or not.
+        places: paths of "prediction", "sidecar", "uncertainty", "report" and every kind of `derived`, whether they will
+            be written or not.
         """
         wanted = ["prediction", "sidecar", *(["uncertainty"] if self.uncertainty is not None else [])]
-        wanted += ["report"] if report else []
+        wanted += [*self.derived, *(["report"] if report else [])]
         files = {kind: places[kind] for kind in wanted}
         with alone_with(places["sidecar"], OTHERS_S):
             _check_ours(places, overwrite)
@@ -108,6 +135,8 @@ class Prediction:
             text = json.dumps({**self.sidecar, **more}, indent=4, ensure_ascii=False)
             # names of files may hold bytes that are no text
             aside["sidecar"].write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
+            for kind, values in self.derived.items():
+                save_nifti(aside[kind], values, self.image.affine, name=files[kind])
             if self.uncertainty is not None:
                 spread = self.uncertainty.as_subclass(Tensor)[0].float().cpu()
                 save_nifti(aside["uncertainty"], spread, self.image.affine, name=files["uncertainty"])
@@ -117,14 +146,10 @@ class Prediction:
     @property
     def sidecar(self) -> dict[str, Any]:
         """What the JSON sidecar says."""
-        names = {"0": "background"} | {str(i): name for i, name in enumerate(self.class_names, start=1)}
-        meaning: dict[str, Any] = {"Labels": names}
-        if self._task.n_classes is None:
-            meaning = {"Frame": "RAS+ world", "Values": "x y z of one unit axis per peak, NaN for none"}
         return {
             "Task": self.task,
             "Warnings": list(self.warnings),
-            **meaning,
+            **self._task.output.meaning(self.class_names),
             **self.provenance,
             "GeneratedBy": [{"Name": MADE_BY, "Version": self.provenance["Versions"][MADE_BY]}],
         }
@@ -140,7 +165,7 @@ class Prediction:
         if self.deviation:
             shown["Deviation of windows"] = self.deviation
         names = dict(enumerate(self.class_names, start=1))
-        found, table = self.values, self.scan.table
+        found, table = self._task.output.shown(self._plain, self.derived), self.scan.table
         return Case(self.scan.name, self.scan.image, table, found, truth, names, shown, maps)
 
     def _write_report(self, path: Path) -> None:
@@ -153,14 +178,19 @@ class Prediction:
     def _task(self) -> Task:
         return find_task(self.task)
 
+    @property
+    def _plain(self) -> Tensor:
+        return self.image.as_subclass(Tensor).cpu()
+
 
 def result_stem(path: Path | None) -> str:
     """With what the names of a scan's results begin: "sub-01" for `sub-01_dwi.nii.gz`."""
     return "scan" if path is None else nifti_stem(path).removesuffix("_dwi")
 
 
-def _places(folder: Path, stem: str) -> dict[str, Path]:
+def _places(folder: Path, stem: str, derived: Iterable[str]) -> dict[str, Path]:
     return {
+        **{kind: folder / f"{stem}{kind}.nii.gz" for kind in derived},
         "prediction": folder / f"{stem}.nii.gz",
         "sidecar": folder / f"{stem}.json",
         "uncertainty": folder / f"{stem}uncertainty.nii.gz",

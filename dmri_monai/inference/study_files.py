@@ -26,8 +26,19 @@ NAMES = {
     "lesion": "label-lesion_mask",
     "crossings": "model-dmrimonai_param-fibrecount_dwimap",
     "orientation": "model-dmrimonai_param-direction_dwimap",
+    "fod": "model-dmrimonai_param-fod_dwimap",
+    "fractions": "desc-tissue_probseg",
 }
-UNITS = {"tissue": "class numbers", "lesion": "0 or 1", "crossings": "number of fibre populations"}
+DERIVED = {
+    "fod": {"peaks": "fodpeaks", "npeaks": "fodcount"}
+}  # task -> kind of file -> parameter in its name
+UNITS = {
+    "tissue": "class numbers",
+    "lesion": "0 or 1",
+    "crossings": "number of fibre populations",
+    "fod": "fraction of the voxel per steradian",
+    "fractions": "fractions of the voxel",
+}
 
 
 def relative_to(path: Path, source: Path) -> str:
@@ -41,11 +52,13 @@ def places_of(path: Path, source: Path, out: Path, task: str) -> dict[str, Path]
     """Where the files of one prediction go: the folder of the scan below `out`, under BIDS names."""
     folder = out / Path(relative_to(path, source)).parent
     stem = f"{result_stem(path)}_{NAMES[task]}"
-    spread = f"{result_stem(path)}_model-dmrimonai_param-{task}spread_dwimap"
+    model = f"{result_stem(path)}_model-dmrimonai_param"
+    derived = {kind: folder / f"{model}-{name}_dwimap.nii.gz" for kind, name in DERIVED.get(task, {}).items()}
     return {
+        **derived,
         "prediction": folder / f"{stem}.nii.gz",
         "sidecar": folder / f"{stem}.json",
-        "uncertainty": folder / f"{spread}.nii.gz",
+        "uncertainty": folder / f"{model}-{task}spread_dwimap.nii.gz",
         "report": folder / f"{stem}.html",
     }
 

@@ -9,7 +9,6 @@ from dmri_monai.inference.released import bundle_folder
 from dmri_monai.inference.spec import ModelSpec
 from dmri_monai.so3 import even_orders
 from dmri_monai.tasks.registry import find_task
-from dmri_monai.tasks.task import Task
 
 __all__ = ["bundle_metadata", "input_channels"]
 
@@ -36,11 +35,11 @@ def bundle_metadata(spec: ModelSpec) -> dict[str, Any]:
         "name": f"Diffusion MRI: {task.title[:1].lower()}{task.title[1:]}",
         "task": task.title,
         "description": f"{task.title} from raw diffusion MRI with any gradient table{_shells_needed(spec)}",
-        "label_classes": _classes(task),
+        "label_classes": task.output.describes(task.class_names),
         "pred_classes": "as label_classes",
         "network_data_format": {
             "inputs": {"image": _image(_input_format(spec), input_channels(spec), modality="MR")},
-            "outputs": {"pred": _image(_format(task), _output_channels(task))},
+            "outputs": {"pred": _image(task.output.form, task.output.channels(task.class_names))},
         },
     }
 
@@ -86,24 +85,7 @@ def _image(kind: str, channels: list[str], **more: str) -> dict[str, Any]:
     }
 
 
-def _output_channels(task: Task) -> list[str]:
-    if task.n_classes is None:
-        return [f"axis l=2 m={m}" for m in range(-2, 3)]
-    names = ["background", *task.class_names]
-    return names if task.output.irreps != "1x0e" else list(task.class_names)
-
-
 def _input_format(spec: ModelSpec) -> str:
     if spec.takes == "directions":
         return "signal in directions fixed in the voxel frame"
     return "real spherical harmonics in the voxel frame, in e3nn's order (polar axis y)"
-
-
-def _format(task: Task) -> str:
-    return "real spherical harmonics" if task.n_classes is None else "segmentation"
-
-
-def _classes(task: Task) -> str:
-    if task.n_classes is None:
-        return "x y z of one unit axis per peak, RAS+ world frame, NaN for none"
-    return ", ".join(f"{i} {name}" for i, name in enumerate(("background", *task.class_names)))

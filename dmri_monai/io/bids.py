@@ -31,7 +31,7 @@ def data_list(
     root: str | Path,
     *,
     derivatives: str | Path | None = None,
-    labels: Mapping[str, str] | None = None,
+    labels: Mapping[str, str | Sequence[str]] | None = None,
     mask: str = "desc-brain_mask",
     missing: Missing = "error",
     filters: Filters | None = None,
@@ -40,7 +40,8 @@ def data_list(
     """Items of every `sub-*/[ses-*/]dwi/*_dwi.nii[.gz]` under `root`, sorted: one for each session and run.
 
     root: a raw data set, or a folder of derivatives such as QSIPrep's (`*_desc-preproc_dwi.nii.gz`).
-    labels: key of the item -> file ending, e.g. {"label": "dseg"} for `sub-01_dseg.nii.gz`. They and the
+    labels: key of the item -> file ending, e.g. {"label": "dseg"} for `sub-01_dseg.nii.gz`, or several, of which the
+    first counts that is there. They and the
     brain `mask` (added where it exists) are looked for in the same sub-folder of `derivatives` (a folder, or
     a name under `root/derivatives`; by default every one of those) and beside the image. missing: a label
     that does not exist is an "error", or its key is left out ("skip"), or its scan is ("drop").
@@ -63,7 +64,10 @@ def data_list(
         if not (lacking and missing == "drop"):
             items.append(item)
     if not items:
-        wanted = f"{', '.join((labels or {}).values())}" or "diffusion weighting"
+        wanted = (
+            ", ".join(" or ".join(_endings(label)) for label in (labels or {}).values())
+            or "diffusion weighting"
+        )
         raise ValueError(f"no scan with {wanted} in {root}")
     return items
 
@@ -117,7 +121,7 @@ def _filtered(images: Sequence[Path], filters: Filters, root: Path) -> list[Path
 
 
 def _item(
-    image: Path, root: Path, places: Sequence[Path], wanted: Mapping[str, str]
+    image: Path, root: Path, places: Sequence[Path], wanted: Mapping[str, str | Sequence[str]]
 ) -> tuple[dict[str, str], dict[str, str]]:
     """The item of `image`, and the file names of what is `wanted` (key -> ending) and not there."""
     folder = image.parent.relative_to(root)
@@ -129,14 +133,18 @@ def _item(
     item |= {"session": entities.get("ses", ""), "run": entities.get("run", "")}
     lacking = {}
     bases = ["_".join(f"{k}-{v}" for k, v in entities.items() if k not in left) for left in LEFT_OUT]
-    for key, ending in wanted.items():
-        stems = [f"{base}_{ending}" for base in dict.fromkeys(bases)]
+    for key, label in wanted.items():
+        stems = [f"{base}_{ending}" for ending in _endings(label) for base in dict.fromkeys(bases)]
         path = _companion([*(place / folder for place in places), image.parent], stems)
         if path:
             item[key] = str(path)
         else:
             lacking[key] = f"{stems[0]}.nii.gz"
     return item, lacking
+
+
+def _endings(label: str | Sequence[str]) -> list[str]:
+    return [label] if isinstance(label, str) else list(label)
 
 
 def _companion(places: Sequence[Path], stems: Sequence[str]) -> Path | None:

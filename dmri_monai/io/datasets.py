@@ -32,7 +32,7 @@ def subjects(  # noqa: PLR0913  the keys of a config that choose the data
     dataset_dir: str | Path,
     fractions: Mapping[str, float],
     seed: int = 0,
-    labels: Mapping[str, str] | None = None,
+    labels: Mapping[str, str | Sequence[str]] | None = None,
     *,
     masked: bool = False,
     layout: Layout = "bids",
@@ -44,7 +44,8 @@ def subjects(  # noqa: PLR0913  the keys of a config that choose the data
     """Items of a data set, split by subject: name of the part -> items with `image` and the paths of `labels`.
 
     fractions: part -> share of the subjects, e.g. {"train": 0.6, "val": 0.2, "test": 0.2}.
-    labels: key of the item -> suffix of the derivative, e.g. {"label": "dseg"}; scans without them are an error.
+    labels: key of the item -> suffix of the derivative, e.g. {"label": "dseg"}, or several, of which the first counts
+    that is there; scans without them are an error.
     masked: items also get the path of their brain `mask`; scans without one are an error.
     layout: "bids", or "hcp" (`<subject>/T1w/Diffusion`, without labels).
     fold: part of a cross-validation of `n_folds` instead of `fractions`; the subjects then stay in sorted order.
@@ -71,7 +72,11 @@ class _Parts(dict[str, list[dict[str, Any]]]):
 
 
 def _items(
-    dataset_dir: str | Path, layout: Layout, labels: dict[str, str], filters: Filters, b0_threshold: float
+    dataset_dir: str | Path,
+    layout: Layout,
+    labels: dict[str, str | Sequence[str]],
+    filters: Filters,
+    b0_threshold: float,
 ) -> list[dict[str, Any]]:
     if layout not in get_args(Layout):
         raise ValueError(f"layout is {layout!r}, expected one of {get_args(Layout)}")
@@ -79,9 +84,7 @@ def _items(
         weighted = functools.partial(_is_weighted, b0_threshold=b0_threshold)
         return [*data_list(dataset_dir, labels=labels, filters=filters, keep=weighted)]
     if labels:
-        raise ValueError(
-            f"layout 'hcp' has no labels, but {sorted(labels.values())} are needed: {dataset_dir}"
-        )
+        raise ValueError(f"layout 'hcp' has no labels, but {list(labels.values())} are needed: {dataset_dir}")
     return _hcp_items(dataset_dir, filters)
 
 

@@ -6,15 +6,19 @@ For tissue (Dice + cross entropy) and lesions (Dice + focal) MONAI's `DiceCELoss
 
 from dmri_monai.losses.axial import AxialLoss
 from dmri_monai.losses.crossing_count import CrossingsLoss
+from dmri_monai.losses.density_error import DensityLoss
 from dmri_monai.losses.harmonic_reconstruction import HarmonicReconstructionLoss
 from dmri_monai.losses.own_shells import OwnShellsReconstructionLoss
 from dmri_monai.losses.signal_reconstruction import MaskedReconstructionLoss, SignalReconstructionLoss
+from dmri_monai.losses.soft_fractions import FractionsLoss
 from dmri_monai.losses.voxels import CountedVoxelsLoss, LesionBCELoss, OneHotL1Loss
 
 __all__ = [
     "AxialLoss",
     "CountedVoxelsLoss",
     "CrossingsLoss",
+    "DensityLoss",
+    "FractionsLoss",
     "HarmonicReconstructionLoss",
     "LesionBCELoss",
     "MaskedReconstructionLoss",

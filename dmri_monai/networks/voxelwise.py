@@ -36,7 +36,6 @@ class SphereBlock(nn.Module):
     def __init__(self, channels: int, scalars: int, hidden: int, l_in: int) -> None:
         super().__init__()
         self.sizes = [2 * degree + 1 for degree in range(0, l_in + 1, 2)]
-        self.grown = sum(2 * degree + 1 for degree in range(l_in + 2, L_MAX + 1, 2))
         self.read = _reader(channels * len(self.sizes), scalars)
         self.sphere = SphereActivation(
             _functions(channels, l_in), _functions(channels, L_MAX), hidden=hidden, scalars=scalars
@@ -46,12 +45,13 @@ class SphereBlock(nn.Module):
     def forward(self, scalars: Tensor, functions: Tensor) -> tuple[Tensor, Tensor]:
         found = torch.cat([scalars, powers(functions, self.sizes)], dim=1)
         scalars = bounded(scalars + self.read(found))
-        changed = self.sphere.on_functions(functions, scalars)
-        kept = weighted(functions, self.keep(scalars), self.sizes)
-        if self.grown > 0:
-            gap = kept.new_zeros([kept.shape[0], self.grown, kept.shape[2], kept.shape[3]])
-            kept = torch.cat([kept, gap], dim=1)
-        return scalars, kept + changed
+        out, start = self.sphere.on_functions(functions, scalars), 0
+        gates = self.keep(scalars).unflatten(1, [len(self.sizes), functions.shape[2]]).to(out.dtype)
+        for i, size in enumerate(self.sizes):  # each degree of each channel, times its gate
+            part = functions[:, start : start + size].to(out.dtype)
+            out[:, start : start + size].addcmul_(part, gates[:, i : i + 1])
+            start += size
+        return scalars, out
 
 
 class SphereFeatures(nn.Module):
@@ -175,12 +175,3 @@ def powers(functions: Tensor, sizes: list[int]) -> Tensor:
     for part in parts[1:]:
         found.append((part.square().sum(1) + 1e-5).sqrt())
     return torch.cat(found, dim=1)
-
-
-def weighted(functions: Tensor, gates: Tensor, sizes: list[int]) -> Tensor:
-    """Functions (B, n, K, V) with each degree of each channel times its gate, gates (B, L K, V)."""
-    parts, factors = functions.split(sizes, dim=1), gates.unflatten(1, [len(sizes), functions.shape[2]])
-    scaled: list[Tensor] = []
-    for i, part in enumerate(parts):
-        scaled.append(part * factors[:, i : i + 1])
-    return torch.cat(scaled, dim=1)

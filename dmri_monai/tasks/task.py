@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from monai.transforms import MapTransform
 
 from dmri_monai.tasks.outputs import Output
-from dmri_monai.transforms.task_labels import CheckLabeld
 
 __all__ = ["Task"]
 
@@ -22,7 +21,7 @@ class Task:
 
     label: ending of its label file in the BIDS derivatives, and of what is written.  class_names: of the foreground
     classes, numbered from 1; none for directions.  outside: value of the label where a brain mask is 0, which losses
-    and metrics pass over.
+    and metrics pass over.  instead: endings of label files from which the label follows where there is none of its own.
     """
 
     name: str
@@ -31,6 +30,7 @@ class Task:
     output: Output
     class_names: tuple[str, ...] = ()
     outside: float = -1.0
+    instead: tuple[str, ...] = ()
 
     @property
     def irreps_out(self) -> str:
@@ -39,14 +39,14 @@ class Task:
 
     @property
     def n_classes(self) -> int | None:
-        """Number of classes of the label, background included; None for directions."""
+        """Number of classes of the label, background included; None for other values."""
         return self.output.n_classes
 
     @property
-    def labels(self) -> dict[str, str]:
-        """For `dmri_monai.io.subjects`: key of the item -> ending of the file."""
-        return {"label": self.label}
+    def labels(self) -> dict[str, str | tuple[str, ...]]:
+        """For `dmri_monai.io.subjects`: key of the item -> ending of the file, or several to choose from."""
+        return {"label": (self.label, *self.instead) if self.instead else self.label}
 
     def check(self) -> list[MapTransform]:
         """Checks of a freshly loaded label."""
-        return [CheckLabeld("label", self.n_classes)]
+        return self.output.check()

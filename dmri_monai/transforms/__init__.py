@@ -26,18 +26,24 @@ from dmri_monai.transforms.selection import RandDropShelld, RandSubsampleDirecti
 from dmri_monai.transforms.spherical_harmonics import NormalizeByB0d, SphericalHarmonicsd
 from dmri_monai.transforms.task_labels import (
     CheckLabeld,
+    DensityLabeld,
+    FractionLabeld,
     HarmonicsToPeaksd,
     HeadMaskd,
     IgnoreOutsided,
     LesionMapsd,
+    LogitsToFractionsd,
 )
 
 __all__ = [
     "CheckLabeld",
+    "DensityLabeld",
+    "FractionLabeld",
     "HarmonicsToPeaksd",
     "HeadMaskd",
     "IgnoreOutsided",
     "LesionMapsd",
+    "LogitsToFractionsd",
     "BrainMaskd",
     "DirectionsToVoxelFramed",
     "DirectionsToWorldFramed",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,24 +14,46 @@ from torch import Tensor
 from dmri_monai.gradients import b0_threshold_of
 from dmri_monai.qspace.axes import harmonics_to_axis
 from dmri_monai.qspace.b0 import head_mask, mean_b0
+from dmri_monai.qspace.conventions import from_basis
+from dmri_monai.qspace.fibre_density import DENSITY_ORDER, density_of_peaks
+from dmri_monai.so3 import n_coefficients
 from dmri_monai.transforms.rows import item_table, like, plain, with_meta
 from dmri_monai.transforms.same_grid import check_same_grid
 
-__all__ = ["CheckLabeld", "HarmonicsToPeaksd", "HeadMaskd", "IgnoreOutsided", "LesionMapsd"]
+__all__ = [
+    "CheckLabeld",
+    "DensityLabeld",
+    "FractionLabeld",
+    "HarmonicsToPeaksd",
+    "HeadMaskd",
+    "IgnoreOutsided",
+    "LesionMapsd",
+    "LogitsToFractionsd",
+]
+
+MOST_SUM = 1.01  # of volume fractions: what rounding and interpolation may leave
 
 
 class CheckLabeld(MapTransform):
     """Check that a label lies on the grid of the scan and holds what its task expects; changes nothing.
 
-    n_classes: the label is one volume of whole numbers below it; None: peaks, 3n volumes.
+    n_classes: the label is one volume of whole numbers below it; None: another kind of volumes.
+    volumes: how many of these there may be, and `meaning` what they are; by default peaks, 3n volumes.
     Raises ValueError naming the label's file, and what it holds and should hold.
     """
 
     def __init__(
-        self, keys: KeysCollection = "label", n_classes: int | None = None, image_key: str = "image"
+        self,
+        keys: KeysCollection = "label",
+        n_classes: int | None = None,
+        image_key: str = "image",
+        *,
+        volumes: Sequence[int] | None = None,
+        meaning: str = "3 for each peak",
     ) -> None:
         super().__init__(keys)
         self.n_classes, self.image_key = n_classes, image_key
+        self.volumes, self.meaning = volumes, meaning
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         for key in self.key_iterator(dict(data)):
@@ -42,8 +64,8 @@ class CheckLabeld(MapTransform):
     def _check_values(self, label: MetaTensor) -> None:
         values = label.as_tensor()
         if self.n_classes is None:
-            if len(values) % 3:
-                raise ValueError(f"label: {len(values)} volumes, expected 3 for each peak: {_file(label)}")
+            if len(values) % 3 if self.volumes is None else len(values) not in self.volumes:
+                raise ValueError(f"label: {len(values)} volumes, expected {self.meaning}: {_file(label)}")
             return
         if len(values) != 1:
             raise ValueError(f"label: {len(values)} volumes, expected 1: {_file(label)}")
@@ -93,6 +115,65 @@ class HarmonicsToPeaksd(MapTransform):
                 there = there & (torch.as_tensor(item[self.mask_key]).as_subclass(Tensor).to(axes.device) > 0)
             peaks = torch.where(there, axes, torch.nan)
             item[key] = like(field, peaks) if isinstance(field, MetaTensor) else peaks
+        return item
+
+
+class DensityLabeld(MapTransform):
+    """A label of fibres, world frame, to its orientation density: harmonics (45, X, Y, Z) in e3nn's convention.
+
+    The label is an orientation density of 45 volumes in MRtrix3's convention, or peaks (3n, X, Y, Z) whose length is
+    the volume fraction, NaN or 0 for none.  NaN where it is infinite (`IgnoreOutsided`), so that losses and metrics
+    pass over these voxels.
+    """
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        item = dict(data)
+        for key in self.key_iterator(item):
+            label = plain(item[key]).float()
+            ignored = label.isinf().any(0)
+            known = torch.where(ignored, 0.0, label)
+            if len(label) == n_coefficients(DENSITY_ORDER):
+                density = from_basis(known, "tournier07", legacy=False)
+            else:
+                density = density_of_peaks(known)
+            item[key] = with_meta(item[key], torch.where(ignored, torch.nan, density))
+        return item
+
+
+class FractionLabeld(MapTransform):
+    """A label of tissue to volume fractions of WM, GM and CSF (3, X, Y, Z); NaN stays.
+
+    The label is these fractions, or one volume of class numbers, 1 for WM, 2 for GM, 3 for CSF, which have all of
+    their voxel.  ValueError naming the file for fractions outside of 0 to 1, or that sum to more.
+    """
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        item = dict(data)
+        for key in self.key_iterator(item):
+            label = plain(item[key]).float()
+            if len(label) == 1:
+                label = torch.where(
+                    label.isnan(), torch.nan, torch.cat([(label == k).float() for k in (1, 2, 3)])
+                )
+            low, high = label.nan_to_num(0.0).min(), label.nan_to_num(0.0).sum(0).max()
+            if low < 1 - MOST_SUM or high > MOST_SUM:
+                raise ValueError(
+                    f"label: fractions from {float(low):g}, summing to {float(high):g}, expected 0 to 1: "
+                    f"{_file(item[key])}"
+                )
+            item[key] = with_meta(item[key], label)
+        return item
+
+
+class LogitsToFractionsd(MapTransform):
+    """Logits of WM, GM, CSF and anything else (4, X, Y, Z) to the fractions of the first three (3, X, Y, Z)."""
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        item = dict(data)
+        for key in self.key_iterator(item):
+            field = torch.as_tensor(item[key])
+            fractions = field.as_subclass(Tensor).float().softmax(dim=0)[:-1]
+            item[key] = like(field, fractions) if isinstance(field, MetaTensor) else fractions
         return item
 
 

@@ -136,7 +136,9 @@ def test_metadata_name_what_the_channels_hold():
 def test_metadata_name_what_the_channels_of_any_protocol_hold(tmp_path):
     model = load_model(save_model(tmp_path / "model.pt", architecture="any", slots=3), "cpu")
     generator = torch.Generator().manual_seed(0)
-    bvecs = torch.nn.functional.normalize(torch.randn(182, 3, generator=generator, dtype=torch.float64), dim=1)
+    bvecs = torch.nn.functional.normalize(
+        torch.randn(182, 3, generator=generator, dtype=torch.float64), dim=1
+    )
     bvals = torch.cat([torch.zeros(2), torch.full((90,), 700.0), torch.full((90,), 2400.0)]).double()
     bvecs[:2] = 0
     signal = 100 * torch.exp(-bvals * (0.3e-3 + 1.2e-3 * bvecs[:, 1].square()))

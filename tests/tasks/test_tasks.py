@@ -1,4 +1,5 @@
 import json
+import math
 
 import pytest
 import torch
@@ -9,9 +10,17 @@ from monai.transforms import Compose
 
 from dmri_monai.inference.released import bundle_folder
 from dmri_monai.qspace.axes import axis_to_harmonics
+from dmri_monai.qspace.conventions import to_basis
+from dmri_monai.qspace.fibre_density import density_of_peaks, peaks_of_density
 from dmri_monai.tasks import TASKS, find_task
 from dmri_monai.training.monitor import Monitored
-from dmri_monai.transforms.task_labels import CheckLabeld, HarmonicsToPeaksd, IgnoreOutsided
+from dmri_monai.transforms.task_labels import (
+    CheckLabeld,
+    DensityLabeld,
+    FractionLabeld,
+    HarmonicsToPeaksd,
+    IgnoreOutsided,
+)
 
 SIZE = (4, 5, 6)
 
@@ -38,7 +47,13 @@ def perfect(name):
     """Label of a task, and an output of a network that is right everywhere."""
     generator = torch.Generator().manual_seed(0)
     this = find_task(name)
-    if this.n_classes is None:
+    if name == "fod":
+        density = density_of_peaks(torch.randn(9, *SIZE, generator=generator)).unsqueeze(0)
+        return density, density
+    if name == "fractions":
+        every = torch.rand(1, 4, *SIZE, generator=generator).square().softmax(dim=1)
+        return every[:, :3], every.log()
+    if name == "orientation":
         axes = torch.randn(1, 3, *SIZE, generator=generator)
         return axes, axis_to_harmonics(axes)
     classes = torch.randint(0, this.n_classes, (1, 1, *SIZE), generator=generator)
@@ -53,7 +68,7 @@ def perfect(name):
 def test_right_output_has_a_smaller_loss_than_a_wrong_one(name):
     label, output = perfect(name)
     loss = objective(name)["loss"]
-    wrong = output.roll(1, dims=-1)
+    wrong = 3 * output.roll(1, dims=-1)
     assert float(loss(output, label)) < 0.1 < float(loss(wrong, label))
 
 
@@ -67,6 +82,11 @@ def test_right_output_has_a_perfect_key_metric(name):
     value = metric.metric_fn.aggregate()
     value = value[0] if isinstance(value, tuple) else value
     assert float(value) == pytest.approx(0.0 if this.lower_is_better else 1.0, abs=0.1)
+
+
+def _score_of_label(name):
+    """What makes of a label file what the loss takes, in the frame it has."""
+    return {"fod": [DensityLabeld("label")], "fractions": [FractionLabeld("label")]}.get(name, [])
 
 
 def _score(name):
@@ -93,7 +113,8 @@ def test_surface_distance_of_a_task_is_in_millimetres(name):
 
 def test_unknown_task_names_the_choices():
     with pytest.raises(
-        ValueError, match="task is 'tisue', expected one of tissue, lesion, crossings, orientation"
+        ValueError,
+        match="task is 'tisue', expected one of tissue, lesion, crossings, orientation, fod, fractions",
     ):
         find_task("tisue")
 
@@ -127,6 +148,46 @@ def test_peaks_are_three_volumes_each():
         CheckLabeld("label", None)(item(grid(torch.zeros(4, *SIZE))))
 
 
+def test_density_has_45_volumes_or_three_for_each_of_few_peaks():
+    for volumes, fine in ((45, True), (9, True), (12, True), (15, False), (44, False), (1, False)):
+        given = item(grid(torch.zeros(volumes, *SIZE)))
+        if fine:
+            Compose(find_task("fod").check())(given)
+        else:
+            with pytest.raises(RuntimeError) as error:
+                Compose(find_task("fod").check())(given)
+            assert f"{volumes} volumes, expected 45 of a density to l = 8, or 3" in str(error.value.__cause__)
+
+
+def test_label_of_peaks_becomes_the_density_that_has_these_peaks():
+    axes = torch.eye(3).flatten()[:, None, None, None].repeat(1, *SIZE) * 0.3
+    axes[6:] = torch.nan
+    density = DensityLabeld("label")({"label": grid(axes)})["label"].as_tensor()
+    mass = density[0] * math.sqrt(4 * math.pi)
+    torch.testing.assert_close(mass, torch.full_like(mass, 0.6))
+    peaks = peaks_of_density(density).unflatten(0, (3, 3))
+    assert peaks[2].isnan().all()
+    found = (peaks[:2] / peaks[:2].norm(dim=1, keepdim=True)).abs()
+    torch.testing.assert_close(
+        found.sum(0), torch.tensor([1.0, 1.0, 0.0])[:, None, None, None].expand(3, *SIZE), atol=1e-3, rtol=0
+    )
+
+
+def test_label_in_mrtrix_convention_becomes_the_same_density():
+    (density,), _ = perfect("fod")
+    stored = to_basis(density, "tournier07", legacy=False)
+    torch.testing.assert_close(DensityLabeld("label")({"label": grid(stored)})["label"].as_tensor(), density)
+    assert (stored - density).abs().max() > 0.1  # the control: the conventions differ
+
+
+def test_class_numbers_become_fractions_and_impossible_fractions_are_refused():
+    classes = torch.randint(0, 4, (1, *SIZE), generator=torch.Generator().manual_seed(0)).float()
+    found = FractionLabeld("label")({"label": grid(classes)})["label"].as_tensor()
+    torch.testing.assert_close(found, torch.cat([classes == k for k in (1, 2, 3)]).float())
+    with pytest.raises(ValueError, match=r"summing to 1\.5, expected 0 to 1: sub-01"):
+        FractionLabeld("label")({"label": grid(torch.full((3, *SIZE), 0.5))})
+
+
 def test_axes_become_unit_peaks_inside_the_head_alone():
     axes = torch.randn(1, 3, *SIZE, generator=torch.Generator().manual_seed(0))
     head = torch.ones(1, *SIZE)
@@ -139,14 +200,22 @@ def test_axes_become_unit_peaks_inside_the_head_alone():
 
 
 @pytest.mark.parametrize(
-    ("name", "ignored"), [("lesion", -1.0), ("crossings", -1.0), ("orientation", float("nan"))]
+    ("name", "ignored"),
+    [
+        ("lesion", -1.0),
+        ("crossings", -1.0),
+        ("orientation", math.nan),
+        ("fod", math.nan),
+        ("fractions", math.nan),
+    ],
 )
 def test_voxels_outside_the_brain_mask_do_not_count(name, ignored):
     label, output = perfect(name)
     this, mask = find_task(name), torch.ones(1, *SIZE)
     mask[..., 0] = 0
-    encode = IgnoreOutsided("label", this.outside)
-    masked = encode({"label": grid(label[0]), "mask": mask})["label"].as_tensor().unsqueeze(0)
+    encode = Compose([IgnoreOutsided("label", this.outside), *_score_of_label(name)])
+    stored = to_basis(label[0], "tournier07", legacy=False) if name == "fod" else label[0]
+    masked = encode({"label": grid(stored), "mask": mask})["label"].as_tensor().unsqueeze(0)
     assert masked[..., 0].isnan().all() if ignored != ignored else (masked[..., 0] == ignored).all()
     loss, spoilt = objective(name)["loss"], output.clone()
     spoilt[..., 0] = -output[..., 0].roll(1, dims=-1) - 1
