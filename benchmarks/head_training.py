@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from monai.transforms import Compose, Orientationd, Spacingd, SpatialPadd
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from dmri_monai.io.writing import replacing
@@ -66,9 +66,11 @@ def network_from(state: dict[str, Any], size: str) -> AnyProtocolUNet:
     """A network whose answer is that of the voxel-wise one, before it has learned of any surroundings."""
     network = AnyProtocolUNet(shell_irreps(SLOTS, L_MAX), f"{len(CLASSES)}x0e", size, **state["network"])
     network.load_voxelwise(state["model"])
+    turned = network.state_dict()
     for name in ("weight", "bias"):
         rows = state["model"][f"fractions.weights.{name}"][list(FROM_VOXELWISE)]
-        network.head["voxel"].weights.get_parameter(name).data.copy_(rows)
+        turned[f"head.voxel.weights.{name}"] = rows
+    network.load_state_dict(turned)
     for parameter in network.voxelwise.parameters():
         parameter.requires_grad = False
     return network
@@ -154,7 +156,8 @@ def answer(network: AnyProtocolUNet, crop: Crop) -> Tensor:
     scalars, functions = crop[0].float()[None], crop[1].float()[None]
     told = network.tell(scalars, functions).unflatten(2, crop[2].shape[1:])
     own = network.head["voxel"](scalars, functions).unflatten(2, crop[2].shape[1:])
-    around = network.head["levels"][0](network.context.features(told)[0])
+    levels: nn.ModuleList = network.head["levels"]  # type: ignore[assignment]
+    around = levels[0](network.context.features(told)[0])
     return network.combined(own, around)
 
 

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from dmri_monai.inference.architectures import build_network
 from dmri_monai.inference.spec import ModelSpec
+from dmri_monai.inference.training_range import TrainingRange
 from dmri_monai.inference.weights import save_model
 from dmri_monai.networks import AnyProtocolUNet
 from dmri_monai.networks.voxelwise import VoxelwiseNet
@@ -36,8 +37,8 @@ NETWORK = {"channels": 8, "hidden": 16, "blocks": 2}
 STEPS = {"voxelwise": 3000, "heads": 600}
 ALONE = ("4x0e", "4x0e")  # levels of a network whose surroundings say nothing
 # what `phantom.protocols`, `phantom.voxel_signals` and `phantom.head_protocol` draw
-VOXELS_SEEN = {"directions": (6, 220), "bval": (100, 6000), "snr": (8, 45)}
-HEADS_SEEN = {"directions": (6, 110), "bval": (500, 3200), "voxel_mm": (1.5, 6.0), "snr": (6, 110)}
+VOXELS_SEEN = TrainingRange(directions=(6, 220), bval=(100, 6000), snr=(8, 45))
+HEADS_SEEN = TrainingRange(directions=(6, 110), bval=(500, 3200), voxel_mm=(1.5, 6.0), snr=(6, 110))
 FRACTIONS_ORDER = (1, 2, 3, 0)  # of the classes outside, white matter, grey matter, CSF
 FIT_SEED = 1 << 41
 
@@ -82,7 +83,7 @@ def _trained(kind: str, out: Path, arguments: list[str]) -> None:
 def fod_spec(network: dict[str, Any]) -> ModelSpec:
     return ModelSpec(
         task="fod", architecture="any", size=ALONE, network_options=network, trained_on=VOXELS_SEEN
-    )  # fmt: skip
+    )
 
 
 def heads_spec(task: str, network: dict[str, Any]) -> ModelSpec:
@@ -106,11 +107,12 @@ def density_network(state: dict[str, Any]) -> AnyProtocolUNet:
     network = build_network(fod_spec(state["network"]))
     assert isinstance(network, AnyProtocolUNet)
     network.load_voxelwise(state["model"])
-    head = network.head["voxel"].weights
     weight, bias = mass_row(own)
-    head.weight.data[0], head.bias.data[0] = weight, bias
-    head.weight.data[1:] = state["model"]["density.weights.weight"]
-    head.bias.data[1:] = state["model"]["density.weights.bias"]
+    turned = network.state_dict()
+    for name, first in (("weight", weight[None]), ("bias", bias[None])):
+        rows = torch.cat([first, state["model"][f"density.weights.{name}"]])
+        turned[f"head.voxel.weights.{name}"] = rows
+    network.load_state_dict(turned)
     return network
 
 

@@ -24,8 +24,8 @@ def make():
 
 
 def some_channels():
-    """(1, 125, 4, 4, 4) of simulated voxels in one protocol."""
-    return draw_batch(3, 1, 64).channels.view(1, -1, 4, 4, 4)
+    """(1, 125, 8, 8, 8) of simulated voxels in one protocol."""
+    return draw_batch(3, 1, 512).channels.view(1, -1, 8, 8, 8)
 
 
 def random_state(network):
