@@ -10,7 +10,7 @@ export MPLBACKEND := Agg
 LABEL_VENV := .venv-label
 LABEL_STAMP := $(LABEL_VENV)/.installed
 
-.PHONY: install demo test test-all faults lint docs bench experiments experiments-small label-env label-demo clean
+.PHONY: install release demo test test-all faults lint docs bench experiments experiments-small label-env label-demo clean
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -44,6 +44,13 @@ docs: install
 bench: install
 	for script in $(filter-out benchmarks/few_labels.py,$(wildcard benchmarks/*.py)); do \
 		$(BIN)/python $$script || exit 1; done
+
+# models of any protocol from nothing, resumable; HEADS="--anatomy DIR --peaks FILE --fa FILE" for individual heads, ONLY="fod" for some
+RELEASE ?= runs/release
+ONLY ?= fod tissue fractions
+HEADS ?=
+release: install
+	$(BIN)/python bundle/models/make.py $(RELEASE) --only $(ONLY) $(HEADS)
 
 # the papers' comparisons, for one GPU machine (SIZE=cpu: hours on two cores); continues where it stopped and rewrites
 # docs/results.md

@@ -18,15 +18,22 @@ USUAL_B, UNUSUAL_B = (600.0, 3200.0), (300.0, 6000.0)  # s/mm²
 DIRECTIONS = (6, 90)
 MAX_MEASUREMENTS = 220
 GRID_SHARE = 0.1
+SCATTERED_SHARE = 0.05
+GRID_RADII_SQUARED = (4, 5, 6, 8, 9, 10, 12, 13, 16)
 
 
 def draw_protocol(rng: np.random.Generator) -> GradientTable:
-    """A table of 1 to 8 shells, or (one in ten) a half Cartesian grid as diffusion spectrum imaging takes it.
+    """A table of 1 to 8 shells, or (one in ten) a half Cartesian grid as diffusion spectrum imaging takes it, or (one
+    in twenty) directions each at a b-value of its own.
 
     b = 600-3200 s/mm², one in six 300-6000; 6 to 90 directions a shell, evenly spread or with gaps, sometimes
     repeated; 1 to 12 b0 volumes.  World frame, randomly turned; b0 first.
     """
-    bvals, bvecs = _cartesian(rng) if rng.random() < GRID_SHARE else _shells(rng)
+    kind = rng.random()
+    if kind < GRID_SHARE:
+        bvals, bvecs = _cartesian(rng)
+    else:
+        bvals, bvecs = _scattered(rng) if kind < GRID_SHARE + SCATTERED_SHARE else _shells(rng)
     n_b0 = int(rng.integers(1, 13))
     turn, _ = np.linalg.qr(rng.normal(size=(3, 3)))
     bvals = np.concatenate([np.zeros(n_b0), bvals])
@@ -84,17 +91,26 @@ def _spread(n: int) -> np.ndarray:
 
 def _cartesian(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Points of a cubic lattice in a ball, one of each antipodal pair; b grows with the square of the distance."""
-    radius_squared = int(rng.choice([9, 10, 12, 13, 16]))
+    radius_squared = int(rng.choice(GRID_RADII_SQUARED))
     points = np.array(
         [p for p in product(range(-4, 5), repeat=3) if 0 < sum(c * c for c in p) <= radius_squared]
     )
     keys = points @ np.array([1, 10, 100])
     points = points[keys > 0].astype(float)
     length = np.linalg.norm(points, axis=1)
-    bvals = rng.uniform(2500, 5000) * (length / length.max()) ** 2
+    bvals = rng.uniform(2000, 6000) * (length / length.max()) ** 2
     kept = rng.random(len(points)) < rng.uniform(0.6, 1.0)
     kept[:6] = True
     return bvals[kept], (points / length[:, None])[kept]
+
+
+def _scattered(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Axes evenly spread over the sphere, their b-values anywhere in a range, evenly in b or in sqrt(b)."""
+    directions = _directions(rng, most=DIRECTIONS[1])
+    low, high = rng.uniform(300, 1000), rng.uniform(1500, 5000)
+    power = rng.choice([1.0, 0.5])
+    drawn: np.ndarray = rng.uniform(low**power, high**power, size=len(directions)) ** (1 / power)
+    return drawn, directions
 
 
 def played_out(table: GradientTable, rng: np.random.Generator) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ MISMATCH = 0.15  # largest SD of a voxel's signal from volume to volume, relativ
 FAN_SHARE = 0.2  # of the voxels whose second fibre is close to the first, as where fibres fan out or bend
 TRUTH_ORDER = 8
 SIGNAL_ORDER = 12  # enough for b d <= 8: error of a stick below 1e-3
+B_STEP = 20.0  # s/mm², of the simulated b-values: every one of them costs time
 TARGET_SPREAD = 0.01  # rad² per axis, added to every fibre of the truth: a sharper lobe than l = 8 would ring
 
 # kinds of tissue in a voxel and how often each occurs; the numbers are shares of WM, GM, CSF, other before mixing
@@ -86,7 +88,7 @@ def draw_voxels(count: int, generator: torch.Generator) -> Voxels:
 
     shares, directions = _draw_fibres(count, generator)
     spread = 0.12 * torch.rand(count, FIBRES, generator=generator) ** 3
-    d_parallel = uniform(1.3, 2.3)
+    d_parallel = uniform(1.0, 2.2)
     ratio = torch.stack([torch.ones(count), uniform(0.95, 2.0), uniform(1.3, 4.5), uniform(0.05, 0.8)], dim=1)
     air = (torch.rand(count, generator=generator) < 0.5).float()
     ratio[:, 3] *= 1 - air * uniform(0.9, 1.0)
@@ -96,11 +98,11 @@ def draw_voxels(count: int, generator: torch.Generator) -> Voxels:
         directions=directions,
         lobes=sh_basis(directions, SIGNAL_ORDER),
         spread=spread,
-        base_spread=uniform(0.01, 0.08),
+        base_spread=uniform(0.02, 0.18),
         intra=uniform(0.35, 0.85),
-        d_intra=uniform(1.6, 2.5),
+        d_intra=uniform(1.4, 2.5),
         d_parallel=d_parallel,
-        d_perpendicular=d_parallel * uniform(0.2, 0.6),
+        d_perpendicular=d_parallel * uniform(0.2, 0.65),
         grey=torch.stack(
             [uniform(0.08, 0.42), uniform(1.5, 2.5), uniform(0.2, 0.8), uniform(0.65, 1.4)], dim=1
         ),
@@ -151,11 +153,17 @@ def stick_harmonics(x: Tensor) -> Tensor:
 
     Funk and Hecke's 2 pi integral over [-1, 1] of exp(-x c²) P_l(c), by Gauss-Legendre quadrature of 20 points.
     """
+    squares, polynomials = _quadrature()
+    return torch.exp(-x.unsqueeze(-1) * squares.to(x)) @ polynomials.to(x)
+
+
+@cache
+def _quadrature() -> tuple[Tensor, Tensor]:
+    """(20,) squared nodes on [0, 1] and (20, 7) weighted Legendre polynomials there."""
     nodes, weights = legendre.leggauss(20)
     c, w = (nodes + 1) / 2, weights / 2
     polynomials = legendre.legvander(c, SIGNAL_ORDER)[:, ::2] * w[:, None] * 4 * math.pi
-    squares = torch.from_numpy(c**2).to(x)
-    return torch.exp(-x.unsqueeze(-1) * squares) @ torch.from_numpy(polynomials).to(x)
+    return torch.from_numpy(c**2), torch.from_numpy(polynomials)
 
 
 def simulate_voxels(voxels: Voxels, bvals: Tensor, bvecs: Tensor) -> Tensor:
@@ -227,7 +235,8 @@ def _acquired(
     """(C, V) channels of `voxels` in one random protocol."""
     table = draw_protocol(rng)
     snr = math.exp(rng.uniform(math.log(8.0), math.log(45.0)))
-    signal = simulate_voxels(voxels, *played_out(table, rng))
+    bvals, bvecs = played_out(table, rng)
+    signal = simulate_voxels(voxels, (bvals / B_STEP).round() * B_STEP, bvecs)
     # what motion, eddy currents and pulsation leave in real scans: in proportion to the signal, whatever the SNR
     unsteady = MISMATCH * rng.random() ** 2 * torch.randn(signal.shape, generator=generator)
     signal = noisy(signal * (1 + unsteady), 1 / snr, generator)

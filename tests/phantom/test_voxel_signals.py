@@ -117,11 +117,20 @@ def test_protocols_are_varied_and_valid():
     tables = [draw_protocol(np.random.default_rng(seed)) for seed in range(60)]
     shells = [len(table.shells()) for table in tables]
     assert {1, 2, 3} <= set(shells)
-    assert max(shells) > 6  # a grid
+    assert max(shells) > 6  # a grid, or directions at b-values of their own
     weighted = torch.cat([table.bvals[~table.b0_mask] for table in tables])
     assert weighted.min() > 100
     assert weighted.max() <= 6100
     assert all(int(table.b0_mask.sum()) >= 1 for table in tables)
+
+
+def test_some_protocols_have_a_b_value_for_every_direction():
+    tables = [draw_protocol(np.random.default_rng(seed)) for seed in range(60)]
+    distinct = [
+        len(torch.unique(table.bvals[~table.b0_mask])) / int((~table.b0_mask).sum()) for table in tables
+    ]
+    widths = [float(t.bvals[~t.b0_mask].max() / t.bvals[~t.b0_mask].min()) for t in tables]
+    assert any(share == 1.0 and width > 1.5 for share, width in zip(distinct, widths, strict=True))
 
 
 def test_what_is_played_out_differs_a_little_from_the_table():

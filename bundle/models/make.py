@@ -1,0 +1,147 @@
+"""Make the released models of any protocol from nothing: train, describe, put into the bundle; resumable.
+
+    voxelwise.pt    `benchmarks/voxelwise_training.py`: each voxel alone, on simulated voxels
+    heads.pt        `benchmarks/head_training.py`: the surroundings, on streamed heads
+    fod             the density of the voxel-wise network, as it is
+    tissue, fractions   one network of heads.pt, its answers in the order of each task
+
+A training that was interrupted goes on; one that has ended is not repeated.
+
+Run: python bundle/models/make.py RUNS [--anatomy DIR --peaks FILE --fa FILE] [--only fod]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dmri_monai.inference.architectures import build_network
+from dmri_monai.inference.spec import ModelSpec
+from dmri_monai.inference.training_range import TrainingRange
+from dmri_monai.inference.weights import save_model
+from dmri_monai.networks import AnyProtocolUNet
+from dmri_monai.networks.voxelwise import VoxelwiseNet
+from dmri_monai.phantom.voxel_signals import draw_batch
+
+FOLDER = Path(__file__).parent
+ROOT = FOLDER.parents[1]
+NETWORK = {"channels": 8, "hidden": 16, "blocks": 2}
+STEPS = {"voxelwise": 3000, "heads": 600}
+ALONE = ("4x0e", "4x0e")  # levels of a network whose surroundings say nothing
+# what `phantom.protocols`, `phantom.voxel_signals` and `phantom.head_protocol` draw
+VOXELS_SEEN = TrainingRange(directions=(6, 220), bval=(100, 6000), snr=(8, 45))
+HEADS_SEEN = TrainingRange(directions=(6, 110), bval=(500, 3200), voxel_mm=(1.5, 6.0), snr=(6, 110))
+FRACTIONS_ORDER = (1, 2, 3, 0)  # of the classes outside, white matter, grey matter, CSF
+FIT_SEED = 1 << 41
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("runs", type=Path)
+    parser.add_argument("--anatomy", type=Path, help="folder of T1-weighted images")
+    parser.add_argument("--peaks", type=Path)
+    parser.add_argument("--fa", type=Path)
+    parser.add_argument("--only", nargs="*", default=["fod", "tissue", "fractions"])
+    parser.add_argument("--out", type=Path, default=FOLDER)
+    options = parser.parse_args()
+    voxelwise = options.runs / "voxelwise.pt"
+    _trained("voxelwise", voxelwise, [str(voxelwise), "--network", json.dumps(NETWORK)])
+    state = torch.load(voxelwise, weights_only=True)
+    if "fod" in options.only:
+        save_model(density_network(state), options.out / "fod.pt", fod_spec(state["network"]))
+    if not {"tissue", "fractions"} & set(options.only):
+        return
+    sources = [(f"--{name}", getattr(options, name)) for name in ("anatomy", "peaks", "fa")]
+    given = [str(part) for pair in sources if pair[1] for part in pair]
+    heads = options.runs / "heads.pt"
+    _trained("heads", heads, [str(voxelwise), str(options.runs / "heads"), str(heads), *given])
+    state = torch.load(heads, weights_only=True)
+    for task in ("tissue", "fractions"):
+        if task in options.only:
+            spec = heads_spec(task, state["network"])
+            save_model(heads_network(spec, state["model"]), options.out / f"{task}.pt", spec)
+
+
+def _trained(kind: str, out: Path, arguments: list[str]) -> None:
+    """Run the training unless `out` holds its last step."""
+    if out.exists() and torch.load(out, weights_only=True)["step"] >= STEPS[kind]:
+        return
+    out.parent.mkdir(parents=True, exist_ok=True)
+    module = {"voxelwise": "benchmarks.voxelwise_training", "heads": "benchmarks.head_training"}[kind]
+    command = [sys.executable, "-m", module, *arguments, "--steps", str(STEPS[kind])]
+    subprocess.run(command, cwd=ROOT, check=True)
+
+
+def fod_spec(network: dict[str, Any]) -> ModelSpec:
+    return ModelSpec(
+        task="fod", architecture="any", size=ALONE, network_options=network, trained_on=VOXELS_SEEN
+    )
+
+
+def heads_spec(task: str, network: dict[str, Any]) -> ModelSpec:
+    return ModelSpec(
+        task=task,
+        architecture="any",
+        size=network["size"],
+        network_options=network["options"],
+        trained_on=HEADS_SEEN,
+    )
+
+
+def density_network(state: dict[str, Any]) -> AnyProtocolUNet:
+    """The network of task `fod` whose answer is the density of a `VoxelwiseNet`.
+
+    Degrees 2 to 8 are the same numbers.  Degree 0, there the softmax of the fractions, here is linear in the
+    scalars: the least-squares fit on simulated voxels.
+    """
+    own = VoxelwiseNet(**state["network"])
+    own.load_state_dict(state["model"])
+    network = build_network(fod_spec(state["network"]))
+    assert isinstance(network, AnyProtocolUNet)
+    network.load_voxelwise(state["model"])
+    weight, bias = mass_row(own)
+    turned = network.state_dict()
+    for name, first in (("weight", weight[None]), ("bias", bias[None])):
+        rows = torch.cat([first, state["model"][f"density.weights.{name}"]])
+        turned[f"head.voxel.weights.{name}"] = rows
+    network.load_state_dict(turned)
+    return network
+
+
+@torch.no_grad()
+def mass_row(own: VoxelwiseNet) -> tuple[Tensor, Tensor]:
+    """Weights (scalars,) and bias of the density's degree 0."""
+    batch = draw_batch(FIT_SEED, 64, 128)
+    scalars, functions = own.features(batch.channels.unsqueeze(0))
+    target = own.fractions(scalars, functions).softmax(1)[0, 0] / math.sqrt(4 * math.pi)
+    design = torch.cat([scalars[0].T, torch.ones(scalars.shape[2], 1)], dim=1)
+    solution = torch.linalg.lstsq(design, target.unsqueeze(1)).solution[:, 0]
+    return solution[:-1], solution[-1]
+
+
+def heads_network(spec: ModelSpec, state: dict[str, Tensor]) -> AnyProtocolUNet:
+    """The network of task `spec.task` from the one that was trained on heads."""
+    network = build_network(spec)
+    assert isinstance(network, AnyProtocolUNet)
+    order = list(range(4)) if spec.task == "tissue" else list(FRACTIONS_ORDER)
+    both = [*order, *(4 + i for i in order)]  # the changes, then the gates
+    turned = dict(state)
+    for name in ("head.voxel.weights.weight", "head.voxel.weights.bias"):
+        turned[name] = state[name][order]
+    turned["head.levels.0.bias"] = state["head.levels.0.bias"][both]
+    kernel = state["head.levels.0.kernels.0.weight"]
+    turned["head.levels.0.kernels.0.weight"] = kernel.view(8, -1)[both].flatten()
+    network.load_state_dict(turned)
+    return network
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""`bundle/models/make.py`: trained networks as models of their tasks."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from dmri_monai.inference.architectures import build_network
+from dmri_monai.networks.voxelwise import VoxelwiseNet
+from dmri_monai.phantom.voxel_signals import draw_batch
+
+PATH = Path(__file__).parents[2] / "bundle" / "models" / "make.py"
+NETWORK = {"channels": 2, "scalars": 6, "hidden": 4, "blocks": 1}
+
+
+@pytest.fixture(scope="module")
+def make():
+    spec = importlib.util.spec_from_file_location("bundle_models_make", PATH)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def some_channels():
+    """(1, 125, 8, 8, 8) of simulated voxels in one protocol."""
+    return draw_batch(3, 1, 512).channels.view(1, -1, 8, 8, 8)
+
+
+def random_state(network):
+    generator = torch.Generator().manual_seed(0)
+    return {
+        name: torch.randn(value.shape, generator=generator) * 0.2 if value.is_floating_point() else value
+        for name, value in network.state_dict().items()
+    }
+
+
+def test_density_is_that_of_the_voxelwise_network(make):
+    torch.manual_seed(0)
+    own = VoxelwiseNet(**NETWORK).eval()
+    network = make.density_network({"network": NETWORK, "model": own.state_dict()}).eval()
+    image = some_channels()
+    with torch.no_grad():
+        found, expected = network(image), own(image)
+    assert_close(found[:, 1:], expected[:, 1:45])
+    # degree 0 is a fit
+    assert (found[:, 0] - expected[:, 0]).abs().mean() < 0.5 * expected[:, 0].std()
+
+
+@pytest.mark.parametrize("task", ["tissue", "fractions"])
+def test_answers_come_in_the_order_of_the_task(make, task):
+    spec = make.heads_spec(task, {"size": "tiny", "options": NETWORK})
+    trained = build_network(spec)
+    state = random_state(trained)
+    trained.load_state_dict(state)
+    image = some_channels()
+    with torch.no_grad():
+        found, expected = make.heads_network(spec, state).eval()(image), trained.eval()(image)
+    order = [0, 1, 2, 3] if task == "tissue" else [1, 2, 3, 0]
+    assert_close(found, expected[:, order])
+    assert (expected.std(dim=(0, 2, 3, 4)) > 1e-3).all()
