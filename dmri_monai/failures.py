@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 
 from dmri_monai.out_of_memory import ran_out_of_memory, telling_memory
 
-__all__ = ["NameScans", "first_cause", "naming_scan", "on_failure", "scans_of"]
+__all__ = ["NameScans", "detached_cause", "first_cause", "naming_scan", "on_failure", "scans_of"]
 
 if TYPE_CHECKING:  # prediction does not need ignite, whose import takes a second
     from ignite.engine import Engine
@@ -102,7 +102,7 @@ def naming_scan(scan: str | PathLike[str] | None) -> Iterator[None]:
         if any(name in str(cause) for name in str(scan).split(", ")):
             if cause is error:
                 raise
-            raise cause from None
+            raise detached_cause(error) from None
         kind = next((k for k in KINDS if isinstance(cause, k)), RuntimeError)
         raise kind(f"{scan}: {cause}") from error
 
@@ -111,4 +111,15 @@ def first_cause(error: BaseException) -> BaseException:
     """What MONAI's Compose and ConfigParser wrapped in RuntimeErrors."""
     while isinstance(error, RuntimeError) and error.__cause__ is not None:
         error = error.__cause__
+    return error
+
+
+def detached_cause(error: BaseException) -> BaseException:
+    """:func:`first_cause`, to be raised in place of `error`.
+
+    What wrapped it lets go of it: Python enters `error` as its context, and the chain would be a ring.
+    """
+    while isinstance(error, RuntimeError) and error.__cause__ is not None:
+        inner, error.__cause__, error.__context__ = error.__cause__, None, None
+        error = inner
     return error

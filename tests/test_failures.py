@@ -151,3 +151,24 @@ class Other(Scans):
         item = super().batch(index)
         item["image"].meta["filename_or_obj"] = [f"val {index}.nii"]
         return item
+
+
+def test_chain_of_an_unwrapped_error_ends():
+    """Loggers that follow causes and contexts would never come to the end of a ring."""
+
+    def wrapped():
+        try:
+            try:
+                raise ValueError("a.nii: no shell")
+            except ValueError as inner:
+                raise RuntimeError("applying transform") from inner
+        except RuntimeError as middle:
+            raise RuntimeError("applying Compose") from middle
+
+    with pytest.raises(ValueError, match="no shell") as caught, naming_scan("a.nii"):
+        wrapped()
+    seen, error = [], caught.value
+    while error is not None and len(seen) < 10:
+        seen.append(error)
+        error = error.__cause__ or error.__context__
+    assert len(seen) == 2

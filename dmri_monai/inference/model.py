@@ -16,7 +16,7 @@ from torch import nn
 import dmri_monai
 from dmri_monai.check import check, quick_check
 from dmri_monai.check.quality import estimate_snr
-from dmri_monai.failures import first_cause, naming_scan
+from dmri_monai.failures import detached_cause, first_cause, naming_scan
 from dmri_monai.gradients import B0_THRESHOLD
 from dmri_monai.inference.architectures import SAMPLE_KEYS, build_network, to_device
 from dmri_monai.inference.encoding import encode, resample_scan
@@ -170,9 +170,8 @@ class TrainedModel:
         try:
             return dict(transforms(dict(item)))
         except RuntimeError as error:
-            cause = first_cause(error)
-            if isinstance(cause, ValueError | TypeError | OSError | MemoryError):
-                raise cause from None
+            if isinstance(first_cause(error), ValueError | TypeError | OSError | MemoryError):
+                raise detached_cause(error) from None
             raise
 
 

@@ -16,7 +16,8 @@ from mlflow.exceptions import INVALID_PARAMETER_VALUE, MlflowException
 from mlflow.pyfunc import PythonModel
 
 import dmri_monai
-from dmri_monai.inference.model import first_cause, load_model
+from dmri_monai.failures import first_cause
+from dmri_monai.inference.model import load_model
 from dmri_monai.inference.result import Prediction
 from dmri_monai.inference.spec import spec_path
 from dmri_monai.integrations.mlflow_runs import store_uri

@@ -60,7 +60,7 @@ def test_second_study_in_a_folder_is_refused(checkpoint, tmp_path):
         predict_study([], tmp_path, tmp_path / "out", options)
     assert not list((tmp_path / "out").iterdir())
     predict_study([], tmp_path, tmp_path / "out", options)
-    assert not list((tmp_path / "out").glob(".*"))
+    assert [path.name for path in (tmp_path / "out").glob(".*")] == [".bidsignore"]
 
 
 def test_processes_of_one_study_write_together(checkpoint, tmp_path, monkeypatch):
@@ -102,4 +102,4 @@ def test_killed_process_of_a_study_is_told_with_what_to_try(checkpoint, scan, tm
         MemoryError, match="one of 2 processes was killed; try fewer --workers .* go on with --resume"
     ):
         predict_study([{"image": str(scan)}], scan.parents[2], tmp_path / "out", options)
-    assert not list((tmp_path / "out").glob(".*"))
+    assert [path.name for path in (tmp_path / "out").glob(".*")] == [".bidsignore"]
