@@ -169,8 +169,10 @@ def test_a_training_asked_for_with_code_fails_and_changes_nothing(labelled, coun
     }
     answer = labelled.ask("POST", "/train/dmri_tissue", as_json(orders[name]))
     if answer.status == 200:
-        done = labelled.server.wait("/train/", lambda train: train["status"] in ("DONE", "ERROR"))
-        assert done["status"] == "ERROR", count(KIND, "wrong")
+        # MONAI Label hands an order to a process on its command line; one too long for that stays SUBMITTED for ever
+        ended = ("DONE", "ERROR", "SUBMITTED") if name == "1 MB" else ("DONE", "ERROR")
+        done = labelled.server.wait("/train/", lambda train: train["status"] in ended)
+        assert done["status"] != "DONE", count(KIND, "wrong")
     after = files(labelled)
     unchanged = before.items() <= after.items() and not (labelled.home / "outside" / "mark").exists()
     count(KIND, "right" if unchanged else "wrong")
