@@ -27,7 +27,7 @@ test: install
 test-all: install label-env
 	$(BIN)/python -m pytest
 
-# kills, damage, full disks, two writers: under ten minutes; WRITE=--write-counts puts its table into docs/reliability.md
+# kills, damage, full disks, two writers, servers; WRITE=--write-counts puts its table into docs/reliability.md
 WRITE ?=
 faults: install label-env
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults $(WRITE)
