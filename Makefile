@@ -40,14 +40,16 @@ lint: install
 docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
-# few_labels.py wants a folder for its data: see its own help
+# these want a folder or a name of a file: see their own help
+NEED_DATA := few_labels head_distributions head_tissue head_training streamed_heads voxelwise_training
 bench: install
-	for script in $(filter-out benchmarks/few_labels.py,$(wildcard benchmarks/*.py)); do \
+	for script in $(filter-out $(NEED_DATA:%=benchmarks/%.py),$(wildcard benchmarks/*.py)); do \
 		$(BIN)/python $$script || exit 1; done
 
-# models of any protocol from nothing, resumable; HEADS="--anatomy DIR --peaks FILE --fa FILE" for individual heads, ONLY="fod" for some
+# models of any protocol from nothing, resumable, into runs/release/models; ONLY="fod tissue fractions" trains on heads too, of
+# individuals with HEADS="--anatomy DIR --peaks FILE --fa FILE"
 RELEASE ?= runs/release
-ONLY ?= fod tissue fractions
+ONLY ?= fod
 HEADS ?=
 release: install
 	$(BIN)/python bundle/models/make.py $(RELEASE) --only $(ONLY) $(HEADS)

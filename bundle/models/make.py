@@ -1,4 +1,4 @@
-"""Make the released models of any protocol from nothing: train, describe, put into the bundle; resumable.
+"""Make models of any protocol from nothing: train, describe; resumable.
 
     voxelwise.pt    `benchmarks/voxelwise_training.py`: each voxel alone, on simulated voxels
     heads.pt        `benchmarks/head_training.py`: the surroundings, on streamed heads
@@ -31,8 +31,7 @@ from dmri_monai.networks import AnyProtocolUNet
 from dmri_monai.networks.voxelwise import VoxelwiseNet
 from dmri_monai.phantom.voxel_signals import draw_batch
 
-FOLDER = Path(__file__).parent
-ROOT = FOLDER.parents[1]
+ROOT = Path(__file__).parents[2]
 NETWORK = {"channels": 8, "hidden": 16, "blocks": 2}
 STEPS = {"voxelwise": 3000, "heads": 600}
 ALONE = ("4x0e", "4x0e")  # levels of a network whose surroundings say nothing
@@ -49,14 +48,16 @@ def main() -> None:
     parser.add_argument("--anatomy", type=Path, help="folder of T1-weighted images")
     parser.add_argument("--peaks", type=Path)
     parser.add_argument("--fa", type=Path)
-    parser.add_argument("--only", nargs="*", default=["fod", "tissue", "fractions"])
-    parser.add_argument("--out", type=Path, default=FOLDER)
+    parser.add_argument("--only", nargs="*", default=["fod"], help="of fod, tissue, fractions")
+    parser.add_argument("--out", type=Path, help="folder of the models; by default RUNS/models")
     options = parser.parse_args()
+    out = options.out or options.runs / "models"
+    out.mkdir(parents=True, exist_ok=True)
     voxelwise = options.runs / "voxelwise.pt"
     _trained("voxelwise", voxelwise, [str(voxelwise), "--network", json.dumps(NETWORK)])
     state = torch.load(voxelwise, weights_only=True)
     if "fod" in options.only:
-        save_model(density_network(state), options.out / "fod.pt", fod_spec(state["network"]))
+        save_model(density_network(state), out / "fod.pt", fod_spec(state["network"]))
     if not {"tissue", "fractions"} & set(options.only):
         return
     sources = [(f"--{name}", getattr(options, name)) for name in ("anatomy", "peaks", "fa")]
@@ -67,7 +68,7 @@ def main() -> None:
     for task in ("tissue", "fractions"):
         if task in options.only:
             spec = heads_spec(task, state["network"])
-            save_model(heads_network(spec, state["model"]), options.out / f"{task}.pt", spec)
+            save_model(heads_network(spec, state["model"]), out / f"{task}.pt", spec)
 
 
 def _trained(kind: str, out: Path, arguments: list[str]) -> None:
