@@ -71,9 +71,8 @@ def _case(
     task, places = find_task(name), places_of(path, source, out, name)
     values = read_nifti(places["prediction"]).as_tensor()
     spread = places["uncertainty"]
-    metrics = (
-        {"Deviation of windows": float(record["WindowDeviation"])} if "WindowDeviation" in record else {}
-    )
+    deviation = record.get("WindowDeviation")
+    metrics = {"Deviation of windows": float(deviation)} if isinstance(deviation, int | float) else {}
     return Case(
         f"{result_stem(path)}: {task.title}",
         path,
@@ -144,5 +143,6 @@ def _rows(name: str, scan: _Scan, tasks: Sequence[str], failure: str | None, out
 
 def _source_of(record: Mapping[str, Any]) -> str:
     """The scan a map was made from, relative to the study."""
-    sources = record.get("Sources") or [record.get("Scan")]
-    return str(sources[0]).removeprefix("bids:raw:")
+    listed = record.get("Sources")
+    first = listed[0] if isinstance(listed, list) and listed else record.get("Scan")
+    return str(first).removeprefix("bids:raw:")

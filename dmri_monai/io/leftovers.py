@@ -14,11 +14,11 @@ from functools import cache
 from pathlib import Path
 
 from dmri_monai.io.locking import remove_dead_locks
-from dmri_monai.io.renames import NOTE, carry_out
+from dmri_monai.io.renames import NOTE, TEMPORARY, carry_out
 
 __all__ = ["finish_renames", "remove", "sweep", "temporary_name"]
 
-NAME = re.compile(r"\.tmp-([0-9a-f]{8})-(\d+)-[0-9a-f]{8}\.")
+NAME = re.compile(re.escape(TEMPORARY) + r"([0-9a-f]{8})-(\d+)-[0-9a-f]{8}\.")
 LONGEST = 48  # characters of the name's end; file systems allow 255 bytes
 ABANDONED_S = (
     7 * 24 * 3600
@@ -29,7 +29,7 @@ _swept: set[Path] = set()
 
 def temporary_name(name: str) -> str:
     """A name for a file that will be called `name`, with the same ending: hidden, unique, with machine and process."""
-    return f".tmp-{_machine()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.{name[-LONGEST:]}"
+    return f"{TEMPORARY}{_machine()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.{name[-LONGEST:]}"
 
 
 def sweep(folder: Path) -> None:

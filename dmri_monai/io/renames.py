@@ -11,6 +11,7 @@ from pathlib import Path
 __all__ = ["NOTE", "carry_out", "write_note"]
 
 NOTE = ".renames"  # ending of a note's name
+TEMPORARY = ".tmp-"  # begins the names of files that wait for their own
 
 
 def write_note(note: Path, draft: Path, renames: Mapping[str, str], gone: Sequence[str]) -> None:
@@ -45,11 +46,13 @@ def carry_out(note: Path, superseded: bool = False) -> None:
 
 
 def _read(note: Path) -> tuple[dict[str, str], list[str]]:
-    """Renames and what goes, names in the note's folder alone."""
+    """Renames and what goes: files in the note's folder alone, of which only temporary ones get another name."""
     try:
         content = json.loads(note.read_bytes())
         renames, gone = dict(content["renames"]), list(content["gone"])
-        plain = all(os.path.basename(name) == name for name in (*renames, *renames.values(), *gone))
+        named = (*renames, *renames.values(), *gone)
+        plain = all(os.path.basename(name) == name and name not in ("", ".", "..") for name in named)
+        plain = plain and all(source.startswith(TEMPORARY) for source in renames)
     except (ValueError, KeyError, TypeError, RecursionError):
         plain = False
     if not plain:

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from dmri_monai.cli import app
 from dmri_monai.inference.study import own_share
 from dmri_monai.inference.study_files import meaning, places_of
+from dmri_monai.inference.study_pages import write_study_index, write_subject_page
 from dmri_monai.phantom import write_dataset
 from dmri_monai.tasks import TASKS
 
@@ -175,6 +176,26 @@ def test_page_of_a_subject_shows_all_its_scans_also_after_a_kill(two_runs, check
     (tmp_path / "sub-01" / "dwi" / "sub-01_run-2_desc-tissue_dseg.json").unlink()  # killed between the scans
     run(two_runs, "-o", tmp_path, "--checkpoint", checkpoint, "--resume")
     assert page.read_text(encoding="utf-8") == whole
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    [{"Warnings": 5}, {"WindowDeviation": ["a"]}, {"Sources": 5}, {"Sources": {"a": 1}}, {"Sources": []}],
+    ids=str,
+)
+def test_entries_of_a_sidecar_that_are_not_ours_end_neither_page_nor_index(tmp_path, study, done, foreign):
+    out = tmp_path / "out"
+    shutil.copytree(done[1], out)
+    sidecar = out / "sub-01" / "dwi" / "sub-01_desc-tissue_dseg.json"
+    sidecar.write_text(
+        json.dumps(json.loads(sidecar.read_text(encoding="utf-8")) | foreign), encoding="utf-8"
+    )
+    scan = study / "sub-01" / "dwi" / "sub-01_dwi.nii.gz"
+    (out / "sub-01.html").unlink()
+    write_subject_page([scan], study, out, {})
+    write_study_index(out, study, [scan], ["tissue"], {})
+    assert (out / "sub-01.html").is_file()
+    assert "sub-01_dwi.nii.gz" in (out / "index.html").read_text(encoding="utf-8")
 
 
 def test_index_has_a_row_for_every_scan_and_says_what_is_missing(done):

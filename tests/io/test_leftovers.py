@@ -96,7 +96,8 @@ def test_renames_of_a_killed_process_are_finished(tmp_path, dead):
     source = dead.replace(".renames", "map.nii")
     (tmp_path / source).write_bytes(b"new")
     (tmp_path / "stale.txt").write_bytes(b"old")
-    note(tmp_path, dead, {source: "map.nii", "done-before": "map.json"}, ["stale.txt"])
+    before = dead.replace(".renames", "map.json")  # has its name already
+    note(tmp_path, dead, {source: "map.nii", before: "map.json"}, ["stale.txt"])
     assert write(tmp_path) == ["map.nii", "other.txt"]
 
 
@@ -111,7 +112,13 @@ def test_renames_that_a_later_write_has_overtaken_are_not_finished(tmp_path, dea
 
 @pytest.mark.parametrize(
     "content",
-    ['{"renames": {"../victim": "other"}, "gone": []}', '{"renames": {}, "gone": ["../victim"]}', "{", "[]"],
+    [
+        '{"renames": {"../victim": "other"}, "gone": []}',
+        '{"renames": {}, "gone": ["../victim"]}',
+        '{"renames": {}, "gone": [".."]}',
+        "{",
+        "[]",
+    ],
 )
 def test_a_note_reaches_nothing_outside_of_its_folder(tmp_path, dead, content):
     (tmp_path / "victim").write_bytes(b"mine")
@@ -119,3 +126,9 @@ def test_a_note_reaches_nothing_outside_of_its_folder(tmp_path, dead, content):
     (tmp_path / "folder" / dead).write_text(content, encoding="utf-8")
     assert write(tmp_path / "folder") == ["other.txt"]
     assert (tmp_path / "victim").read_bytes() == b"mine"
+
+
+def test_a_note_renames_temporary_files_alone(tmp_path, dead):
+    (tmp_path / "scan.nii").write_bytes(b"mine")
+    note(tmp_path, dead, {"scan.nii": "label.nii"})
+    assert write(tmp_path) == ["other.txt", "scan.nii"]
