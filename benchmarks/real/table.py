@@ -1,7 +1,7 @@
 """The JSON lines of `compare.py` as the Markdown table of the model cards.
 
-Per scan and part of its measurements, each method beside the others: main direction where the reference finds one
-fibre and where it finds more (median, degrees), share of the reference's peaks found within 20 degrees and share of
+Per scan and part of its measurements, each method beside the others: main direction in all white matter, where the
+reference finds one fibre and where it finds more (median, degrees), share of the reference's peaks found within 20 degrees and share of
 false peaks in crossings, number of fibres (exact), tissue (same largest fraction).
 
 Run: python -m benchmarks.real.table LINES.jsonl [...]
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 COLUMNS = {
+    "white matter, °": ("angle_deg", "{:.1f}"),
     "one fibre, °": ("single_deg", "{:.1f}"),
     "crossing, °": ("crossing_deg", "{:.1f}"),
     "peaks found": ("recall_20", "{:.2f}"),
