@@ -1,8 +1,8 @@
 """The JSON lines of `compare.py` as the Markdown table of the model cards.
 
 Per scan and part of its measurements, each method beside the others: main direction in all white matter, where the
-reference finds one fibre and where it finds more (median, degrees), share of the reference's peaks found within 20 degrees and share of
-false peaks in crossings, number of fibres (exact), tissue (same largest fraction).
+reference finds one fibre and where it finds more (median, degrees), share of the reference's peaks found within 20
+degrees and share of false peaks in crossings, number of fibres (exact), tissue (same largest fraction).
 
 Run: python -m benchmarks.real.table LINES.jsonl [...]
 """
