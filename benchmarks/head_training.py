@@ -41,7 +41,7 @@ ASIDE_SEED = 1 << 40
 CHUNK = 2048
 DECAY = 0.4  # of the steps, over which the learning rate falls
 
-# scalars (P, V) and functions (45, K, V), float16, and fractions (4, X, Y, Z)
+# scalars (P, V) and functions (K, 45, V), float16, and fractions (4, X, Y, Z)
 Crop = tuple[Tensor, Tensor, Tensor]
 
 
