@@ -21,11 +21,15 @@ $(STAMP): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 
+# one process a core, each with the tests of a file in their order
+JOBS ?= 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
 test: install
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(PYTEST) -m "not slow and not gpu"
 
 test-all: install label-env
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 # kills, damage, full disks, two writers, servers; WRITE=--write-counts puts its table into docs/reliability.md
 WRITE ?=

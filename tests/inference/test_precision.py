@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch import nn
 
 from dmri_monai.inference.architectures import build_network
 from dmri_monai.inference.precision import CpuAutocast, autocast, cuda_amp
@@ -43,6 +44,34 @@ def test_wrapped_network_shares_its_parameters(dtypes):
     network, _ = dtypes
     wrapped = CpuAutocast(network)
     assert [id(p) for p in wrapped.parameters()] == [id(p) for p in network.parameters()]
+
+
+@pytest.mark.parametrize("layer", [nn.Conv3d, nn.ConvTranspose3d])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [1, 2])
+def test_kernel_larger_than_the_grid_has_the_gradient_of_float32(layer, stride, size):
+    torch.manual_seed(0)
+    network, image = layer(16, 16, 3, stride=stride, padding=1), torch.randn(1, 16, size, size, size)
+    gradients = []
+    for run in (network, CpuAutocast(network)):
+        network.zero_grad()
+        output = run(image)
+        fill_free_memory(torch.nan)
+        output.square().mean().backward()
+        gradients.append(network.weight.grad.clone())
+    torch.testing.assert_close(*gradients)
+
+
+def test_kernel_of_a_larger_grid_runs_in_bf16(dtypes):
+    network, seen = dtypes
+    CpuAutocast(network)(torch.rand(1, 2, 16, 16, 16)).mean().backward()
+    assert seen == [torch.bfloat16]
+
+
+def fill_free_memory(value):
+    """Memory that is given out next and not written to then holds `value`."""
+    kept = [torch.full((factor * 2**power,), value) for power in range(4, 20) for factor in (1, 3)]
+    del kept
 
 
 def test_network_for_any_protocol_is_nearly_the_same_in_bf16():

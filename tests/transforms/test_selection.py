@@ -101,7 +101,9 @@ def test_every_shell_is_dropped_sometimes():
 
 
 @pytest.mark.parametrize(
-    "transform", [RandSubsampleDirectionsd(directions=(5, 30)), RandDropShelld(prob=1.0)], ids=str
+    "transform",
+    [RandSubsampleDirectionsd(directions=(5, 30)), RandDropShelld(prob=1.0)],
+    ids=["subsampled", "shell dropped"],
 )
 def test_the_seed_decides(transform):
     first, again = (transform.set_random_state(7)(item())["bvals"] for _ in range(2))
