@@ -96,7 +96,8 @@ class Cut:
         shade = AMBIENT + (1 - AMBIENT) * towards[..., None]
         coloured = (colour * shade)[front][order]
         axes.add_collection(
-            PolyCollection(corners[front][order], facecolors=coloured, edgecolors=coloured, linewidths=0.2)
+            PolyCollection(corners[front][order], facecolors=coloured, edgecolors=coloured, linewidths=0.2),
+            autolim=False,
         )
 
     @property
