@@ -6,6 +6,7 @@ __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "Case": "case",
+        "Cut": "cut",
         "artifact_rows": "artifact_record",
         "case_from_files": "folder",
         "cases_from_folder": "folder",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -59,6 +60,11 @@ class Grid:
         return np.asarray(nib.orientations.apply_orientation(volume, nib.io_orientation(self.affine)))
 
     @property
+    def canonical_shape(self) -> tuple[int, ...]:
+        """Spatial shape of a volume returned by `canonical`."""
+        return tuple(self.shape[axis] for axis in nib.io_orientation(self.affine)[:, 0].argsort())
+
+    @property
     def canonical_affine(self) -> np.ndarray:
         """(4, 4) affine of a volume returned by `canonical`."""
         ornt = nib.io_orientation(self.affine)
@@ -66,24 +72,26 @@ class Grid:
 
     def view(self, plane: str, mask: np.ndarray, max_slices: int) -> View:
         """Geometry of `plane`: up to `max_slices` slices, and of each what holds `mask` (canonical, bool)."""
-        across, column, row = PLANES[plane]
-        first, last = _extent(mask, across)
+        first, last = _extent(mask, PLANES[plane][0])
         chosen = np.unique(np.linspace(first, last, min(max_slices, last - first + 1)).round().astype(int))
-        axes = self.canonical_affine[:3, :3]
         shown = [
             slice(max(0, low - MARGIN), high + 1 + MARGIN)
             for low, high in (_extent(mask, a) for a in range(3))
         ]
-        size = np.linalg.norm(axes, axis=0) * [
-            len(range(n)[part]) for n, part in zip(mask.shape, shown, strict=True)
-        ]
+        return self.view_of(plane, tuple(chosen.tolist()), shown)
+
+    def view_of(self, plane: str, indices: tuple[int, ...], shown: Sequence[slice]) -> View:
+        """Geometry of the slices `indices` of `plane`; shown: ranges of the three canonical axes."""
+        across, column, row = PLANES[plane]
+        axes = self.canonical_affine[:3, :3]
+        counts = self.canonical_shape
+        size = np.linalg.norm(axes, axis=0) * [len(range(n)[s]) for n, s in zip(counts, shown, strict=True)]
         right, top = axes[:, column], axes[:, row]
         if self._mirrored(column):
             right = -right
         letters = (edge_letters(-right), edge_letters(right), edge_letters(top), edge_letters(-top))
         aspect = float(size[column] / size[row])
-        window = (shown[column], shown[row])
-        return View(plane, tuple(chosen.tolist()), mask.shape[across], letters, aspect, window)
+        return View(plane, indices, counts[across], letters, aspect, (shown[column], shown[row]))
 
     def in_picture(self, plane: str) -> np.ndarray:
         """(2, 3): how many pixels to the right and down a world vector in mm reaches in a picture of `plane`."""
