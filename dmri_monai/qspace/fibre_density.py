@@ -14,15 +14,16 @@ from dmri_monai.qspace.peaks import harmonic_peaks
 from dmri_monai.qspace.shell_fit import sh_orders
 from dmri_monai.so3 import even_orders, n_coefficients, sh_basis
 
-__all__ = ["DENSITY_IRREPS", "DENSITY_ORDER", "density_of_peaks", "peaks_of_density"]
+__all__ = ["DENSITY_IRREPS", "DENSITY_ORDER", "density_of_peaks", "number_of_peaks", "peaks_of_density"]
 
 DENSITY_ORDER = 8
 DENSITY_IRREPS = "+".join(f"1x{order}e" for order in even_orders(DENSITY_ORDER))
 DISPERSION = 0.03  # rad² per axis, of peaks that do not say theirs
-RELATIVE = 0.2  # both count best in simulated voxels, where truth counts peaks from 0.3 of the largest
+# what counts fibres best in simulated voxels (`benchmarks/peak_rule.py`)
+RELATIVE = 0.15
 ABSOLUTE = 0.05  # of the density: a coherent bundle that fills a voxel has about 2
 SEPARATION_DEGREES = 25.0
-LEAST_FRACTION = 0.02  # of fibres, below which no peak is looked for
+LEAST_FRACTION = 0.05  # of fibres in a voxel, below which no peak is looked for
 
 
 def density_of_peaks(peaks: Tensor, dispersion: float = DISPERSION) -> Tensor:
@@ -61,3 +62,8 @@ def peaks_of_density(density: Tensor, count: int = 3) -> Tensor:
     peaks = flat.new_full((3 * count, flat.shape[1]), torch.nan)
     peaks[:, fibres] = vectors.flatten(1).T.to(peaks)
     return peaks.unflatten(1, density.shape[1:])
+
+
+def number_of_peaks(peaks: Tensor) -> Tensor:
+    """(...) uint8, how many of the peaks (3n, ...) are there: those that are not NaN."""
+    return peaks[::3].isfinite().sum(0).to(torch.uint8)
