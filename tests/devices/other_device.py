@@ -134,6 +134,13 @@ def _device_of(generator: torch.Generator) -> torch.device:
     return OTHER if any(one._cdata == generator._cdata for one in _Generator.of_other) else CPU
 
 
+class _Autocast(torch.autocast):
+    """Switches autocast off on the other device, where torch has none to switch."""
+
+    def __init__(self, device_type: str, *args: Any, **kwargs: Any) -> None:
+        super().__init__(CPU.type if device_type == OTHER.type else device_type, *args, **kwargs)
+
+
 _wrapper: list[type] = [There]
 
 
@@ -162,7 +169,7 @@ def other_device() -> Iterator[list[Wait]]:
     waits: list[Wait] = []
     torch._C._set_only_lift_cpu_tensors(True)  # else `torch.tensor` moves its values where no mode sees it
     try:
-        with _Mode(waits), mock.patch("torch.Generator", _Generator):
+        with _Mode(waits), mock.patch("torch.Generator", _Generator), mock.patch("torch.autocast", _Autocast):
             yield waits
     finally:
         torch._C._set_only_lift_cpu_tensors(False)
