@@ -243,7 +243,9 @@ def measure(size: str, shape: Sequence[int], whole_brain: Sequence[int], repeats
     report("any_ratio", elapsed / today[0], place, any_s=elapsed, cpu_time_ratio=cpu / today[1], size=size)
     peaks = {name: training_peak_mib(name, size, shape, place) for name in NETWORKS}
     details = {f"{name}_mib": peak for name, peak in peaks.items()}
-    report("training_memory_ratio", peaks["equivariant"] / peaks["plain"], place, **details, size=size)
+    report(
+        "training_memory_ratio", peaks["equivariant"] / max(peaks["plain"], 1e-3), place, **details, size=size
+    )
 
 
 if __name__ == "__main__":

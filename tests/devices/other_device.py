@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import traceback
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from unittest import mock
@@ -23,6 +23,7 @@ from unittest import mock
 import torch
 from monai.data import MetaTensor
 from torch import Tensor
+from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -32,8 +33,18 @@ OTHER = torch.device("lazy", 0)
 CPU = torch.device("cpu")
 aten = torch.ops.aten
 COPIES = {aten._to_copy, aten.copy_, aten.copy}
-INDEXING = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}  # indices may come from the CPU
-TAKES_NUMBERS = {aten.fill_, aten.masked_fill, aten.masked_fill_, *INDEXING}  # tensors without axes, from the CPU
+INDEXING = {
+    aten.index,
+    aten.index_put,
+    aten.index_put_,
+    aten._index_put_impl_,
+}  # indices may come from the CPU
+TAKES_NUMBERS = {
+    aten.fill_,
+    aten.masked_fill,
+    aten.masked_fill_,
+    *INDEXING,
+}  # tensors without axes, from the CPU
 READS = {
     aten._local_scalar_dense: "item",
     aten.equal: "equal",
@@ -141,6 +152,17 @@ class _Autocast(torch.autocast):
         super().__init__(CPU.type if device_type == OTHER.type else device_type, *args, **kwargs)
 
 
+def _reading(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`make`, which reads tensors in a list where no mode sees it, with numbers in their place."""
+
+    def made(data: Any, *args: Any, **kwargs: Any) -> Tensor:
+        if isinstance(data, list | tuple):
+            data = tree_map(lambda one: one.item() if isinstance(one, There) and one.ndim == 0 else one, data)
+        return make(data, *args, **kwargs)
+
+    return made
+
+
 _wrapper: list[type] = [There]
 
 
@@ -169,7 +191,16 @@ def other_device() -> Iterator[list[Wait]]:
     waits: list[Wait] = []
     torch._C._set_only_lift_cpu_tensors(True)  # else `torch.tensor` moves its values where no mode sees it
     try:
-        with _Mode(waits), mock.patch("torch.Generator", _Generator), mock.patch("torch.autocast", _Autocast):
+        with (
+            _Mode(waits),
+            mock.patch("torch.Generator", _Generator),
+            mock.patch("torch.autocast", _Autocast),
+            mock.patch("torch.tensor", _reading(torch.tensor)),
+            mock.patch("torch.as_tensor", _reading(torch.as_tensor)),
+            mock.patch(
+                "torch.lazy", torch.cpu, create=True
+            ),  # the module of the device, for checkpointed layers
+        ):
             yield waits
     finally:
         torch._C._set_only_lift_cpu_tensors(False)
@@ -190,11 +221,22 @@ def _carry_out(function: Any, args: Any, kwargs: dict[str, Any], waits: list[Wai
     _refuse_generator(function, kwargs, place)
     if there and (operation := _wait(packet, args, there, place)):
         waits.append(Wait(operation))
-    if torch.Tag.inplace_view in function.tags and there:
-        raise NotImplementedError(f"{function} changes the shape of a tensor in place")
     found = function(*tree_map(_here, args), **tree_map(_here, kwargs))
+    if torch.Tag.inplace_view in function.tags and there:
+        _reshape_in_place(function, args, kwargs)
     known = {id(t.here): t for t in there}
     return tree_map(lambda leaf: _wrapped(leaf, known, place), found)
+
+
+def _reshape_in_place(function: Any, args: Any, kwargs: dict[str, Any]) -> None:
+    """Let torch's kernel without values give the wrapper the sizes that its values have by now."""
+    before = torch._C._meta_in_tls_dispatch_include()
+    torch._C._set_meta_in_tls_dispatch_include(True)
+    try:
+        with no_dispatch():
+            function(*args, **kwargs)
+    finally:
+        torch._C._set_meta_in_tls_dispatch_include(before)
 
 
 def _here(leaf: Any) -> Any:
