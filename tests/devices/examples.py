@@ -34,7 +34,7 @@ from tests.conftest import ORIENTATIONS, grid_affine
 __all__ = ["EXAMPLES", "NO_TENSORS", "Example", "drawn"]
 
 Example = Callable[[torch.device], Any]
-SHAPE, DIRECTIONS = (8, 9, 8), 15
+SHAPE, DIRECTIONS = (8, 9, 8), 20
 AFFINE = grid_affine(ORIENTATIONS["oblique-left"], (2.0, 2.0, 2.5))
 FIELD_IN, FIELD_OUT = "2x0e+1x1o", "2x0e+1x1o+1x2e"
 
@@ -308,8 +308,8 @@ LAYERS: dict[str, Example] = {
         lambda: equivariant.ShellEncoder(4, scalars=4, l_max=4, hidden=8), shell_channels()
     ),
     "SphereActivation": module(
-        lambda: equivariant.SphereActivation("3x0e+3x2e+3x4e", scalars=2),
-        drawn(2, 47, 3, 3, 3),
+        lambda: equivariant.SphereActivation("3x0e+3x2e+3x4e", scalars=2, hidden=4),
+        drawn(2, 45, 3, 3, 3),
         drawn(2, 2, 3, 3, 3),
     ),
     "SteerableBlock": module(lambda: equivariant.SteerableBlock(3, FIELD_IN, FIELD_OUT), P),
@@ -318,14 +318,18 @@ LAYERS: dict[str, Example] = {
             module(lambda radial=radial: equivariant.SteerableConv3d(FIELD_IN, FIELD_OUT, radial=radial), P)
             for radial in (Bessel(), Cosine(), Gaussian(), Gaussian(mlp=RadialMLP()))
         ),
-        module(lambda: equivariant.SteerableConv3d(FIELD_IN, FIELD_OUT, stride=2), P, training=False),
+        module(
+            lambda: equivariant.SteerableConv3d(FIELD_IN, FIELD_OUT, stride=2),
+            P[..., :5, :5, :5],
+            training=False,
+        ),
     ),
     "SteerableResidualBlock": module(
         lambda: equivariant.SteerableResidualBlock(FIELD_IN, FIELD_OUT, norm="equivariant_batch"), P
     ),
 }
 
-HARMONICS = harmonic_irreps(1, 4)
+HARMONICS, LEVELS = harmonic_irreps(1, 4), ["2x0e+1x2e", "4x0e+1x1o"]
 SAMPLES = (
     torch.tensor([[0.0, 0.0, *[1000.0] * 6]]),
     torch.cat([torch.zeros(2, 3), spread_directions(6).float()])[None],
@@ -335,7 +339,7 @@ NETWORKS: dict[str, Example] = {
     "AnyProtocolUNet": several(
         *(
             module(
-                lambda: networks.AnyProtocolUNet(SHELLS, "4x0e", "tiny", channels=4, scalars=4, hidden=8),
+                lambda: networks.AnyProtocolUNet(SHELLS, "4x0e", LEVELS, channels=4, scalars=4, hidden=8),
                 shell_channels(),
                 training=training,
             )
@@ -345,7 +349,7 @@ NETWORKS: dict[str, Example] = {
     "EquivariantUNet": several(
         *(
             module(
-                lambda: networks.EquivariantUNet(HARMONICS, "4x0e", "tiny"),
+                lambda: networks.EquivariantUNet(HARMONICS, "4x0e", LEVELS),
                 drawn(1, as_irreps(HARMONICS).dim, *SHAPE),
                 training=training,
             )
@@ -363,7 +367,7 @@ NETWORKS: dict[str, Example] = {
             for training in (True, False)
         )
     ),
-    "PlainUNet": module(lambda: networks.PlainUNet(5, 2, 4), drawn(1, 5, 8, 8, 8)),
+    "PlainUNet": module(lambda: networks.PlainUNet(5, 2, 4), drawn(1, 5, 16, 8, 8)),
 }
 
 LABEL = classes(4, 2, 1, *SHAPE)
