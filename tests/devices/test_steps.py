@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from dmri_monai.inference.architectures import build_network, prepare_batch
 from dmri_monai.inference.spec import TAKES, ModelSpec
+from dmri_monai.losses import CrossingsLoss, OneHotL1Loss
 from dmri_monai.metrics import AngularError, MetricHandler
 from dmri_monai.tasks import TASKS
 from dmri_monai.training import PretrainBatch, StopAtNonFinite, loss_of, pretext_loss
 from dmri_monai.transforms import ToVoxelFramed, collate_dwi
 from tests.devices.examples import SAMPLES, SHAPE, classes, drawn, item, uniform
-from tests.devices.other_device import OTHER, Wait, other_device
+from tests.devices.other_device import OTHER, Wait, other_device, values
 
 CONFIGS = Path(__file__).parents[2] / "bundle" / "configs"
 CPU = torch.device("cpu")
@@ -32,8 +33,8 @@ MAY_WAIT = {
     "networks/voxels_first.py:item": "the number of voxels that are not air is a size",
     "networks/voxels_first.py:present_channels": "the number of shells is a size",
     "losses/voxels.py:forward": "CountedVoxelsLoss: any loss of MONAI, over as many voxels as count",
-    "qspace/b0.py:b0_reference": "the median of as many voxels as are bright",
-    "qspace/b0.py:mean_b0": "the number of b0 volumes is a size, where the table was brought to the device",
+    "artifacts/engine/raw_scan.py:to_canonical": "one look at the scan, before it is corrupted",
+    "artifacts/engine/scan_context.py:_reference": "what is drawn depends on the level of the signal",
 }
 
 LABELS: dict[str, Callable[[], Tensor]] = {
@@ -178,3 +179,19 @@ def test_a_loss_that_reads_a_value_is_noted() -> None:
     batch = {"image": drawn(1, 3, *SHAPE), "label": drawn(1, 3, *SHAPE)}
     _, waits = trained(nn.Conv3d(3, 3, 1), batch, read, prepare_batch(ModelSpec()))
     assert [wait.operation for wait in unknown(waits)] == ["item"]
+
+
+@pytest.mark.parametrize(
+    "loss", [OneHotL1Loss(), CrossingsLoss(ordinal=1.0)], ids=lambda loss: type(loss).__name__
+)
+def test_a_class_that_does_not_exist_makes_the_loss_nan_without_a_wait(loss: nn.Module) -> None:
+    pred, label = drawn(1, 4, *SHAPE), classes(4, 1, 1, *SHAPE)
+    wrong = label.clone()
+    wrong[0, 0, 0, 0, 0] = 4
+    with pytest.raises(ValueError, match="expected 0 to 3"):
+        loss(pred, wrong)
+    with other_device() as waits:
+        right, found = (loss(pred.to(OTHER), one.to(OTHER)) for one in (label, wrong))
+        assert not waits
+    assert values(right).isfinite()
+    assert values(found).isnan()
