@@ -145,7 +145,7 @@ def run_part(part: Part, seconds: float, lines: Lines, own: dict[str, str]) -> s
             stderr=rest,
             start_new_session=True,
         )
-        reader = threading.Thread(target=_keep, args=(process, part.name, lines, rest))
+        reader = threading.Thread(target=_keep, args=(process, part.name, lines, rest), daemon=True)
         reader.start()
         try:
             code: int | None = process.wait(timeout=seconds)
@@ -153,7 +153,7 @@ def run_part(part: Part, seconds: float, lines: Lines, own: dict[str, str]) -> s
             code = None
         finally:  # also where this call itself is interrupted: loaders and compilers of a part go with it
             _end(process)
-            reader.join()
+            reader.join(timeout=GRACE)  # what left the group of the part may hold its end of the pipe
     state = "out of time" if code is None else "failed" if code else "finished"
     lines.add(part.name, state=state, seconds=round(time.monotonic() - start, 1), **_reason(code, log))
     return state
