@@ -57,11 +57,11 @@ def test_what_is_missing_or_too_old_is_named(tmp_path: Path) -> None:
 
 def test_a_need_of_a_brought_package_counts(tmp_path: Path) -> None:
     for name, version in wanted().items():
-        distribution(tmp_path, name, version, *(["needed-by-rich>=2"] if name == "rich" else []))
+        distribution(tmp_path, name, version, *(["needed-by-monai>=2"] if name == "monai" else []))
     for name in THERE:
         distribution(tmp_path, name, "0.6.0" if name == "e3nn" else "99.0", "needed-by-torch")
     problems = unmet([str(tmp_path)])
-    assert "needed-by-rich: missing" in problems
+    assert "needed-by-monai: missing" in problems
     assert "needed-by-torch: missing" not in problems
 
 
