@@ -1,4 +1,4 @@
-# Every target installs what it needs into .venv, from requirements.lock.
+# Every target but `gpu` installs what it needs into .venv, from requirements.lock.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,7 +10,7 @@ export MPLBACKEND := Agg
 LABEL_VENV := .venv-label
 LABEL_STAMP := $(LABEL_VENV)/.installed
 
-.PHONY: install release demo test test-all faults lint docs bench experiments experiments-small label-env label-demo clean
+.PHONY: install release demo test test-all faults lint docs bench experiments experiments-small gpu-pack gpu label-env label-demo clean
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -67,6 +67,15 @@ experiments: install
 # all of them in minutes, hardly trained, beside the results in docs/
 experiments-small: install
 	$(BIN)/python -W ignore -m benchmarks.experiments all --size small --out runs/experiments/results
+
+# tests, benchmarks and experiments that want a GPU, on a machine with one and no network (docs/deployment.md): `gpu-pack`
+# where pip has its index, then, there, `gpu`, with the Python that has torch
+MINUTES ?= 12
+gpu-pack: install
+	$(BIN)/python -m benchmarks.gpu pack
+
+gpu:
+	$(PYTHON) -m benchmarks.gpu run --minutes $(MINUTES)
 
 # the main job; a new demo replaces the old one. WEIGHTS=released starts from the released weights instead of pretraining
 # `tiny` itself: two labelled heads, and the same from scratch beside it

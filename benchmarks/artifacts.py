@@ -20,7 +20,7 @@ import math
 import resource
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -43,11 +43,14 @@ def main() -> None:
     parser.add_argument(
         "--draws", type=int, default=None, help="draws to average a preset over (100 on a GPU, 3 on a CPU)"
     )
+    parser.add_argument(
+        "--shape", type=int, nargs=4, default=SHAPE, help="volumes and voxels; targets: the default"
+    )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
     draws = options.draws or (100 if device.type == "cuda" else 3)
-    image, bvals, bvecs = scan(device)
+    image, bvals, bvecs = scan(device, options.shape)
     if options.only in (None, "artifact"):
         for name, kind in ARTIFACTS.items():
             one = Preset(name, (kind(prob=1.0),))
@@ -66,13 +69,13 @@ def main() -> None:
             compare(name, ours, theirs, device, options.repeats)
 
 
-def scan(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+def scan(device: torch.device, shape: Sequence[int] = SHAPE) -> tuple[Tensor, Tensor, Tensor]:
     """A head of Gaussian diffusion, one b0 and 64 directions."""
     generator = torch.Generator().manual_seed(0)
-    x, y, z = torch.meshgrid(*[torch.linspace(-1, 1, n) for n in SHAPE[1:]], indexing="ij")
+    x, y, z = torch.meshgrid(*[torch.linspace(-1, 1, n) for n in shape[1:]], indexing="ij")
     head = 1000 * torch.exp(-(((x**2 + y**2 + z**2) / 0.7) ** 4))
-    bvecs = torch.nn.functional.normalize(torch.randn(SHAPE[0], 3, generator=generator), dim=1)
-    bvals = torch.full((SHAPE[0],), 1000.0)
+    bvecs = torch.nn.functional.normalize(torch.randn(shape[0], 3, generator=generator), dim=1)
+    bvals = torch.full((shape[0],), 1000.0)
     bvals[0], bvecs[0] = 0, 0
     attenuation = torch.exp(-bvals * (bvecs**2 @ torch.tensor([1.5e-3, 0.4e-3, 0.3e-3])))
     return (attenuation.view(-1, 1, 1, 1) * head).to(device), bvals, bvecs
@@ -137,19 +140,22 @@ def average(call: Callable[[int], object], draws: int, device: torch.device) -> 
 
 def counterparts(image: Tensor) -> list[tuple[str, Callable[[], object], Callable[[], object]]]:
     """(name, ours, MONAI's) at equal effect: same noise level, same truncation radius, spikes everywhere."""
-    n = SHAPE[0]
-    field = polynomial_field([0.0] + [0.1] * 19, SHAPE[1:], 3, image)
+    n, *shape = image.shape
+    field = polynomial_field([0.0] + [0.1] * 19, tuple(shape), 3, image)
     alpha = 0.5
     fraction = 1 - (1 - alpha) * math.sqrt(2)
     generator = torch.Generator(image.device).manual_seed(0)
-    every = torch.arange(n, device=image.device).repeat_interleave(SHAPE[3])
-    slices = torch.arange(SHAPE[3], device=image.device).repeat(n)
+    every = torch.arange(n, device=image.device).repeat_interleave(shape[2])
+    slices = torch.arange(shape[2], device=image.device).repeat(n)
     frequency = torch.tensor([[9, 7]], device=image.device).expand(len(every), 2)
     wave = {"volumes": every, "slices": slices, "frequency": frequency}
     noisy = RandRicianNoise(prob=1.0, std=30.0, sample_std=False)
     biased = RandBiasField(prob=1.0, degree=3, coeff_range=(0.1, 0.1))
     ringing = GibbsNoise(alpha=alpha)
-    herringbone = KSpaceSpikeNoise(loc=(54, 52, 30), k_intensity=math.log(0.05 * float(image[0].sum())))
+    herringbone = KSpaceSpikeNoise(
+        loc=(shape[0] // 2 + 9, shape[1] // 2 + 7, shape[2] // 2 + 3),
+        k_intensity=math.log(0.05 * float(image[0].sum())),
+    )
     return [
         ("rician", lambda: rician(image, sigma=30.0, generator=generator), lambda: noisy(image)),
         ("gibbs", lambda: gibbs(image, axes=(0, 1), fraction=fraction), lambda: ringing(image)),

@@ -142,11 +142,19 @@ def run(
     label: dict, x: Tensor, candidates: list[Candidate], device: str, dtype: torch.dtype, repeats: int
 ) -> None:
     for repetition in range(repeats + 1):
-        for candidate in candidates:
-            measure(candidate, x, device, dtype)
+        for candidate in list(candidates):
+            try:
+                measure(candidate, x, device, dtype)
+            except torch.OutOfMemoryError:
+                print(json.dumps({**label, "layer": candidate.name, "error": "out of memory"}), flush=True)
+                candidates.remove(candidate)
+                torch.cuda.empty_cache()
+                continue
             if repetition == 0:  # warm-up: caches, autotuning
                 candidate.forward_s.clear()
                 candidate.step_s.clear()
+    if not candidates:
+        return
     dense = candidates[0] if candidates[0].name.startswith("dense") else None
     for candidate in candidates:
         line = {
@@ -262,6 +270,7 @@ def main() -> None:
     parser.add_argument(
         "--size", type=int, default=None, help="voxels along an edge; default 32 on GPU, 16 (wide: 12) on CPU"
     )
+    parser.add_argument("--device", nargs="+", help="by default the CPU, and the GPU where there is one")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--largest", type=float, default=1e11, help="multiplications of a dense layer on CPU")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -277,7 +286,7 @@ def main() -> None:
     if "network" in options.cases:
         compare_networks(options)
     options.cases = [case for case in options.cases if case not in ("strategies", "network")]
-    for device in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
+    for device in options.device or ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
         for dtype in [torch.float32, *([torch.bfloat16] if device == "cuda" else [])]:
             if device == "cuda":
                 torch.backends.cudnn.benchmark = True

@@ -7,9 +7,10 @@ whole_brain_s: inference at 96 x 96 x 60.  any_ratio: inference of `AnyProtocolU
 scan of one shell whose head fills 44 % of the grid.  training_memory_ratio: growth of peak memory in a training step,
 each in a process of its own.
 
-On CPU in float32; on a GPU in bfloat16 autocast with channels last, for all networks alike.
+On CPU in float32; on a GPU in bfloat16 autocast (or --precision float32) with channels last, for all networks alike.
 
-Run: python benchmarks/networks.py [--size small] [--repeats 3] [--compile] [--only-any]
+Run: python benchmarks/networks.py [--size small] [--repeats 3] [--compile] [--precision float32] [--shape 64 80 56]
+     python benchmarks/networks.py --only-any
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -34,15 +35,43 @@ from dmri_monai.qspace.shell_set import shell_irreps
 IRREPS_IN, CLASSES = "2x0e+1x2e+1x4e", 4
 SHAPE, WHOLE_BRAIN = (64, 80, 56), (96, 96, 60)
 SLOTS, DEGREE, HEAD = 4, 6, 0.92  # of `AnyProtocolUNet`; squared radius of a ball that fills the grid
-CUDA = torch.cuda.is_available()
-DEVICE = "cuda" if CUDA else "cpu"
-TARGETS = {
-    "training_ratio": 1.5 if CUDA else 1.15,
-    "inference_ratio": 1.2 if CUDA else 1.1,
-    "whole_brain_s": 0.15 if CUDA else 20.0,
-    "any_ratio": 1.5,
-    "training_memory_ratio": None,
+TARGETS = {  # on the CPU in float32, on a GPU in bfloat16
+    "training_ratio": {"cpu": 1.15, "cuda": 1.5},
+    "inference_ratio": {"cpu": 1.1, "cuda": 1.2},
+    "whole_brain_s": {"cpu": 20.0, "cuda": 0.15},
+    "any_ratio": {"cpu": 1.5, "cuda": 1.5},
+    "training_memory_ratio": {},
 }
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where and how networks run: "cpu" or "cuda", the name of a dtype, a backend of `torch.compile` or none."""
+
+    device: str
+    precision: str
+    backend: str | None = None
+
+    @property
+    def cuda(self) -> bool:
+        return self.device == "cuda"
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.precision == "bfloat16")
+
+    def network(self, network: nn.Module) -> nn.Module:
+        network = network.to(self.device)
+        if self.cuda:
+            network = network.to(memory_format=torch.channels_last_3d)
+        return torch.compile(network, backend=self.backend) if self.backend else network
+
+    def synchronize(self) -> None:
+        if self.cuda:
+            torch.cuda.synchronize()
+
+    @property
+    def name(self) -> str:
+        return torch.cuda.get_device_name() if self.cuda else f"{torch.get_num_threads()} CPU threads"
 
 
 def equivariant(size: str) -> nn.Module:
@@ -75,76 +104,76 @@ NETWORKS: dict[str, Callable[[str], nn.Module]] = {
 }
 
 
-def autocast():
-    return torch.autocast("cuda", dtype=torch.bfloat16) if CUDA else nullcontext()
+def volume(shape: Sequence[int], place: Place) -> Tensor:
+    x = torch.randn(1, as_irreps(IRREPS_IN).dim, *shape, device=place.device)
+    return x.to(memory_format=torch.channels_last_3d) if place.cuda else x
 
 
-def placed(network: nn.Module, compiled: bool) -> nn.Module:
-    network = network.to(DEVICE)
-    if CUDA:
-        network = network.to(memory_format=torch.channels_last_3d)
-    return torch.compile(network) if compiled else network
-
-
-def volume(shape: tuple[int, int, int]) -> Tensor:
-    x = torch.randn(1, as_irreps(IRREPS_IN).dim, *shape, device=DEVICE)
-    return x.to(memory_format=torch.channels_last_3d) if CUDA else x
-
-
-def scan_of_one_shell() -> Tensor:
+def scan_of_one_shell(shape: Sequence[int], place: Place) -> Tensor:
     """Channels of `AnyProtocolUNet`: the first slot alone is there, and no signal outside of a ball."""
-    x = torch.rand(1, as_irreps(shell_irreps(SLOTS, DEGREE)).dim, *SHAPE, device=DEVICE)
+    x = torch.rand(1, as_irreps(shell_irreps(SLOTS, DEGREE)).dim, *shape, device=place.device)
     x[:, 2 + SLOTS : 1 + 2 * SLOTS] = 0.0
-    axes = torch.meshgrid(*(torch.linspace(-1, 1, n, device=DEVICE) for n in SHAPE), indexing="ij")
+    axes = torch.meshgrid(*(torch.linspace(-1, 1, n, device=place.device) for n in shape), indexing="ij")
     x[:, 1 : 1 + SLOTS] *= sum(axis.square() for axis in axes) < HEAD
     return x
 
 
-def training_step(network: nn.Module, x: Tensor) -> None:
+def training_step(network: nn.Module, x: Tensor, place: Place) -> None:
     network.zero_grad(set_to_none=True)
-    with autocast():
+    with place.autocast():
         loss = network(x).float().square().mean()
     loss.backward()
 
 
-def inference(network: nn.Module, x: Tensor) -> None:
-    with torch.no_grad(), autocast():
+def inference(network: nn.Module, x: Tensor, place: Place) -> None:
+    with torch.no_grad(), place.autocast():
         network(x)
 
 
-def seconds(action: Callable[[], object]) -> tuple[float, float]:
+def seconds(action: Callable[[], object], place: Place) -> tuple[float, float]:
     """Elapsed and CPU seconds; the latter count all threads and hardly depend on what else the machine does."""
-    if CUDA:
-        torch.cuda.synchronize()
+    place.synchronize()
     start, cpu = time.perf_counter(), time.process_time()
     action()
-    if CUDA:
-        torch.cuda.synchronize()
+    place.synchronize()
     return time.perf_counter() - start, time.process_time() - cpu
 
 
 def best(
-    networks: dict[str, nn.Module], act: Callable, x: Tensor, repeats: int
+    networks: dict[str, nn.Module], act: Callable, x: Tensor, place: Place, repeats: int
 ) -> dict[str, tuple[float, float]]:
     """Best elapsed and CPU time of every network; runs are interleaved and the first round is not counted."""
-    rounds = [{n: seconds(lambda m=m: act(m, x)) for n, m in networks.items()} for _ in range(repeats + 1)]
+    rounds = [
+        {n: seconds(lambda m=m: act(m, x, place), place) for n, m in networks.items()}
+        for _ in range(repeats + 1)
+    ]
     return {
         name: (min(r[name][0] for r in rounds[1:]), min(r[name][1] for r in rounds[1:])) for name in networks
     }
 
 
-def training_peak_mib(name: str, size: str) -> float:
-    """Growth of peak memory in a first training step, in a fresh process (MiB)."""
-    command = [sys.executable, __file__, "--peak-of", name, "--size", size]
+def training_peak_mib(name: str, size: str, shape: Sequence[int], place: Place) -> float:
+    """Growth of peak memory in a first training step, in a fresh process (MiB), not compiled."""
+    own = [
+        "--size",
+        size,
+        "--shape",
+        *map(str, shape),
+        "--device",
+        place.device,
+        "--precision",
+        place.precision,
+    ]
+    command = [sys.executable, __file__, "--peak-of", name, *own]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-def print_training_peak(name: str, size: str) -> None:
-    network, x = placed(NETWORKS[name](size), compiled=False), volume(SHAPE)
-    training_step(network, x[..., :16, :16, :16])  # what is set up once is not the step's
-    before = torch.cuda.memory_allocated() / 1024 if CUDA else memory_kib("VmRSS")
-    training_step(network, x)
-    peak = torch.cuda.max_memory_allocated() / 1024 if CUDA else memory_kib("VmHWM")
+def print_training_peak(name: str, size: str, shape: Sequence[int], place: Place) -> None:
+    network, x = place.network(NETWORKS[name](size)), volume(shape, place)
+    training_step(network, x[..., :16, :16, :16], place)  # what is set up once is not the step's
+    before = torch.cuda.memory_allocated() / 1024 if place.cuda else memory_kib("VmRSS")
+    training_step(network, x, place)
+    peak = torch.cuda.max_memory_allocated() / 1024 if place.cuda else memory_kib("VmHWM")
     print((peak - before) / 1024)
 
 
@@ -154,58 +183,80 @@ def memory_kib(name: str) -> int:
     return int(next(line for line in status if line.startswith(f"{name}:")).split()[1])
 
 
-def report(name: str, value: float, **details: float | str) -> None:
+def report(name: str, value: float, place: Place, **details: float | str) -> None:
     rounded = {key: round(v, 3) if isinstance(v, float) else v for key, v in details.items()}
-    print(json.dumps({"name": name, "value": round(value, 3), "target": TARGETS[name]} | rounded), flush=True)
+    own = {"device": place.name, "precision": place.precision, "compiled": place.backend}
+    line = {"name": name, "value": round(value, 3), "target": TARGETS[name].get(place.device)}
+    print(json.dumps(line | rounded | own), flush=True)
 
 
-def report_times(name: str, times: dict[str, tuple[float, float]], where: dict[str, str]) -> None:
+def report_times(name: str, times: dict[str, tuple[float, float]], place: Place, size: str) -> None:
     elapsed = {network: t[0] for network, t in times.items()}
     details = {f"{network}_s": t for network, t in elapsed.items()}
     details["twin_ratio"] = elapsed["equivariant"] / elapsed["twin"]
-    if not CUDA:
+    if not place.cuda:
         details["cpu_time_ratio"] = times["equivariant"][1] / times["plain"][1]
         details["cpu_time_twin_ratio"] = times["equivariant"][1] / times["twin"][1]
-    report(name, elapsed["equivariant"] / elapsed["plain"], **details, **where)
+    report(name, elapsed["equivariant"] / elapsed["plain"], place, **details, size=size)
 
 
-def report_any(equivariant: nn.Module, options: argparse.Namespace, where: dict[str, str]) -> None:
-    network = AnyProtocolUNet(shell_irreps(SLOTS, DEGREE), f"{CLASSES}x0e", options.size)
-    own = {"any": placed(network, compiled=False).eval()}
-    elapsed, cpu = best(own, inference, scan_of_one_shell(), options.repeats)["any"]
-    today = best({"equivariant": equivariant}, inference, volume(SHAPE), options.repeats)["equivariant"]
-    report("any_ratio", elapsed / today[0], any_s=elapsed, cpu_time_ratio=cpu / today[1], **where)
+def report_any(equivariant: nn.Module, size: str, shape: Sequence[int], repeats: int, place: Place) -> None:
+    network = AnyProtocolUNet(shell_irreps(SLOTS, DEGREE), f"{CLASSES}x0e", size)
+    own = {"any": replace(place, backend=None).network(network).eval()}
+    elapsed, cpu = best(own, inference, scan_of_one_shell(shape, place), place, repeats)["any"]
+    one = {"equivariant": equivariant}
+    today = best(one, inference, volume(shape, place), place, repeats)["equivariant"]
+    report("any_ratio", elapsed / today[0], place, any_s=elapsed, cpu_time_ratio=cpu / today[1], size=size)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    there = torch.cuda.is_available()
     parser.add_argument("--size", default="small")
+    parser.add_argument(
+        "--shape", type=int, nargs=3, help="voxels; by default those that the targets hold for"
+    )
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--compile", action="store_true")
     parser.add_argument("--only-any", action="store_true", help="any_ratio alone")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if there else "cpu")
+    parser.add_argument(
+        "--precision", choices=("float32", "bfloat16"), help="bfloat16 on a GPU, else float32"
+    )
+    parser.add_argument("--compile", nargs="?", const="inductor", metavar="BACKEND", help="of torch.compile")
     parser.add_argument("--peak-of", choices=NETWORKS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    precision = options.precision or ("bfloat16" if options.device == "cuda" else "float32")
+    place = Place(options.device, precision, options.compile)
+    shape = options.shape or SHAPE
     if options.peak_of:
-        print_training_peak(options.peak_of, options.size)
-        return
-    device = torch.cuda.get_device_name() if CUDA else f"{torch.get_num_threads()} CPU threads"
-    where = {"size": options.size, "device": device}
-    networks = {name: placed(make(options.size), options.compile) for name, make in NETWORKS.items()}
-    if options.only_any:
-        report_any(networks["equivariant"].eval(), options, where)
-        return
-    report_times("training_ratio", best(networks, training_step, volume(SHAPE), options.repeats), where)
+        print_training_peak(options.peak_of, options.size, shape, place)
+    elif options.only_any:
+        equivariant = place.network(NETWORKS["equivariant"](options.size)).eval()
+        report_any(equivariant, options.size, shape, options.repeats, place)
+    else:
+        measure(options.size, shape, options.shape or WHOLE_BRAIN, options.repeats, place)
+
+
+def measure(size: str, shape: Sequence[int], whole_brain: Sequence[int], repeats: int, place: Place) -> None:
+    networks = {name: place.network(make(size)) for name, make in NETWORKS.items()}
+    report_times(
+        "training_ratio", best(networks, training_step, volume(shape, place), place, repeats), place, size
+    )
     networks = {name: network.eval() for name, network in networks.items()}
-    report_times("inference_ratio", best(networks, inference, volume(SHAPE), options.repeats), where)
-    whole = best({"equivariant": networks["equivariant"]}, inference, volume(WHOLE_BRAIN), options.repeats)
-    report("whole_brain_s", whole["equivariant"][0], cpu_s=whole["equivariant"][1], **where)
-    report_any(networks["equivariant"], options, where)
-    peaks = {name: training_peak_mib(name, options.size) for name in NETWORKS}
+    times = best(networks, inference, volume(shape, place), place, repeats)
+    report_times("inference_ratio", times, place, size)
+    one = {"equivariant": networks["equivariant"]}
+    whole = best(one, inference, volume(whole_brain, place), place, repeats)["equivariant"]
+    report("whole_brain_s", whole[0], place, cpu_s=whole[1], size=size)
+    report_any(networks["equivariant"], size, shape, repeats, place)
+    peaks = {name: training_peak_mib(name, size, shape, place) for name in NETWORKS}
     details = {f"{name}_mib": peak for name, peak in peaks.items()}
-    report("training_memory_ratio", peaks["equivariant"] / peaks["plain"], **details, **where)
+    report(
+        "training_memory_ratio", peaks["equivariant"] / max(peaks["plain"], 1e-3), place, **details, size=size
+    )
 
 
 if __name__ == "__main__":

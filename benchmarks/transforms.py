@@ -23,7 +23,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -48,20 +48,20 @@ SHAPE, CROP, N_VOLUMES = (96, 96, 60), (64, 64, 48), 65
 TARGETS = {"tensor_ratio": 10.0, "chain_s": 1.0}
 
 
-def scan(device: str) -> dict[str, Any]:
+def scan(device: str, shape: Sequence[int] = SHAPE) -> dict[str, Any]:
     """A noisy scan with a fibre direction that turns over space, on an oblique grid."""
     generator = torch.Generator().manual_seed(0)
-    grid = torch.stack(torch.meshgrid(*(torch.linspace(-1, 1, n) for n in SHAPE), indexing="ij"))
+    grid = torch.stack(torch.meshgrid(*(torch.linspace(-1, 1, n) for n in shape), indexing="ij"))
     fibres = torch.nn.functional.normalize(
         torch.sin(3 * grid + torch.tensor([0.3, 1.0, 2.0]).view(3, 1, 1, 1)), dim=0
     )
     bvals = torch.cat([torch.zeros(1), torch.full((N_VOLUMES - 1,), 1000.0)])
     bvecs = torch.cat([torch.zeros(1, 3), spread_directions(N_VOLUMES - 1).float()])
-    image = torch.empty(N_VOLUMES, *SHAPE)
+    image = torch.empty(N_VOLUMES, *shape)
     for i, (b, g) in enumerate(zip(bvals, bvecs, strict=True)):
         along = (fibres * g.view(3, 1, 1, 1)).sum(0)
         image[i] = 500 * torch.exp(-b * (0.4e-3 + 1.2e-3 * along**2))
-        image[i] += 10 * torch.randn(SHAPE, generator=generator)
+        image[i] += 10 * torch.randn(*shape, generator=generator)
     affine = torch.eye(4, dtype=torch.float64)
     turn = torch.linalg.qr(
         torch.eye(3, dtype=torch.float64) + 0.2 * torch.ones(3, 3, dtype=torch.float64).triu()
@@ -71,13 +71,14 @@ def scan(device: str) -> dict[str, Any]:
     return {"image": MetaTensor(image, affine=affine), "bvals": bvals, "bvecs": bvecs}
 
 
-def chain(lazy: bool = True) -> mt.Compose:
+def chain(shape: Sequence[int] = SHAPE, lazy: bool = True) -> mt.Compose:
+    crop = [min(c, n) for c, n in zip(CROP, shape, strict=True)]
     return mt.Compose(
         [
             RandSubsampleDirectionsd(directions=(30, 30)),
             RandRotateMMd("image", prob=1.0),
             mt.RandFlipd("image", prob=1.0, spatial_axis=0),
-            mt.RandSpatialCropd("image", roi_size=CROP, random_size=False),
+            mt.RandSpatialCropd("image", roi_size=crop, random_size=False),
             SphericalHarmonicsd(shells=[1000], l_max=4),
         ],
         lazy=lazy,
@@ -134,12 +135,13 @@ def tensor_benchmark(item: dict[str, Any], device: str, repeats: int, with_dipy:
 
 
 def chain_benchmark(item: dict[str, Any], device: str, repeats: int) -> None:
-    for name, pipeline in (("chain", chain()), ("chain_eager", chain(lazy=False))):
+    shape = item["image"].shape[1:]
+    for name, pipeline in (("chain", chain(shape)), ("chain_eager", chain(shape, lazy=False))):
         pipeline.set_random_state(0)
         pipeline(item)
         runs = [timed(lambda p=pipeline: p(item), device) for _ in range(2 * repeats)]
         wall, cpu = medians(runs)
-        memory = gpu_memory(pipeline, item) if device != "cpu" else cpu_memory(name)
+        memory = gpu_memory(pipeline, item) if device != "cpu" else cpu_memory(name, shape)
         extra = {"target": TARGETS["chain_s"]} if name == "chain" else {}
         report(name, device, seconds=wall, cpu_s=cpu, worst_s=max(runs)[0], peak_mib=memory, **extra)
     singles = {
@@ -182,18 +184,18 @@ def gpu_memory(pipeline: mt.Compose, item: dict[str, Any]) -> float:
     return (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
-def cpu_memory(name: str) -> float:
+def cpu_memory(name: str, shape: Sequence[int]) -> float:
     """Growth of peak memory in a process of its own, so that nothing else has raised the peak before."""
-    command = [sys.executable, __file__, "--memory", name]
+    command = [sys.executable, __file__, "--memory", name, "--shape", *map(str, shape)]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
-def measure_memory(name: str) -> None:
-    pipeline = chain(lazy=name == "chain")
-    small = scan("cpu")
+def measure_memory(name: str, shape: Sequence[int]) -> None:
+    pipeline = chain(shape, lazy=name == "chain")
+    small = scan("cpu", shape)
     small["image"] = small["image"][:, :8, :8, :8]
     mt.Compose(pipeline.transforms[:3])(small)  # everything imported and warm
-    item = scan("cpu")
+    item = scan("cpu", shape)
     pipeline.set_random_state(0)
     Path("/proc/self/clear_refs").write_text(
         "5", encoding="utf-8"
@@ -218,6 +220,9 @@ def main() -> None:
     parser.add_argument("--device", action="append", help="cpu or cuda; by default both where there is a GPU")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--skip-dipy", action="store_true")
+    parser.add_argument(
+        "--shape", type=int, nargs=3, default=SHAPE, help="voxels; by default what the targets hold for"
+    )
     parser.add_argument("--memory", help=argparse.SUPPRESS)
     parser.add_argument("--only", choices=["elastic"])
     parser.add_argument("--baseline", help="folder with another checkout, for elastic_before")
@@ -231,11 +236,11 @@ def main() -> None:
         elastic_benchmark(options)
         return
     if options.memory:
-        measure_memory(options.memory)
+        measure_memory(options.memory, options.shape)
         return
     devices = options.device or (["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])
     for device in devices:
-        item = scan(device)
+        item = scan(device, options.shape)
         chain_benchmark(item, device, options.repeats)
         tensor_benchmark(item, device, options.repeats, with_dipy=not options.skip_dipy and device == "cpu")
 

@@ -16,6 +16,7 @@ from dmri_monai.artifacts.magnitudes import (
     check_non_negative,
     check_shape,
     on_magnitude,
+    unseen,
 )
 from dmri_monai.artifacts.spatial_fields import monomials, n_monomials
 
@@ -180,7 +181,9 @@ def _push(image: Tensor, edges: Tensor, axis: int) -> Tensor:
     steps = step.new_zeros(shape).scatter_add(dim, index, step - beyond).scatter_add(dim, index + 1, beyond)
     pushed = steps.narrow(dim, 0, n).cumsum(dim).clamp_(min=0)
     narrow = width.detach().abs() < NARROWEST
-    return _with_squeezed(pushed, image * (1 - width.abs() / widened), edges, dim) if narrow.any() else pushed
+    if not unseen(narrow) and not narrow.any():
+        return pushed
+    return _with_squeezed(pushed, image * (1 - width.abs() / widened), edges, dim)
 
 
 def _with_squeezed(pushed: Tensor, missing: Tensor, edges: Tensor, dim: int) -> Tensor:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import wraps
 from typing import Concatenate, ParamSpec
 
@@ -21,9 +23,12 @@ __all__ = [
     "check_shape",
     "on_magnitude",
     "per_volume",
+    "unseen",
+    "without_looking",
 ]
 
 P = ParamSpec("P")
+_looking: ContextVar[bool] = ContextVar("_looking", default=True)
 HALF = (torch.float16, torch.bfloat16)
 
 
@@ -44,6 +49,24 @@ def on_magnitude(
     return checked
 
 
+@contextmanager
+def without_looking() -> Iterator[None]:
+    """Within it, values on a device but the CPU are not looked at, for which the CPU would wait.
+
+    For what looked at the scan before, and draws parameters in their ranges.
+    """
+    token = _looking.set(False)
+    try:
+        yield
+    finally:
+        _looking.reset(token)
+
+
+def unseen(value: Tensor | float) -> bool:
+    """Whether `value` is not to be looked at; see :func:`without_looking`."""
+    return isinstance(value, Tensor) and value.device.type != "cpu" and not _looking.get()
+
+
 def as_stored(image: Tensor, dtype: torch.dtype) -> Tensor:
     """`image` as `dtype`; what is beyond a half type becomes the largest number that it holds."""
     return image.clamp(max=torch.finfo(dtype).max).to(dtype) if dtype in HALF else image.to(dtype)
@@ -59,6 +82,8 @@ def check_magnitude(image: Tensor, name: str = "image") -> None:
         raise ValueError(
             f"{name}: shape {tuple(image.shape)}, expected (..., X, Y, Z) with at least one voxel"
         )
+    if unseen(image):
+        return
     low, high = torch.aminmax(image.detach())  # one pass, and NaN comes through it
     if low >= 0 and high < math.inf:
         return
@@ -79,7 +104,7 @@ def check_axis(name: str, axis: int) -> int:
 
 def _bounds(value: Tensor | float) -> tuple[float, float]:
     if isinstance(value, Tensor):
-        if value.numel() == 0:
+        if value.numel() == 0 or unseen(value):
             return 0.0, 0.0
         low, high = torch.aminmax(value.detach())
         return float(low), float(high)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dmri_monai.artifacts.blockwise import blockwise
-from dmri_monai.artifacts.magnitudes import check_non_negative, check_shape, on_magnitude
+from dmri_monai.artifacts.magnitudes import check_non_negative, check_shape, on_magnitude, unseen
 
 __all__ = ["g_factor_sigma", "noncentral_chi", "rician"]
 
@@ -88,7 +88,6 @@ def g_factor_sigma(g_factor: Tensor, *, sigma: float, acceleration: float = 1.0)
     check_non_negative("sigma", sigma)
     if not acceleration >= 1:
         raise ValueError(f"acceleration is {acceleration}, expected at least 1")
-    lowest = float(g_factor.min())
-    if not lowest >= 1:
-        raise ValueError(f"g_factor is {lowest:g}, expected at least 1")
+    if not unseen(g_factor) and not g_factor.min() >= 1:
+        raise ValueError(f"g_factor is {float(g_factor.min()):g}, expected at least 1")
     return g_factor * (acceleration**0.5 * sigma)

@@ -103,7 +103,7 @@ def susceptibility_field(
         across = x**2 + y**2
         field = field + weight * radius**3 * (2 * z**2 - across) / (across + z**2 + radius**2) ** 2.5
     largest = field.abs().amax()
-    return field * (peak_hz / largest) if largest > 0 else field
+    return field * torch.where(largest > 0, peak_hz / largest, 1.0)
 
 
 def blob(

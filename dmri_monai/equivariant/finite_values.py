@@ -18,9 +18,12 @@ def check_finite(x: Tensor, name: str, mask: Tensor | None = None) -> None:
     """Raise ValueError with both numbers where data `x` (N, C, Q, ...), valid by `mask` (N, Q), hold NaN or infinity.
 
     Data come from outside; what an earlier layer computed for a training step is not looked at, because mixed
-    precision may overflow there and recovers by itself, and because the check waits for the device.
+    precision may overflow there and recovers by itself, and because the check waits for the device.  Without gradients,
+    data cannot be told from what a layer computed: then nothing on a device but the CPU is looked at.
     """
     if x.grad_fn is not None or is_recording() or _is_capturing(x):
+        return
+    if x.device.type != "cpu" and not torch.is_grad_enabled():
         return
     values = x.detach().as_subclass(Tensor)
     if mask is not None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dmri_monai.losses.masking import check_shape, inside, plain, weighted_mean
+from dmri_monai.losses.masking import check_classes, check_shape, inside, plain, weighted_mean
 
 __all__ = ["CrossingsLoss"]
 
@@ -21,7 +21,8 @@ class CrossingsLoss(nn.Module):
     (P(class <= k) - [target <= k])², is a proper score that, unlike cross entropy, counts an error of two fibres more
     than an error of one.  class_weights: one number per class; the mean is then a weighted one.
     Reference: Epstein 1969, doi:10.1175/1520-0450(1969)008<0985:ASSFPF>2.0.CO;2
-    ValueError for shapes and labels that do not fit; 0 where no voxel counts.
+    ValueError for shapes that do not fit; labels: :func:`dmri_monai.losses.masking.check_classes`; 0 where no voxel
+    counts.
     """
 
     def __init__(
@@ -39,12 +40,13 @@ class CrossingsLoss(nn.Module):
         logits = plain(pred)
         classes = target.as_subclass(Tensor)[:, 0]
         valid = inside(mask, ~(classes.isnan() | (classes == self.ignore_index)))
+        ignored = f" (or {self.ignore_index}, which is ignored)"
         classes = torch.where(valid, classes, 0).long()
-        self._check_classes(classes, logits.shape[1])
+        classes, wrong = check_classes("crossings target", classes, logits.shape[1], ignored)
         loss = F.cross_entropy(logits, classes, reduction="none")
         if self.ordinal:
             loss = loss + self.ordinal * ranked_probability_score(logits, classes)
-        return weighted_mean(loss, self._weights(classes, logits) * valid)
+        return weighted_mean(loss, self._weights(classes, logits) * valid) + wrong
 
     def _weights(self, classes: Tensor, logits: Tensor) -> Tensor:
         if self.class_weights is None:
@@ -52,14 +54,6 @@ class CrossingsLoss(nn.Module):
         if len(self.class_weights) != logits.shape[1]:
             raise ValueError(f"{len(self.class_weights)} class weights for {logits.shape[1]} classes")
         return logits.new_tensor(self.class_weights)[classes]
-
-    def _check_classes(self, classes: Tensor, n_classes: int) -> None:
-        low, high = (int(edge) for edge in classes.aminmax()) if classes.numel() else (0, 0)
-        if low < 0 or high >= n_classes:
-            raise ValueError(
-                f"crossings target holds classes {low} to {high}, expected 0 to {n_classes - 1} "
-                f"(or {self.ignore_index}, which is ignored)"
-            )
 
 
 def ranked_probability_score(logits: Tensor, classes: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["check_shape", "inside", "plain", "weighted_mean"]
+__all__ = ["check_classes", "check_shape", "inside", "plain", "weighted_mean"]
 
 
 def plain(values: Tensor) -> Tensor:
@@ -34,3 +34,21 @@ def check_shape(name: str, tensor: Tensor, expected: tuple[int, ...]) -> None:
     """ValueError with both shapes where they differ."""
     if tuple(tensor.shape) != expected:
         raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {expected}")
+
+
+def check_classes(
+    name: str, classes: Tensor, n_classes: int, besides: str = ""
+) -> tuple[Tensor, Tensor | float]:
+    """`classes` (B, X, Y, Z), all from 0 to `n_classes` - 1, and what to add to a loss of them.
+
+    On the CPU, others are a ValueError that names what there is, and nothing is to be added.  Elsewhere looking at them
+    would make the CPU wait for the device in every step: they become a class that exists, and NaN is to be added, which
+    ends a training by `StopAtNonFinite`.
+    """
+    if classes.device.type != "cpu":
+        known = classes.clamp(0, n_classes - 1)
+        return known, torch.where((known == classes).all(), 0.0, torch.nan)
+    low, high = (int(edge) for edge in classes.aminmax()) if classes.numel() else (0, 0)
+    if low < 0 or high >= n_classes:
+        raise ValueError(f"{name} holds classes {low} to {high}, expected 0 to {n_classes - 1}{besides}")
+    return classes, 0.0

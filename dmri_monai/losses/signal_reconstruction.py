@@ -51,7 +51,7 @@ class SignalReconstructionLoss(nn.Module):
         """rows: (B, N) weight of each measurement within its shell; all 1 by default."""
         pred = plain(pred)  # first: a half-precision prediction must not round the target
         scan = _checked(target, pred)
-        weights = self._row_weights(scan, rows).to(pred.device)
+        weights = self._row_weights(scan, rows).to(pred)
         b0, clean, voxels = self._clean(scan)
         signal = harmonics_to_signal(
             pred,
@@ -62,7 +62,7 @@ class SignalReconstructionLoss(nn.Module):
             valid=scan.get("valid"),
             fit=self.fit,
         )
-        error = torch.einsum("bn,bnxyz->bxyz", weights.to(signal), (signal - clean).square())
+        error = torch.einsum("bn,bnxyz->bxyz", weights, (signal - clean).square())
         error = error + self.weights[0] * (pred[:, 0] - b0).square()
         total = (weights.sum(dim=1) + self.weights[0]).to(error)[:, None, None, None]
         # the mean of error / total, weighted by total: items that lack a shell count for less
@@ -124,12 +124,16 @@ class MaskedReconstructionLoss(nn.Module):
 
 
 def _checked(target: Mapping[str, Tensor], pred: Tensor) -> dict[str, Tensor]:
-    """The parts of `target` that count, as plain tensors on the device of `pred`."""
+    """The parts of `target` that count, as plain tensors: images on the device of `pred`, the table on the CPU.
+
+    Shells are made of the table there; where it comes from there, no step waits for the device.
+    """
     missing = [key for key in ("image", "bvals", "bvecs_voxel") if key not in target]
     if missing:
         raise ValueError(f"signal reconstruction: no {missing} in the target, only {sorted(target)}")
     keys = [k for k in ("image", "bvals", "bvecs_voxel", "valid", "mask") if target.get(k) is not None]
-    scan = {key: target[key].as_subclass(Tensor).to(pred.device) for key in keys}
+    places = {key: pred.device if key in ("image", "mask") else "cpu" for key in keys}
+    scan = {key: target[key].as_subclass(Tensor).to(place) for key, place in places.items()}
     scan["image"] = scan["image"].to(pred.dtype)
     table = (len(pred), scan["image"].shape[1])
     check_shape("image", scan["image"], (*table, *pred.shape[2:]))

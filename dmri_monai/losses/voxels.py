@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dmri_monai.losses.masking import check_shape, plain, weighted_mean
+from dmri_monai.losses.masking import check_classes, check_shape, plain, weighted_mean
 
 __all__ = ["CountedVoxelsLoss", "LesionBCELoss", "OneHotL1Loss"]
 
@@ -30,8 +30,9 @@ class CountedVoxelsLoss(nn.Module):
         values = []
         for scores, label in zip(pred, target, strict=True):
             counts = label[0] >= 0  # false for NaN as well
-            if counts.any():
-                values.append(self.loss(scores[:, counts].unsqueeze(0), label[:, counts].unsqueeze(0)))
+            chosen = label[:, counts]
+            if chosen.numel():
+                values.append(self.loss(scores[:, counts].unsqueeze(0), chosen.unsqueeze(0)))
         return torch.stack(values).mean() if values else 0.0 * pred.sum()
 
 
@@ -71,15 +72,15 @@ class OneHotL1Loss(nn.Module):
     """Mean absolute difference between the output and the one-hot label: the class loss of Weninger et al. 2022.
 
     pred: (B, K, X, Y, Z) scores, compared as they are.  target: (B, 1, X, Y, Z) class numbers; negative values and
-    NaN do not count.  Reference: Weninger et al. 2022 (BVM).
+    NaN do not count.  For labels that do not fit: :func:`dmri_monai.losses.masking.check_classes`.
+    Reference: Weninger et al. 2022 (BVM).
     """
 
     def forward(self, pred: Tensor, target: Tensor) -> Tensor:
         check_shape("label", target, (len(pred), 1, *pred.shape[2:]))
         pred, target = plain(pred), plain(target)[:, 0]
         counts = target >= 0
-        classes = torch.where(counts, target, 0.0).long()
-        if int(classes.max()) >= pred.shape[1]:
-            raise ValueError(f"label holds class {int(classes.max())}, expected 0 to {pred.shape[1] - 1}")
-        one_hot = F.one_hot(classes, pred.shape[1]).movedim(-1, 1).to(pred)
-        return weighted_mean((pred - one_hot).abs().mean(dim=1), counts.to(pred))
+        classes, wrong = check_classes("label", torch.where(counts, target, 0.0).long(), pred.shape[1])
+        numbers = torch.arange(pred.shape[1], device=pred.device).view(-1, 1, 1, 1)
+        one_hot = (classes.unsqueeze(1) == numbers).to(pred)
+        return weighted_mean((pred - one_hot).abs().mean(dim=1), counts.to(pred)) + wrong

@@ -43,15 +43,17 @@ def _lowest_shell(bvals: Tensor, b0_threshold: float, valid: Tensor | None, with
 
 
 def b0_reference(b0: Tensor, brain: Tensor | None = None) -> Tensor:
-    """Median of `b0` (X, Y, Z) inside `brain` (1, X, Y, Z), else above a tenth of its 99th percentile."""
-    if brain is not None and bool(brain.any()):
-        values = b0[brain.reshape(b0.shape) > 0]
-    else:
-        flat = b0.flatten().nan_to_num()
-        bright = flat.kthvalue(max(1, round(0.99 * flat.numel()))).values
-        values = flat[flat > 0.1 * bright]
-    median = values.nan_to_num().median() if values.numel() else b0.new_zeros(())
-    return torch.where(median > 0, median, torch.ones_like(median))
+    """Median of `b0` (X, Y, Z) inside `brain` (1, X, Y, Z), else above a tenth of its 99th percentile; 1 for none.
+
+    Voxels are left out as NaN, not by their index: their number would have to come from the device.
+    """
+    flat = b0.flatten().nan_to_num()
+    counted = flat > 0.1 * flat.kthvalue(max(1, round(0.99 * flat.numel()))).values
+    if brain is not None:
+        inside = brain.flatten() > 0
+        counted = torch.where(inside.any(), inside, counted)
+    median = torch.where(counted, flat, torch.nan).nanmedian()
+    return torch.where(median > 0, median, 1.0)
 
 
 def head_mask(b0: Tensor, fraction: float = 0.1) -> Tensor:

@@ -90,9 +90,7 @@ def _item_to_harmonics(
     b0 = mean_b0(image, scan.bvals, fit.b0_threshold, scan.valid)
     reference = b0_reference(b0, brain)
     matrix = (matrix * _row_scale(fit, len(shells), l_max))[channel_layout(len(shells), l_max)]
-    coefficients = _fit_normalised(
-        image, b0, matrix.float().to(image.device), fit.min_b0 * reference, fit.clip
-    )
+    coefficients = _fit_normalised(image, b0, matrix.float(), fit.min_b0 * reference, fit.clip)
     n = len(shells)
     parts = [(b0 / reference).nan_to_num(0.0, 0.0, 0.0).unsqueeze(0), coefficients[:n]]
     if fit.missing == "zero":
@@ -101,10 +99,13 @@ def _item_to_harmonics(
 
 
 def _fit_normalised(image: Tensor, b0: Tensor, matrix: Tensor, floor: Tensor, clip: float | None) -> Tensor:
-    """(C, X, Y, Z) = matrix (C, N) @ S/S0 of `image` (N, X, Y, Z), by chunks of voxels; 0 where S0 <= floor."""
+    """(C, X, Y, Z) = matrix (C, N) @ S/S0 of `image` (N, X, Y, Z), by chunks of voxels; 0 where S0 <= floor.
+
+    The matrix comes from the CPU, where choosing its columns waits for no device.
+    """
     flat, inverse = image.flatten(1), torch.where(b0 > floor, 1.0 / b0, torch.zeros_like(b0)).flatten()
     used = torch.nonzero(matrix.abs().sum(dim=0) > 0).flatten()  # the others may hold anything, also NaN
-    matrix = matrix[:, used]
+    matrix, used = matrix[:, used].to(image.device), used.to(image.device)
     result = inverse.new_empty(len(matrix), flat.shape[1])
     for start in range(0, flat.shape[1], CHUNK):
         part = slice(start, start + CHUNK)

@@ -107,8 +107,8 @@ class PretrainBatch:
                 for bvals, valid, seed in zip(batch["bvals"], batch["valid"], batch["item_seed"], strict=True)
             ]
         )
-        table = {key: batch[key].to(image.device) for key in SCAN_KEYS}
-        target = {"image": image, **table, "hidden": hidden.to(image.device), "harmonics": harmonics}
+        table = {key: batch[key].cpu() for key in SCAN_KEYS}  # where the loss makes shells of it
+        target = {"image": image, **table, "hidden": hidden, "harmonics": harmonics}
         visible = batch["valid"].bool() & ~hidden
         if self.model.takes != "harmonics":
             return self._encoded(image, batch, visible, target)
@@ -136,7 +136,7 @@ class PretrainBatch:
         rows, threshold, slots = rows.bool().cpu(), self.model.b0_threshold, self.model.slots
         bvals, bvecs = batch["bvals"][b].cpu()[rows], batch["bvecs_voxel"][b].cpu()[rows]
         shells = shell_set(bvals, bvecs, slots=slots, l_max=self.model.l_max, b0_threshold=threshold)
-        own = shell_channels(image[rows.to(image.device)], bvals, shells, b0_threshold=threshold)
+        own = shell_channels(image[rows.nonzero().flatten()], bvals, shells, b0_threshold=threshold)
         return torch.cat(
             [own[: 1 + 2 * slots], own[1 + 4 * slots :]]
         )  # without b and log n, which are no harmonics
@@ -145,7 +145,7 @@ class PretrainBatch:
         """Input for networks on shells, directions or samples: each scan goes through the transforms of fine-tuning."""
         items = []
         for b, kept in enumerate(rows.bool()):
-            scan = MetaTensor(image[b][kept.to(image.device)], affine=batch["image"].affine[b])
+            scan = MetaTensor(image[b][kept.nonzero().flatten()], affine=batch["image"].affine[b])
             item = {"image": scan, "bvals": batch["bvals"][b][kept], "bvecs": batch["bvecs"][b][kept]}
             encoded = self.encode(item)
             items.append({key: encoded[key] for key in ("image", *self.model.keys)})

@@ -83,7 +83,7 @@ class ResampleDirectionsd(MapTransform):
         data = image.as_tensor().float()
         out = torch.einsum("mn,n...->m...", matrix.to(data), data).clamp_(min=0.0)
         if self.b0 == "first":
-            b0 = mean_b0(data, bvals.to(data.device), self.fit.b0_threshold)
+            b0 = mean_b0(data, bvals, self.fit.b0_threshold)
             out = torch.cat([b0.unsqueeze(0), out])
         return like(image, out)
 

@@ -158,8 +158,8 @@ def _multiband(factor: Any) -> int:
 
 def _reference(image: Tensor, bvals: np.ndarray, b0_threshold: float) -> float:
     """Mean unweighted signal where it is above its own overall mean: brain and skull, not air."""
-    unweighted = torch.from_numpy(bvals <= b0_threshold).to(image.device)
-    mean = image[unweighted].mean(0) if unweighted.any() else image.mean(0)
+    unweighted = np.flatnonzero(bvals <= b0_threshold)
+    mean = image[torch.from_numpy(unweighted)].mean(0) if len(unweighted) else image.mean(0)
     overall = _total(mean) / mean.numel()
     inside = mean > overall
     count = int(inside.sum())

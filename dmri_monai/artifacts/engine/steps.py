@@ -17,6 +17,7 @@ from dmri_monai.artifacts.engine.catalogue import ARTIFACTS
 from dmri_monai.artifacts.engine.presets import Preset
 from dmri_monai.artifacts.engine.scan_context import ScanContext
 from dmri_monai.artifacts.lines import filter_lines
+from dmri_monai.artifacts.magnitudes import without_looking
 
 __all__ = ["apply", "draw", "random_state"]
 
@@ -38,7 +39,7 @@ def random_state(seed: int, name: str) -> np.random.RandomState:
 
 def apply(image: Tensor, applied: Sequence[dict[str, Any]], scan: ScanContext) -> Tensor:
     """Neighbours that displace, or that filter lines, act together: their shifts add, their gains multiply."""
-    with _reproducibly(image.device):
+    with _reproducibly(image.device), without_looking():
         for step, group in groupby(applied, key=lambda entry: ARTIFACTS[entry["artifact"]].step):
             if step == "displace":
                 image = _displaced(image, group, scan)

@@ -54,7 +54,7 @@ def checked_q(
     if samples is not None and q.shape[-2] != samples:
         raise ValueError(f"{name} has {q.shape[-2]} vectors for {samples} samples of the input")
     q = q if mask is None else _without_masked(q, mask, name, batch)
-    if not is_recording():
+    if q.device.type == "cpu" and not is_recording():  # elsewhere every layer would wait for the device
         _check_values(q, name)
     return q
 
