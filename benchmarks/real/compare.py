@@ -28,6 +28,7 @@ from pathlib import Path
 import torch
 from dipy.data import get_fnames
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from benchmarks.real import rivals
 from benchmarks.real.references import reference_of
@@ -35,12 +36,10 @@ from benchmarks.real.rivals import Found, Scan
 from dmri_monai.io import read_dwi, read_nifti
 from dmri_monai.metrics.angles import axial_angle_deg
 from dmri_monai.networks.voxelwise import VoxelwiseNet
-from dmri_monai.qspace.peaks import harmonic_peaks
+from dmri_monai.qspace.fibre_density import number_of_peaks, peaks_of_density
 from dmri_monai.qspace.shell_set import shell_channels, shell_set
 
 PURE = 0.8
-RELATIVE = 0.2  # both count best in simulated voxels, where truth counts peaks from 0.3 of the largest
-ABSOLUTE = 0.05  # of the density: a coherent bundle that fills a voxel has about 2
 
 
 def main() -> None:
@@ -117,11 +116,10 @@ def predicted(network: VoxelwiseNet, scan: Scan, slots: int) -> Found:
     shells = shell_set(scan.table.bvals, scan.table.bvecs, slots=slots)
     channels = shell_channels(scan.image, scan.table.bvals, shells, brain=scan.mask[None])
     out = network(channels[:, scan.mask].unsqueeze(0))[0]
-    found = harmonic_peaks(out[:45], relative=RELATIVE, separation_degrees=25.0)
-    kept = found.amplitudes > ABSOLUTE
-    directions = torch.cat([found.directions[:, :1], found.directions[:, 1:] * kept[:, 1:, None]], dim=1)
+    peaks = peaks_of_density(out[:45])
+    directions = torch.nan_to_num(normalize(peaks.T.unflatten(1, (3, 3)), dim=2))
     fractions = out[45:48].T
-    return Found(directions.float(), kept.sum(1), fractions, fractions.argmax(1))
+    return Found(directions.float(), number_of_peaks(peaks).long(), fractions, fractions.argmax(1))
 
 
 def compared(run: Callable[[Scan], Found], scan: Scan, reference: Found, white: Tensor) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
     voxelwise.pt    `benchmarks/voxelwise_training.py`: each voxel alone, on simulated voxels
     heads.pt        `benchmarks/head_training.py`: the surroundings, on streamed heads
-    fod             the density of the voxel-wise network, as it is
+    fod             the density of the voxel-wise network, as it is; orientation, crossings: what follows from it
     tissue, fractions   one network of heads.pt, its answers in the order of each task
 
 A training that was interrupted goes on; one that has ended is not repeated.
@@ -28,16 +28,17 @@ from dmri_monai.inference.spec import ModelSpec
 from dmri_monai.inference.training_range import TrainingRange
 from dmri_monai.inference.weights import save_model
 from dmri_monai.networks import AnyProtocolUNet
-from dmri_monai.networks.voxelwise import VoxelwiseNet
+from dmri_monai.networks.voxelwise import BLOCKS, CHANNELS, HIDDEN, VoxelwiseNet
 from dmri_monai.phantom.voxel_signals import draw_batch
 
 ROOT = Path(__file__).parents[2]
-NETWORK = {"channels": 8, "hidden": 16, "blocks": 2}
+NETWORK = {"channels": CHANNELS, "hidden": HIDDEN, "blocks": BLOCKS}
 STEPS = {"voxelwise": 3000, "heads": 600}
 ALONE = ("4x0e", "4x0e")  # levels of a network whose surroundings say nothing
 # what `phantom.protocols`, `phantom.voxel_signals` and `phantom.head_protocol` draw
 VOXELS_SEEN = TrainingRange(directions=(6, 220), bval=(100, 6000), snr=(8, 45))
 HEADS_SEEN = TrainingRange(directions=(6, 110), bval=(500, 3200), voxel_mm=(1.5, 6.0), snr=(6, 110))
+FROM_DENSITY = ("fod", "orientation", "crossings")
 FRACTIONS_ORDER = (1, 2, 3, 0)  # of the classes outside, white matter, grey matter, CSF
 FIT_SEED = 1 << 41
 
@@ -57,7 +58,9 @@ def main() -> None:
     _trained("voxelwise", voxelwise, [str(voxelwise), "--network", json.dumps(NETWORK)])
     state = torch.load(voxelwise, weights_only=True)
     if "fod" in options.only:
-        save_model(density_network(state), out / "fod.pt", fod_spec(state["network"]))
+        network = density_network(state)
+        for task in FROM_DENSITY:
+            save_model(network, out / f"{task}.pt", density_spec(state["network"], task))
     if not {"tissue", "fractions"} & set(options.only):
         return
     sources = [(f"--{name}", getattr(options, name)) for name in ("anatomy", "peaks", "fa")]
@@ -81,9 +84,15 @@ def _trained(kind: str, out: Path, arguments: list[str]) -> None:
     subprocess.run(command, cwd=ROOT, check=True)
 
 
-def fod_spec(network: dict[str, Any]) -> ModelSpec:
+def density_spec(network: dict[str, Any], task: str = "fod") -> ModelSpec:
     return ModelSpec(
-        task="fod", architecture="any", size=ALONE, network_options=network, trained_on=VOXELS_SEEN
+        task=task,
+        learned=None if task == "fod" else "fod",
+        architecture="any",
+        size=ALONE,
+        network_options=network,
+        spacing_mm=None,  # each voxel is alone: nothing is gained by another grid
+        trained_on=VOXELS_SEEN,
     )
 
 
@@ -105,7 +114,7 @@ def density_network(state: dict[str, Any]) -> AnyProtocolUNet:
     """
     own = VoxelwiseNet(**state["network"])
     own.load_state_dict(state["model"])
-    network = build_network(fod_spec(state["network"]))
+    network = build_network(density_spec(state["network"]))
     assert isinstance(network, AnyProtocolUNet)
     network.load_voxelwise(state["model"])
     weight, bias = mass_row(own)

@@ -89,17 +89,19 @@ def predict(
         )
         return
     with _without_what_nothing_needs():
-        from dmri_monai.prediction import load_model
+        from dmri_monai.prediction import load_model, predict_all
     from dmri_monai.scan import Scan
 
     loaded = [load_model(name, device) for name in models]
     _ = [model.task for model in loaded]  # a pretrained network is refused before the scan is read
     read = Scan.read(scan, **{"b0_threshold": loaded[0].spec.b0_threshold, **reader})
-    for model in loaded:
-        found = model.predict(read, ensemble=ensemble, window=window)
-        found = found.write(out, report=bool(report), overwrite=overwrite)
-        for warning in found.warnings if model is loaded[0] else ():
-            tell_warning(warning)
+    told: set[str] = set()
+    for prediction in predict_all(loaded, read, ensemble=ensemble, window=window):
+        found = prediction.write(out, report=bool(report), overwrite=overwrite)
+        for warning in found.warnings:
+            if warning not in told:
+                tell_warning(warning)
+        told.update(found.warnings)
         for path in found.files.values():
             typer.echo(path)
 

@@ -27,7 +27,7 @@ OLD_KEYS = {
     "selection": "monitor",
     "thin": "subsample",
 }
-DERIVED = ("format_version", "trained_on", "scans", "sha256", "previous_sha256")  # written, never set
+DERIVED = ("format_version", "learned", "trained_on", "scans", "sha256", "previous_sha256")  # written, never set
 OWN_MEANING = ("task", "subsample_directions")  # in these configs: which model, and an experiment
 PUBLISHED = "$@bundle_root + '/training'"  # the output_dir of a bundle for a label server
 HANDLER = "dmri_monai.training.Checkpoint"  # what train.json and pretrain.json call `checkpoint`
@@ -80,7 +80,7 @@ def check_model(spec: ModelSpec) -> None:
         if ours != theirs:
             raise ValueError(f"the model was made with {name} = {theirs!r}, the configuration says {ours!r}")
     if "objective" in config:
-        _check_objective({"task": spec.task, "objective": config["objective"]})
+        _check_objective({"task": spec.learned or spec.task, "objective": config["objective"]})
 
 
 def check_settings() -> None:

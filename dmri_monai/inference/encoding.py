@@ -24,10 +24,8 @@ __all__ = ["encode", "encode_scan", "resample_scan", "subsample_measurements"]
 
 def resample_scan(spec: ModelSpec) -> list[MapTransform]:
     """A scan to the grid that the network of `spec` sees: nearest to RAS+ axes, `spacing_mm` voxels."""
-    return [
-        Orientationd("image", axcodes="RAS", labels=None),
-        Spacingd("image", pixdim=spec.spacing_mm, mode="bilinear"),
-    ]
+    resample = [Spacingd("image", pixdim=spec.pixdim, mode="bilinear")] if spec.spacing_mm else []
+    return [Orientationd("image", axcodes="RAS", labels=None), *resample]
 
 
 def encode_scan(spec: ModelSpec) -> list[MapTransform]:

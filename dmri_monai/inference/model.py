@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from monai.data.utils import decollate_batch
-from monai.transforms import Compose, Invertd
+from monai.transforms import Compose, Invertd, MapTransform
 from torch import nn
 
 import dmri_monai
@@ -33,7 +34,7 @@ from dmri_monai.tasks.registry import find_task
 from dmri_monai.tasks.task import Task
 from dmri_monai.transforms import collate_dwi
 
-__all__ = ["TrainedModel", "load_model", "out_of_range", "predict"]
+__all__ = ["TrainedModel", "load_model", "out_of_range", "predict", "predict_all"]
 
 MEMORY_ADVICE = "try `--window 64 64 64` (window=), `--device cpu`, or a scan with larger voxels"
 MARGIN = 0.1  # a scan may lie this far outside of the training range before it is worth a warning
@@ -50,12 +51,17 @@ class TrainedModel:
 
     @property
     def task(self) -> Task:
-        """What it was trained for; ValueError for a pretrained network, which has no task yet."""
+        """What it predicts; ValueError for a pretrained network, which has no task yet."""
         if self.spec.task is None:
             raise ValueError(
                 f"{spec_path(self.weights)}: a pretrained network has no task yet; fine-tune it first"
             )
         return find_task(self.spec.task)
+
+    @property
+    def learned(self) -> Task:
+        """What the network was trained for: another task than `task` where the prediction follows from that one's."""
+        return self.task if self.spec.learned is None else find_task(self.spec.learned)
 
     def preprocessing(self, scan: Scan | None = None) -> Compose:
         """From the item of a scan to that of the network, as :meth:`encode` does it.
@@ -66,11 +72,19 @@ class TrainedModel:
         spec = self.spec
         if scan is not None and scan.table.b0_threshold != B0_THRESHOLD:
             spec = spec.replace(b0_threshold=scan.table.b0_threshold)
-        keep = ["head"] if self.task.output.needs_head else []
+        keep = ["head"] if self.learned.output.needs_head else []
         return Compose([*resample_scan(spec), *encode(spec, keep=keep)])
 
     def postprocessing(self, preprocessing: Compose, ensemble: Group | None = None) -> Compose:
         """From the network's output `pred` to the prediction on the scan's grid, undoing `preprocessing`."""
+        return Compose([*self._decided(preprocessing, ensemble).transforms, *self._following()])
+
+    def _following(self) -> list[MapTransform]:
+        """From the prediction of the task that the network has learned to that of `task`, both on the scan's grid."""
+        return [] if self.spec.learned is None else [self.task.follows[self.spec.learned]("pred")]
+
+    def _decided(self, preprocessing: Compose, ensemble: Group | None) -> Compose:
+        """From the network's output `pred` to the prediction of the task that it has learned."""
         keys = ["pred", "uncertainty"]
         invert = Invertd(
             keys,
@@ -80,7 +94,7 @@ class TrainedModel:
             to_tensor=True,
             allow_missing_keys=True,
         )
-        output = self.task.output
+        output = self.learned.output
         return Compose([*split_uncertainty(ensemble), *output.activate(), invert, *output.decide()])
 
     def encode(self, scan: Scan) -> dict[Hashable, Any]:
@@ -106,6 +120,21 @@ class TrainedModel:
         looks wrong is in `warnings`.  ValueError or TypeError for a scan the model cannot use, such as one without
         signal; MemoryError naming it and what to try where the memory does not suffice.
         """
+        _ = self.task  # a pretrained network has none
+        return self._follow(self._predict_learned(scan, ensemble, window, memory_gib))
+
+    def _follow(self, found: Prediction) -> Prediction:
+        """The prediction of `task` from that of the task the network has learned."""
+        image = Compose(self._following())({"pred": found.image})["pred"]
+        return replace(found, task=self.task.name, image=image, provenance=self.provenance(found.scan))
+
+    def _predict_learned(
+        self,
+        scan: Scan,
+        ensemble: Group | None = None,
+        window: tuple[int, int, int] | None = None,
+        memory_gib: float | None = None,
+    ) -> Prediction:
         with telling_memory(f"{scan.name} on {self.device}", MEMORY_ADVICE), naming_scan(scan.path):
             return self._predict(scan, ensemble, window, memory_gib)
 
@@ -116,7 +145,7 @@ class TrainedModel:
         window: tuple[int, int, int] | None,
         memory_gib: float | None,
     ) -> Prediction:
-        task, preprocessing = self.task, self.preprocessing(scan)
+        task, preprocessing = self.learned, self.preprocessing(scan)
         warnings = self.examine(scan)
         whole = VolumeInferer(self.spec.multiple, window=window, memory_gib=memory_gib)
         inferer = ensemble_of(whole, ensemble, self.spec, task)
@@ -128,7 +157,7 @@ class TrainedModel:
         if bad := int((~output.isfinite()).sum()):
             raise ValueError(f"{bad} of {output.numel()} values predicted for {scan.name} are not finite")
         item = decollate_batch({**batch, "pred": output})[0]
-        found = self._apply(self.postprocessing(preprocessing, ensemble), item)
+        found = self._apply(self._decided(preprocessing, ensemble), item)
         return Prediction(
             task=task.name,
             image=found["pred"].cpu(),
@@ -147,7 +176,7 @@ class TrainedModel:
         where it lies outside of what the model was trained on.  ValueError for a scan that no network should see:
         without signal, or with values that are not finite.
         """
-        findings = check(scan).findings if self.task.output.directions else quick_check(scan)
+        findings = check(scan).findings if self.learned.output.directions else quick_check(scan)
         for finding in findings:
             if finding.severity == "error":
                 raise ValueError(f"{finding.message}: {scan.path or scan.name}")
@@ -221,6 +250,19 @@ def predict(  # noqa: PLR0913  # the options of one command
     scan = _scan(image, bvals, bvecs, affine, model.spec.b0_threshold)
     found = model.predict(scan, ensemble=ensemble)
     return found if output_dir is None else found.write(output_dir, report=report, overwrite=overwrite)
+
+
+def predict_all(models: Sequence[TrainedModel], scan: Scan, **options: Any) -> Iterator[Prediction]:
+    """The predictions of `scan` by each of `models`, with the options of :meth:`TrainedModel.predict`.
+
+    Models of the same weights, whose predictions follow from one density, run their network once.
+    """
+    known: dict[tuple[str, torch.device], Prediction] = {}
+    for model in models:
+        key = (model.spec.sha256 or str(model.weights.absolute()), model.device)
+        if key not in known:
+            known[key] = model._predict_learned(scan, **options)
+        yield model._follow(known[key])
 
 
 def _scan(image: Any, bvals: Any, bvecs: Any, affine: Any, b0_threshold: float) -> Scan:

@@ -63,7 +63,9 @@ MEANING = "meaning"
 class ModelSpec(Strict):
     """What a network is, what it takes in, and what it was trained for.
 
-    task: what it was trained for; None for a pretrained network, which has no task yet.
+    task: what it predicts; None for a pretrained network, which has no task yet.
+    learned: the task that its network was trained for, where the prediction follows from that one's: the main direction
+        and the number of fibres from their density ("fod").  None: `task` itself.
     architecture: "any" (AnyProtocolUNet on the scan's own shells, whatever their number and b-values), "equivariant"
         (EquivariantUNet on harmonic channels of named shells), "plain" (PlainUNet on the same channels),
         "plain-directions" (PlainUNet on S/S0 in `n_directions` resampled directions per shell, as published in 2022),
@@ -74,7 +76,7 @@ class ModelSpec(Strict):
         as of :class:`dmri_monai.qspace.shell_fit.ShellFit`.  b0_threshold: volumes up to this b-value (s/mm²) are b0.
         For "any" only l_max (then 6 by default) and b0_threshold count, and shells is empty.
     slots: of "any", as of :func:`dmri_monai.qspace.shell_set.shell_set`: scans with more shells have them merged.
-    n_directions: of "plain-directions".  spacing_mm: voxel size the network sees.
+    n_directions: of "plain-directions".  spacing_mm: voxel size the network sees; None: that of each scan.
     subsample_directions: fewest and most directions per shell that training left in a scan; None: all of them.
     trained_on: ranges of the training scans.  scans: name of each training scan -> hash of its gradient table.
     sha256: of the weights' file.  previous_sha256: of the weights that these replaced, which are as good.
@@ -82,6 +84,7 @@ class ModelSpec(Strict):
 
     format_version: Literal[2] = FORMAT_VERSION  # type: ignore[assignment]
     task: str | None = None
+    learned: str | None = None
     architecture: Annotated[Architecture, MEANING] = "equivariant"
     size: Annotated[str | tuple[str, ...], MEANING] = "small"
     network_options: Annotated[dict[str, Any], MEANING] = Field(default_factory=dict)
@@ -96,14 +99,14 @@ class ModelSpec(Strict):
     b0_threshold: Annotated[float, Field(strict=True, ge=0, le=1000)] = 50.0
     slots: Annotated[int, MEANING, Field(strict=True, ge=1, le=16)] = 4
     n_directions: Annotated[int, MEANING, Field(strict=True, ge=6, le=1000)] = 64
-    spacing_mm: tuple[Millimetres, Millimetres, Millimetres] = (2.5, 2.5, 2.5)
+    spacing_mm: tuple[Millimetres, Millimetres, Millimetres] | None = (2.5, 2.5, 2.5)
     subsample_directions: tuple[Directions, Directions] | None = None
     trained_on: TrainingRange = TrainingRange()
     scans: Annotated[dict[str, str], Field(max_length=100_000)] = Field(default_factory=dict)
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
     previous_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
 
-    @field_validator("task")
+    @field_validator("task", "learned")
     @classmethod
     def _known_task(cls, value: str | None) -> str | None:
         if value is not None and value not in TASKS:
@@ -172,6 +175,9 @@ class ModelSpec(Strict):
             raise ValueError(
                 f"subsample_directions is {self.subsample_directions}, expected the fewest first"
             )
+        known = TASKS[self.task].follows if self.task else {}
+        if self.learned is not None and self.learned not in known:
+            raise ValueError(f"learned is {self.learned!r}, from which {self.task!r} does not follow")
         self.fit()  # its own errors
         return self
 
@@ -197,7 +203,7 @@ class ModelSpec(Strict):
     @property
     def irreps_out(self) -> str:
         """Irreps of the network's output: of its task, or of the harmonic channels that a pretext asks for."""
-        return self.pretext_irreps if self.task is None else TASKS[self.task].irreps_out
+        return self.pretext_irreps if self.task is None else TASKS[self.learned or self.task].irreps_out
 
     @property
     def in_channels(self) -> int | None:
@@ -218,6 +224,11 @@ class ModelSpec(Strict):
     def keys(self) -> list[str]:
         """Entries of an item, besides the image, that the network takes."""
         return ["bvals", "bvecs_voxel"] if self.takes == "samples" else []
+
+    @property
+    def pixdim(self) -> tuple[float, float, float]:
+        """`spacing_mm` as MONAI's `Spacingd` takes it, which leaves a size that is not positive as it is."""
+        return self.spacing_mm or (-1.0, -1.0, -1.0)
 
     @property
     def b_max(self) -> float:
@@ -244,8 +255,9 @@ class ModelSpec(Strict):
         return type(self)(**{**self.model_dump(), **changes})
 
     def untrained(self) -> ModelSpec:
-        """The same model without what is known of its weights: what another training begins with."""
-        return self.replace(trained_on={}, scans={}, sha256=None, previous_sha256=None)
+        """The model of its network's own task without what is known of its weights: what another training begins with."""
+        own = {"task": self.learned or self.task, "learned": None}
+        return self.replace(**own, trained_on={}, scans={}, sha256=None, previous_sha256=None)
 
     def save(self, path: str | Path) -> None:
         """Write the description as JSON, whole or not at all."""

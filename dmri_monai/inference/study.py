@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 from dmri_monai.inference.ensemble import Group
-from dmri_monai.inference.model import TrainedModel, load_model
+from dmri_monai.inference.model import TrainedModel, load_model, predict_all
 from dmri_monai.inference.study_files import (
     is_done,
     meaning,
@@ -218,8 +218,8 @@ def _predict_scan(
         uri = f"bids:raw:{relative_to(path, source)}"
         sources = {"Sources": [uri], "SourcesSHA256": sources_digest(path)}
         warnings: dict[str, None] = {}
-        for model in models:
-            found = model.predict(scan, ensemble=options.ensemble, window=options.window)
+        found_all = predict_all(models, scan, ensemble=options.ensemble, window=options.window)
+        for model, found in zip(models, found_all, strict=True):
             more = {**sources, **meaning(model.task.name, uri, model.weights.name)}
             found.write_to(places[model.task.name], more=more, overwrite=options.overwrite or options.resume)
             warnings |= dict.fromkeys(found.warnings)

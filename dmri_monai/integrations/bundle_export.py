@@ -74,7 +74,7 @@ def _own(name: str, model: TrainedModel, config: dict[str, Any]) -> dict[str, An
     """
     config["bundle_root"] = "."
     if "objective" in config:
-        overlay = bundle_folder() / "configs" / "tasks" / f"{model.task.name}.json"
+        overlay = bundle_folder() / "configs" / "tasks" / f"{model.learned.name}.json"
         config["objective"] = json.loads(overlay.read_text(encoding="utf-8"))["objective"]
     if name == "train.json":
         description = "dmri_monai.inference.ModelSpec.load(@bundle_root + '/models/model.json')"

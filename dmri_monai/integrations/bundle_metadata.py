@@ -26,7 +26,7 @@ def bundle_metadata(spec: ModelSpec) -> dict[str, Any]:
         )
     if spec.in_channels is None:
         raise ValueError(f"metadata describe a network with fixed channels, not {spec.architecture!r}")
-    task = find_task(spec.task)
+    task, learned = find_task(spec.task), find_task(spec.learned or spec.task)
     common: dict[str, Any] = json.loads(
         (bundle_folder() / "configs" / "metadata.json").read_text(encoding="utf-8")
     )
@@ -39,7 +39,7 @@ def bundle_metadata(spec: ModelSpec) -> dict[str, Any]:
         "pred_classes": "as label_classes",
         "network_data_format": {
             "inputs": {"image": _image(_input_format(spec), input_channels(spec), modality="MR")},
-            "outputs": {"pred": _image(task.output.form, task.output.channels(task.class_names))},
+            "outputs": {"pred": _image(learned.output.form, learned.output.channels(learned.class_names))},
         },
     }
 

@@ -170,10 +170,10 @@ def write_label_bundle(checkpoint: str | Path, out: str | Path) -> Path:
     ValueError for a model that the server cannot show.
     """
     model = load_model(checkpoint, "cpu")
-    if model.spec.takes == "samples" or model.task.n_classes is None:
+    if model.spec.takes == "samples" or model.learned.n_classes is None:
         raise ValueError(
             f"{model.weights}: MONAI Label hands a network the image alone and draws classes, but the architecture is "
-            f"{model.spec.architecture!r} and the task {model.task.name!r}"
+            f"{model.spec.architecture!r} and the task {model.learned.name!r}"
         )
     return write_bundle(model, Path(out), _for_the_server)
 

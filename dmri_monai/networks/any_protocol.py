@@ -15,7 +15,7 @@ from dmri_monai.equivariant.finite_values import is_recording
 from dmri_monai.networks.equivariant_unet import EquivariantUNet
 from dmri_monai.networks.input_checks import as_plain, check_harmonics, with_meta_of
 from dmri_monai.networks.voxels_first import DenseAnyProtocol, VoxelsFirst
-from dmri_monai.networks.voxelwise import SphereFeatures, VoxelHead
+from dmri_monai.networks.voxelwise import BLOCKS, CHANNELS, HIDDEN, SCALARS, SphereFeatures, VoxelHead
 from dmri_monai.networks.wiring import dense_copy
 from dmri_monai.so3 import channels_of
 
@@ -61,10 +61,10 @@ class AnyProtocolUNet(VoxelsFirst):
         deep_supervision: bool = False,
         spacing: Sequence[float] = (1.0, 1.0, 1.0),
         *,
-        channels: int = 12,
-        scalars: int = 32,
-        hidden: int = 24,
-        blocks: int = 3,
+        channels: int = CHANNELS,
+        scalars: int = SCALARS,
+        hidden: int = HIDDEN,
+        blocks: int = BLOCKS,
     ) -> None:
         fields = as_irreps(irreps_in)
         outputs = (

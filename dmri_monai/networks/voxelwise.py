@@ -19,8 +19,9 @@ from dmri_monai.so3 import as_irreps
 if TYPE_CHECKING:
     from e3nn.o3 import Irreps
 
-__all__ = ["L_MAX", "SphereBlock", "SphereFeatures", "VoxelHead", "VoxelwiseNet"]
+__all__ = ["BLOCKS", "CHANNELS", "HIDDEN", "L_MAX", "SCALARS", "SphereBlock", "SphereFeatures", "VoxelHead", "VoxelwiseNet"]
 
+CHANNELS, SCALARS, HIDDEN, BLOCKS = 8, 32, 16, 2  # of the released models
 L_MAX = 8  # of the functions after the first step
 SIZES = [2 * degree + 1 for degree in range(0, L_MAX + 1, 2)]
 DENSITY = "+".join(f"1x{degree}e" for degree in range(0, L_MAX + 1, 2))
@@ -61,7 +62,12 @@ class SphereFeatures(nn.Module):
     """
 
     def __init__(
-        self, channels: int = 12, scalars: int = 32, hidden: int = 24, blocks: int = 3, l_shells: int = 6
+        self,
+        channels: int = CHANNELS,
+        scalars: int = SCALARS,
+        hidden: int = HIDDEN,
+        blocks: int = BLOCKS,
+        l_shells: int = 6,
     ) -> None:
         super().__init__()
         self.channels, self.scalars, self.sizes = channels, scalars, SIZES
@@ -131,7 +137,12 @@ class VoxelwiseNet(nn.Module):
     """
 
     def __init__(
-        self, channels: int = 12, scalars: int = 32, hidden: int = 24, blocks: int = 3, l_shells: int = 6
+        self,
+        channels: int = CHANNELS,
+        scalars: int = SCALARS,
+        hidden: int = HIDDEN,
+        blocks: int = BLOCKS,
+        l_shells: int = 6,
     ) -> None:
         super().__init__()
         self.features = SphereFeatures(channels, scalars, hidden, blocks, l_shells)

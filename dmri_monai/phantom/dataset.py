@@ -18,6 +18,7 @@ from dmri_monai.gradients import GradientTable
 from dmri_monai.io import write_dwi, write_nifti
 from dmri_monai.io.writing import replacing
 from dmri_monai.phantom.fields import plain_seed
+from dmri_monai.phantom.microstructure import PEAK_RULE
 from dmri_monai.phantom.mni.atlas import tracts
 from dmri_monai.phantom.mni.truth import MAPS
 from dmri_monai.phantom.scan_plan import (
@@ -31,7 +32,7 @@ from dmri_monai.phantom.scan_plan import (
     plan_scanner,
     scanner_protocol,
 )
-from dmri_monai.phantom.subject import PEAK_RULE, Subject, make_subject
+from dmri_monai.phantom.subject import Subject, make_subject
 
 __all__ = ["write_dataset", "write_subject"]
 

@@ -14,7 +14,9 @@ from dmri_monai.phantom.bundles import MAX_POPULATIONS, fibre_populations
 from dmri_monai.phantom.fields import Seed, SmoothField, stage_rng
 from dmri_monai.phantom.lesions import Lesions
 
-__all__ = ["Contrast", "Microstructure", "find_peaks"]
+__all__ = ["PEAK_RULE", "Contrast", "Microstructure", "find_peaks"]
+
+PEAK_RULE = {"MinimumFraction": 0.1, "MinimumAngleDeg": 25.0}
 
 
 @dataclass(frozen=True)
@@ -138,16 +140,16 @@ def _fibres(anatomy: Anatomy, points: Tensor, wm: Tensor) -> tuple[Tensor, Tenso
     return volumes, directions
 
 
-def find_peaks(micro: Microstructure, *, min_fraction: float, min_angle_deg: float) -> tuple[Tensor, Tensor]:
-    """Number of peaks (P,) int and peaks (P, 3, 3) in the world frame, largest first, zero rows for none.
+def find_peaks(volumes: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
+    """Number of peaks (P,) int and peaks (P, 3, 3) of populations, largest first, zero rows for none.
 
-    A population is a peak if its volume fraction is at least `min_fraction` and it lies at least
-    `min_angle_deg` from every larger peak.  The length of a peak is its volume fraction.
+    volumes (P, 3): fractions of the voxel, largest first.  directions (P, 3, 3): unit, any frame.
+    A population is a peak if its volume reaches the fraction of `PEAK_RULE` and it lies at least the rule's angle from
+    every larger peak.  The length of a peak is its volume fraction.
     """
-    volumes, directions = micro.fibre_volumes, micro.fibre_directions
     cosine = torch.einsum("pid,pjd->pij", directions, directions).abs()
-    apart = cosine <= float(np.cos(np.deg2rad(min_angle_deg)))
-    counts = volumes >= min_fraction
+    apart = cosine <= float(np.cos(np.deg2rad(PEAK_RULE["MinimumAngleDeg"])))
+    counts = volumes >= PEAK_RULE["MinimumFraction"]
     for j in range(1, MAX_POPULATIONS):
         for i in range(j):
             counts[:, j] &= apart[:, i, j] | ~counts[:, i]

@@ -15,7 +15,7 @@ from dmri_monai.gradients import GradientTable
 from dmri_monai.phantom.anatomy import TISSUES, voxel_centres
 from dmri_monai.phantom.fields import Seed, plain_seed, stage_rng
 from dmri_monai.phantom.heads import Head, build_head
-from dmri_monai.phantom.microstructure import find_peaks
+from dmri_monai.phantom.microstructure import PEAK_RULE, find_peaks
 from dmri_monai.phantom.scan_plan import (
     SNR_RANGE,
     Acquisition,
@@ -29,9 +29,8 @@ from dmri_monai.phantom.scan_plan import (
 from dmri_monai.phantom.schemes import Preset
 from dmri_monai.phantom.signal import receive_bias
 
-__all__ = ["PEAK_RULE", "SNR_RANGE", "Subject", "crossing_share", "draw_affine", "make_subject"]
+__all__ = ["SNR_RANGE", "Subject", "crossing_share", "draw_affine", "make_subject"]
 
-PEAK_RULE = {"MinimumFraction": 0.1, "MinimumAngleDeg": 25.0}
 NOISE_BLOCK = 1 << 20  # fixed: it orders the random numbers, and so decides the bytes of a data set
 
 
@@ -183,9 +182,7 @@ def _ground_truth(head: Head, points: Tensor) -> dict[str, Tensor]:
     outside = inside["bone"] + inside["scalp"] + inside["air"]
     dseg = torch.stack([outside, inside["wm"], inside["gm"], inside["csf"]]).argmax(dim=0)
     lesion = (head.lesion >= 0.5) & (dseg == 1)
-    count, found = find_peaks(
-        head.micro, min_fraction=PEAK_RULE["MinimumFraction"], min_angle_deg=PEAK_RULE["MinimumAngleDeg"]
-    )
+    count, found = find_peaks(head.micro.fibre_volumes, head.micro.fibre_directions)
     npeaks = torch.zeros_like(dseg)
     npeaks[head.micro.index] = count
     peaks = torch.full((9, len(points)), torch.nan, device=points.device)

@@ -12,6 +12,7 @@ from numpy.polynomial import legendre
 from torch import Tensor
 
 from dmri_monai.gradients import GradientTable
+from dmri_monai.phantom.microstructure import find_peaks
 from dmri_monai.phantom.protocols import draw_protocol, played_out
 from dmri_monai.qspace.shell_fit import sh_orders
 from dmri_monai.qspace.shell_set import ShellSet, shell_channels, shell_set
@@ -74,6 +75,11 @@ class Voxels:
     def part(self, rows: slice) -> Voxels:
         """Some of the voxels."""
         return Voxels(**{name: tensor[rows] for name, tensor in vars(self).items()})
+
+    def peaks(self) -> tuple[Tensor, Tensor]:
+        """Number of fibres (V,) and peaks (V, 3, 3), largest first: the truth, by the rule of the phantom's heads."""
+        volumes, order = (self.fractions[:, :1] * self.shares).sort(dim=1, descending=True)
+        return find_peaks(volumes, self.directions.gather(1, order.unsqueeze(2).expand(-1, -1, 3)))
 
     def orientation_density(self) -> Tensor:
         """(V, 45) truth: harmonics to l = 8 of the fibres' density on the sphere, whose mass is WM's fraction."""
@@ -213,11 +219,12 @@ def _grey_harmonics(voxels: Voxels, b: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Batch:
-    """channels (C, V) as `ShellEncoder` takes them; density (45, V) and fractions (4, V): the truth."""
+    """channels (C, V) as `ShellEncoder` takes them; density (45, V), fractions (4, V) and voxels: the truth."""
 
     channels: Tensor
     density: Tensor
     fractions: Tensor
+    voxels: Voxels
 
 
 def draw_batch(seed: int, protocols: int = 8, voxels: int = 128, *, slots: int = 4, l_max: int = 6) -> Batch:
@@ -226,7 +233,7 @@ def draw_batch(seed: int, protocols: int = 8, voxels: int = 128, *, slots: int =
     drawn = draw_voxels(protocols * voxels, generator)
     groups = [drawn.part(slice(i * voxels, (i + 1) * voxels)) for i in range(protocols)]
     channels = torch.cat([_acquired(group, rng, generator, slots, l_max) for group in groups], dim=1)
-    return Batch(channels, drawn.orientation_density().T, drawn.fractions.T)
+    return Batch(channels, drawn.orientation_density().T, drawn.fractions.T, drawn)
 
 
 def _acquired(

@@ -14,7 +14,7 @@ from dmri_monai.qspace.peaks import harmonic_peaks
 from dmri_monai.qspace.shell_fit import sh_orders
 from dmri_monai.so3 import even_orders, n_coefficients, sh_basis
 
-__all__ = ["DENSITY_IRREPS", "DENSITY_ORDER", "density_of_peaks", "peaks_of_density"]
+__all__ = ["DENSITY_IRREPS", "DENSITY_ORDER", "density_of_peaks", "number_of_peaks", "peaks_of_density"]
 
 DENSITY_ORDER = 8
 DENSITY_IRREPS = "+".join(f"1x{order}e" for order in even_orders(DENSITY_ORDER))
@@ -61,3 +61,8 @@ def peaks_of_density(density: Tensor, count: int = 3) -> Tensor:
     peaks = flat.new_full((3 * count, flat.shape[1]), torch.nan)
     peaks[:, fibres] = vectors.flatten(1).T.to(peaks)
     return peaks.unflatten(1, density.shape[1:])
+
+
+def number_of_peaks(peaks: Tensor) -> Tensor:
+    """(...) uint8, how many of the peaks (3n, ...) are there: those that are not NaN."""
+    return peaks[::3].isfinite().sum(0).to(torch.uint8)

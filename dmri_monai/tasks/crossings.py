@@ -2,6 +2,7 @@
 
 from dmri_monai.tasks.outputs import Classes
 from dmri_monai.tasks.task import Task
+from dmri_monai.transforms.task_labels import DensityToCountd
 
 __all__ = ["CROSSINGS"]
 
@@ -11,4 +12,5 @@ CROSSINGS = Task(
     label="npeaks",
     output=Classes(4),
     class_names=("1 fibre", "2 fibres", "3 fibres"),
+    follows={"fod": DensityToCountd},
 )

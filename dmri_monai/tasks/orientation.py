@@ -2,6 +2,7 @@
 
 from dmri_monai.tasks.outputs import Axis
 from dmri_monai.tasks.task import Task
+from dmri_monai.transforms.task_labels import DensityToAxisd
 
 __all__ = ["ORIENTATION"]
 
@@ -11,4 +12,5 @@ ORIENTATION = Task(
     label="peaks",
     output=Axis(),
     outside=float("nan"),
+    follows={"fod": DensityToAxisd},
 )

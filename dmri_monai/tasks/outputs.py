@@ -15,7 +15,13 @@ from monai.transforms import Activationsd, AsDiscreted, MapTransform
 from torch import Tensor
 
 from dmri_monai.qspace.conventions import from_basis, to_basis
-from dmri_monai.qspace.fibre_density import DENSITY_IRREPS, DENSITY_ORDER, density_of_peaks, peaks_of_density
+from dmri_monai.qspace.fibre_density import (
+    DENSITY_IRREPS,
+    DENSITY_ORDER,
+    density_of_peaks,
+    number_of_peaks,
+    peaks_of_density,
+)
 from dmri_monai.so3 import even_orders, n_coefficients
 from dmri_monai.transforms import (
     DirectionsToVoxelFramed,
@@ -220,8 +226,7 @@ class Density(Output):
 
     def derived(self, values: Tensor) -> dict[str, Tensor]:
         peaks = peaks_of_density(values)
-        number = peaks[::3].isfinite().sum(0).to(torch.uint8)
-        return {"peaks": peaks, "npeaks": number}
+        return {"peaks": peaks, "npeaks": number_of_peaks(peaks)}
 
     def shown(self, values: Tensor, derived: Mapping[str, Tensor]) -> Tensor:
         return derived["peaks"]

@@ -6,7 +6,8 @@ bundle's configs, one file per task in `configs/tasks`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from monai.transforms import MapTransform
 
@@ -22,6 +23,7 @@ class Task:
     label: ending of its label file in the BIDS derivatives, and of what is written.  class_names: of the foreground
     classes, numbered from 1; none for directions.  outside: value of the label where a brain mask is 0, which losses
     and metrics pass over.  instead: endings of label files from which the label follows where there is none of its own.
+    follows: names of tasks from whose prediction this one's follows -> how: a transform of `pred` on the scan's grid.
     """
 
     name: str
@@ -31,6 +33,7 @@ class Task:
     class_names: tuple[str, ...] = ()
     outside: float = -1.0
     instead: tuple[str, ...] = ()
+    follows: Mapping[str, Callable[[str], MapTransform]] = field(default_factory=dict)
 
     @property
     def irreps_out(self) -> str:

@@ -15,7 +15,7 @@ from dmri_monai.gradients import b0_threshold_of
 from dmri_monai.qspace.axes import harmonics_to_axis
 from dmri_monai.qspace.b0 import head_mask, mean_b0
 from dmri_monai.qspace.conventions import from_basis
-from dmri_monai.qspace.fibre_density import DENSITY_ORDER, density_of_peaks
+from dmri_monai.qspace.fibre_density import DENSITY_ORDER, density_of_peaks, number_of_peaks, peaks_of_density
 from dmri_monai.so3 import n_coefficients
 from dmri_monai.transforms.rows import item_table, like, plain, with_meta
 from dmri_monai.transforms.same_grid import check_same_grid
@@ -23,6 +23,8 @@ from dmri_monai.transforms.same_grid import check_same_grid
 __all__ = [
     "CheckLabeld",
     "DensityLabeld",
+    "DensityToAxisd",
+    "DensityToCountd",
     "FractionLabeld",
     "HarmonicsToPeaksd",
     "HeadMaskd",
@@ -139,6 +141,31 @@ class DensityLabeld(MapTransform):
             else:
                 density = density_of_peaks(known)
             item[key] = with_meta(item[key], torch.where(ignored, torch.nan, density))
+        return item
+
+
+class DensityToAxisd(MapTransform):
+    """Fibre orientation densities (45, X, Y, Z) to the axis of their largest peak (3, X, Y, Z) in the same frame.
+
+    The axis has length 1; NaN where there is no peak.
+    """
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        item = dict(data)
+        for key in self.key_iterator(item):
+            peak = peaks_of_density(plain(item[key]), count=1)
+            item[key] = with_meta(item[key], peak / peak.norm(dim=0, keepdim=True))
+        return item
+
+
+class DensityToCountd(MapTransform):
+    """Fibre orientation densities (45, X, Y, Z) to the number of their peaks (1, X, Y, Z), 0 to 3."""
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        item = dict(data)
+        for key in self.key_iterator(item):
+            number = number_of_peaks(peaks_of_density(plain(item[key])))
+            item[key] = with_meta(item[key], number.unsqueeze(0).float())
         return item
 
 
