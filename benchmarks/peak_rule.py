@@ -1,10 +1,10 @@
 """How the peaks of a predicted density are counted best: the thresholds, chosen in simulated voxels, as JSON lines.
 
-The voxels are drawn aside from those of training; truth is the rule of the phantom's heads (`PEAK_RULE`).  macro_f1: of
-the number of fibres, 0 to 3, in all voxels; recall, false: share of the true peaks within 20 degrees of a found one, and
-of the found ones far from all true, in voxels of several fibres; number: exact, where there are fibres.  score, by which
-the last line is chosen: mean of macro_f1 and of the harmonic mean of recall and 1 - false.  What is used stands in
-`dmri_monai.qspace.fibre_density`, whose figures the first line has.
+The voxels are drawn aside from those of training; truth is the rule of the phantom's heads (`PEAK_RULE`).  macro_f1:
+of the number of fibres, 0 to 3, in all voxels; recall, false: share of the true peaks within 20 degrees of a found one,
+and of the found ones far from all true, in voxels of several fibres; number: exact, where there are fibres.  score, by
+which the last line is chosen: mean of macro_f1 and of the harmonic mean of recall and 1 - false.  What is used stands
+in `dmri_monai.qspace.fibre_density`, whose figures the first line has.
 
 Run: python -m benchmarks.peak_rule NETWORK.pt [--all]
 """
@@ -29,7 +29,11 @@ from dmri_monai.qspace.peaks import Peaks, harmonic_peaks
 SEED, PROTOCOLS, VOXELS = 1 << 42, 96, 128
 NEAR_DEGREES = 20.0
 USED = (fibre_density.RELATIVE, fibre_density.ABSOLUTE, fibre_density.LEAST_FRACTION)
-CHOICES = ((0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4), (0.05, 0.1, 0.15, 0.2, 0.3, 0.4), (0.02, 0.05, 0.1, 0.15, 0.2, 0.3))
+CHOICES = (
+    (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4),
+    (0.05, 0.1, 0.15, 0.2, 0.3, 0.4),
+    (0.02, 0.05, 0.1, 0.15, 0.2, 0.3),
+)
 
 
 def main() -> None:
@@ -47,7 +51,9 @@ def best_rule(density: Tensor, voxels: Voxels, every: bool = False) -> dict[str,
     """The best choice for densities (45, V); the line of what is used is printed, and with `every` all others."""
     peaks = harmonic_peaks(density, separation_degrees=fibre_density.SEPARATION_DEGREES)
     number, true = voxels.peaks()
-    near = torch.einsum("vic,vjc->vij", peaks.directions.float(), torch.nn.functional.normalize(true, dim=2)).abs()
+    near = torch.einsum(
+        "vic,vjc->vij", peaks.directions.float(), torch.nn.functional.normalize(true, dim=2)
+    ).abs()
     matches = near >= math.cos(math.radians(NEAR_DEGREES))
     lines = []
     for rule in (USED, *product(*CHOICES)):

@@ -1,10 +1,10 @@
 """Train `VoxelwiseNet` on simulated voxels; resumable, one core.
 
-First `--steps` on the squared error of the density, with voxels drawn anew for every step: the learning rate rises for 3 %
-of the steps and falls to zero, linearly, over the last `DECAY` of them.  Then `--refine` steps on the error relative to
-the density's own power: the squared error hardly counts a fibre that fills a fifth of its voxel, which a count of fibres
-does count.  There every batch serves `REUSED` steps, the rate stays, and what is kept is the running mean of the weights:
-a run can end, or go on, at any step.
+First `--steps` on the squared error of the density, with voxels drawn anew for every step: the learning rate rises for
+3 % of the steps and falls to zero, linearly, over the last `DECAY` of them.  Then `--refine` steps on the error
+relative to the density's own power: the squared error hardly counts a fibre that fills a fifth of its voxel, which a
+count of fibres does count.  There every batch serves `REUSED` steps, the rate stays, and what is kept is the running
+mean of the weights: a run can end, or go on, at any step.
 
 Every `--report` steps a JSON line says the loss, the squared error of the density (l >= 2) relative to that of no
 anisotropy, the mean absolute error of the fractions and the throughput.  A run that was interrupted goes on from the
@@ -35,7 +35,10 @@ FRACTION_WEIGHT = 5.0  # brings both parts of the loss to about the same size
 DECAY = 0.4  # of the steps
 REUSED, REMEMBERED = 3, 24  # steps that a batch serves while refining, and how many batches take turns
 REFINING_RATE = 0.25  # of the rate
-FLOOR, RELATIVE_WEIGHT = 0.1, 0.4  # added to a density's power (a bundle that fills a voxel has 2.3); of its loss
+FLOOR, RELATIVE_WEIGHT = (
+    0.1,
+    0.4,
+)  # added to a density's power (a bundle that fills a voxel has 2.3); of its loss
 MEAN = 0.995  # of the running mean of the weights, what a step keeps
 SLOTS = (4, 8)  # in turn: scans with more shells than slots must be met both ways
 VALIDATION_SEED = 1 << 40
@@ -140,7 +143,12 @@ def _validated(network: nn.Module, batch: Batch) -> dict[str, float]:
 
 
 def _save(
-    options: argparse.Namespace, network: nn.Module, kept: nn.Module, optimizer: Any, step: int, seconds: float
+    options: argparse.Namespace,
+    network: nn.Module,
+    kept: nn.Module,
+    optimizer: Any,
+    step: int,
+    seconds: float,
 ) -> None:
     state = {"network": options.network, "model": kept.state_dict(), "step": step, "seconds": seconds}
     with replacing(options.out) as (temporary,):

@@ -1,11 +1,12 @@
 """The same head in slices of different angles: do the answers agree at the same place? As JSON lines.
 
-Pairs of scans of one session (`PAIRS`), which share the world frame; nothing is registered.  Each voxel of the first scan
-is compared with the voxel of the second that is nearest in the world, inside the head of both.  angle_deg, within_10:
-median angle between main directions, and share within 10 degrees, where a tensor has FA > 0.45 in both scans; `tensor`
-is its own main direction.  same: share of voxels of the same class, where one of the two scans has one other than 0.
+Pairs of scans of one session (`PAIRS`), which share the world frame; nothing is registered.  Each voxel of the first
+scan is compared with the voxel of the second that is nearest in the world, inside the head of both.  angle_deg,
+within_10: median angle between main directions, and share within 10 degrees, where a tensor has FA > 0.45 in both
+scans; `tensor` is its own main direction.  same: share of voxels of the same class, where one of the two scans has one
+other than 0.
 
-Run: python -m benchmarks.real.slice_angles DATA [--models fod tissue model.pt ...]; DATA: folder of scans, laid out as BIDS
+Run: python -m benchmarks.real.slice_angles DATA [--models fod tissue model.pt ...]; DATA: folder of scans, as BIDS
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def main() -> None:
 
 
 def answers(scan: Scan, models: dict[str, TrainedModel]) -> dict[str, Tensor]:
-    """affine; `fa` (1, X, Y, Z), `head` and `tensor`; by the model's name its directions (3, ...) or classes (1, ...)."""
+    """affine; `fa` (1, X, Y, Z), `head`, `tensor`; by the model's name its directions (3, ...) or classes (1, ...)."""
     image, table = scan.signal, scan.table
     head = head_mask(mean_b0(image, table.bvals, table.b0_threshold))
     maps = fibres._tensor_maps(image, table, head)

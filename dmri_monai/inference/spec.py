@@ -142,6 +142,13 @@ class ModelSpec(Strict):
         return values
 
     @model_validator(mode="after")
+    def _follows(self) -> ModelSpec:
+        known = TASKS[self.task].follows if self.task else {}
+        if self.learned is not None and self.learned not in known:
+            raise ValueError(f"learned is {self.learned!r}, from which {self.task!r} does not follow")
+        return self
+
+    @model_validator(mode="after")
     def _consistent(self) -> ModelSpec:
         named = isinstance(self.size, str)
         if (named or self.architecture not in BY_LEVELS) and self.size not in ("tiny", "small", "base"):
@@ -175,9 +182,6 @@ class ModelSpec(Strict):
             raise ValueError(
                 f"subsample_directions is {self.subsample_directions}, expected the fewest first"
             )
-        known = TASKS[self.task].follows if self.task else {}
-        if self.learned is not None and self.learned not in known:
-            raise ValueError(f"learned is {self.learned!r}, from which {self.task!r} does not follow")
         self.fit()  # its own errors
         return self
 
@@ -255,7 +259,7 @@ class ModelSpec(Strict):
         return type(self)(**{**self.model_dump(), **changes})
 
     def untrained(self) -> ModelSpec:
-        """The model of its network's own task without what is known of its weights: what another training begins with."""
+        """The model of its network's own task without what is known of its weights: another training's beginning."""
         own = {"task": self.learned or self.task, "learned": None}
         return self.replace(**own, trained_on={}, scans={}, sha256=None, previous_sha256=None)
 

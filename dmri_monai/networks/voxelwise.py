@@ -19,7 +19,17 @@ from dmri_monai.so3 import as_irreps
 if TYPE_CHECKING:
     from e3nn.o3 import Irreps
 
-__all__ = ["BLOCKS", "CHANNELS", "HIDDEN", "L_MAX", "SCALARS", "SphereBlock", "SphereFeatures", "VoxelHead", "VoxelwiseNet"]
+__all__ = [
+    "BLOCKS",
+    "CHANNELS",
+    "HIDDEN",
+    "L_MAX",
+    "SCALARS",
+    "SphereBlock",
+    "SphereFeatures",
+    "VoxelHead",
+    "VoxelwiseNet",
+]
 
 CHANNELS, SCALARS, HIDDEN, BLOCKS = 8, 32, 16, 2  # of the released models
 L_MAX = 8  # of the functions after the first step

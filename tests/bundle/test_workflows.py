@@ -115,6 +115,14 @@ def test_objective_of_another_task_than_the_checkpoints_says_which_file_to_add(
     assert "add configs/tasks/lesion.json" in str(error.value.__cause__)
 
 
+def test_evaluation_of_what_follows_from_a_density_asks_for_that_of_the_density(
+    prepare, dataset_dir, tmp_path
+):
+    with pytest.raises(RuntimeError) as error:
+        prepare("evaluate", objective="crossings", dataset_dir=dataset_dir, output_dir=str(tmp_path)).run()
+    assert "add configs/tasks/fod.json" in str(error.value.__cause__)
+
+
 def test_inference_without_a_checkpoint_uses_the_released_model_of_the_task(prepare, dataset_dir, tmp_path):
     own = {"dataset_dir": dataset_dir, "output_dir": str(tmp_path)}
     found = prepare("inference", **own).parser.get_parsed_content("model")

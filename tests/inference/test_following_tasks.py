@@ -13,10 +13,10 @@ from torch.testing import assert_close
 from dmri_monai.inference.architectures import build_network
 from dmri_monai.inference.model import TrainedModel, load_model, predict_all
 from dmri_monai.inference.spec import ModelSpec
-from dmri_monai.inference.weights import save_model
-from dmri_monai.io import scans
 from dmri_monai.inference.study import StudyOptions, predict_study
 from dmri_monai.inference.study_files import places_of
+from dmri_monai.inference.weights import save_model
+from dmri_monai.io import scans
 from dmri_monai.qspace.fibre_density import density_of_peaks
 from dmri_monai.scan import Scan
 from dmri_monai.transforms.task_labels import DensityToAxisd, DensityToCountd
@@ -27,7 +27,12 @@ SMALL = {"channels": 2, "scalars": 6, "hidden": 4, "blocks": 1}
 ALONE = ("4x0e", "4x0e")
 GRIDS = {
     f"{name}-{size}": grid_affine(ORIENTATIONS[name], SPACINGS_MM[size])
-    for name, size in (("RAS", "iso2"), ("LAS", "iso2"), ("oblique-right", "1.7x1.7x5"), ("oblique-left", "1.7x1.7x5"))
+    for name, size in (
+        ("RAS", "iso2"),
+        ("LAS", "iso2"),
+        ("oblique-right", "1.7x1.7x5"),
+        ("oblique-left", "1.7x1.7x5"),
+    )
 }
 
 
@@ -82,7 +87,8 @@ def test_ensemble_tells_the_spread_of_the_density(models, scan):
 def test_models_of_the_same_weights_run_their_network_once(models, scan):
     calls = []
     handles = [
-        model.network.register_forward_hook(lambda *_, name=model.task.name: calls.append(name)) for model in models
+        model.network.register_forward_hook(lambda *_, name=model.task.name: calls.append(name))
+        for model in models
     ]
     together = list(predict_all(models, Scan.read(scan)))
     for handle in handles:
@@ -157,9 +163,21 @@ def test_another_training_goes_on_with_the_networks_own_task():
     assert spec == described("fod")
 
 
+def test_released_models_of_fibres_are_one_network():
+    specs = {task: load_model(task, "cpu").spec for task in ANSWERS}
+    assert {spec.learned for spec in specs.values()} == {None, "fod"}
+    assert len({spec.sha256 for spec in specs.values()}) == 1
+    assert load_model("tissue", "cpu").spec.sha256 != specs["fod"].sha256
+
+
 def test_own_grid_of_a_scan_is_kept(models, scan):
     read = Scan.read(scan)
     encoded = models[0].encode(read)["image"]
     assert sorted(encoded.shape[1:]) == sorted(read.signal.shape[1:])
-    other = TrainedModel(described("fod").replace(spacing_mm=(9.0, 9.0, 9.0)), models[0].network, models[0].device, models[0].weights)
+    other = TrainedModel(
+        described("fod").replace(spacing_mm=(9.0, 9.0, 9.0)),
+        models[0].network,
+        models[0].device,
+        models[0].weights,
+    )
     assert max(other.encode(read)["image"].shape[1:]) < max(encoded.shape[1:])

@@ -216,7 +216,7 @@ def test_directions_are_peaks_in_the_world_frame(scan, tmp_path):
 
 
 def test_released_models_are_found_by_name_and_by_path():
-    assert set(released_models()) == {"tissue", "orientation", "crossings", "pretrained"}
+    assert set(released_models()) == {"crossings", "fod", "orientation", "pretrained", "tissue"}
     for name, path in released_models().items():
         assert load_model(name, "cpu").weights == load_model(path, "cpu").weights == path
         assert load_model(str(path), "cpu").spec.task == (None if name == "pretrained" else name)
