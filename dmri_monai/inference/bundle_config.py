@@ -27,6 +27,7 @@ OLD_KEYS = {
     "selection": "monitor",
     "thin": "subsample",
 }
+# written, never set
 DERIVED = (
     "format_version",
     "learned",
@@ -34,7 +35,7 @@ DERIVED = (
     "scans",
     "sha256",
     "previous_sha256",
-)  # written, never set
+)
 OWN_MEANING = ("task", "subsample_directions")  # in these configs: which model, and an experiment
 PUBLISHED = "$@bundle_root + '/training'"  # the output_dir of a bundle for a label server
 HANDLER = "dmri_monai.training.Checkpoint"  # what train.json and pretrain.json call `checkpoint`

@@ -19,10 +19,11 @@ __all__ = ["DENSITY_IRREPS", "DENSITY_ORDER", "density_of_peaks", "number_of_pea
 DENSITY_ORDER = 8
 DENSITY_IRREPS = "+".join(f"1x{order}e" for order in even_orders(DENSITY_ORDER))
 DISPERSION = 0.03  # rad² per axis, of peaks that do not say theirs
-RELATIVE = 0.2  # both count best in simulated voxels, where truth counts peaks from 0.3 of the largest
-ABSOLUTE = 0.05  # of the density: a coherent bundle that fills a voxel has about 2
+# what counts fibres best in simulated voxels (`benchmarks/peak_rule.py`)
+RELATIVE = 0.15
+ABSOLUTE = 0.15  # of the density: a coherent bundle that fills a voxel has about 2
 SEPARATION_DEGREES = 25.0
-LEAST_FRACTION = 0.02  # of fibres, below which no peak is looked for
+LEAST_FRACTION = 0.05  # of fibres in a voxel, below which no peak is looked for
 
 
 def density_of_peaks(peaks: Tensor, dispersion: float = DISPERSION) -> Tensor:

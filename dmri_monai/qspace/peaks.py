@@ -10,16 +10,18 @@ import torch
 from torch import Tensor
 
 from dmri_monai.qspace.conventions import order_of
-from dmri_monai.so3 import sh_basis
+from dmri_monai.so3 import even_orders, sh_basis, wigner_d
 
 __all__ = ["Peaks", "harmonic_peaks"]
 
 GRID = 600  # points on the half sphere, some 6 degrees apart: no peak of order 8 hides between them
 NEIGHBOURHOOD = 1.7  # of their distance
 STEPS = 4  # of Newton's method
-OFFSET = radians(1.0)  # of the differences that give its derivatives
 MAX_STEP = radians(4.0)
+SLACK = 0.7  # of the height that counts: what a maximum has at the nearest point of the grid at the least
 CHUNK = 8192
+PAIRS = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
+SQUARE = torch.tensor([[0, 3, 4], [3, 1, 5], [4, 5, 2]])  # place in PAIRS of each entry of a symmetric matrix
 
 
 class Peaks(NamedTuple):
@@ -50,7 +52,8 @@ def harmonic_peaks(
     Raises ValueError where n_coef is not 1, 6, 15, 28, 45, ....
     """
     order_of(len(coefficients))
-    parts = [_peaks(part, count, separation_degrees) for part in coefficients.split(CHUNK, dim=1)]
+    least = (SLACK * relative, SLACK * absolute)
+    parts = [_peaks(part, count, separation_degrees, least) for part in coefficients.split(CHUNK, dim=1)]
     directions, amplitudes = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     kept = (amplitudes > absolute) & (amplitudes > 0) & (amplitudes >= relative * amplitudes[:, :1])
     return Peaks(directions * kept.unsqueeze(2), amplitudes * kept)
@@ -72,14 +75,40 @@ def _grid(l_max: int) -> tuple[Tensor, Tensor, Tensor]:
     return points, sh_basis(points, l_max), chosen
 
 
-def _peaks(coefficients: Tensor, count: int, separation_degrees: float) -> tuple[Tensor, Tensor]:
+@lru_cache(maxsize=2)
+def _moving(l_max: int) -> Tensor:
+    """(10, n_coef, n_coef) float64: from a function's coefficients to its own, to those of its derivatives by a turn of
+    the direction about x, y, z, and to those of the second ones about xx, yy, zz, xy, xz, yz.
+
+    Y(exp(t A) u) = exp(t J) Y(u), with A and J the generators of a turn of vectors and of harmonics.
+    """
+    turns = torch.zeros(3, 3, 3, dtype=torch.float64)
+    for i, j, k in ((0, 1, 2), (1, 2, 0), (2, 0, 1)):
+        turns[i, k, j], turns[i, j, k] = 1.0, -1.0
+    one = torch.eye(3, dtype=torch.float64)
+    first = []
+    for turn in turns:
+        blocks = [
+            torch.func.jvp(lambda m, degree=degree: wigner_d(degree, m), (one,), (turn,))[1]
+            for degree in even_orders(l_max)
+        ]
+        first.append(torch.block_diag(*blocks))
+    second = [(first[i] @ first[j] + first[j] @ first[i]) / 2 for i, j in PAIRS]
+    return torch.stack([torch.eye(len(first[0]), dtype=torch.float64), *first, *second]).transpose(1, 2)
+
+
+def _peaks(
+    coefficients: Tensor, count: int, separation_degrees: float, least: tuple[float, float]
+) -> tuple[Tensor, Tensor]:
+    """As :func:`harmonic_peaks`; least: height of a point of the grid, relative and absolute, to begin from."""
     values = coefficients.detach().nan_to_num(0.0).double().T  # (V, n_coef)
     points, basis, neighbours = (tensor.to(values.device) for tensor in _grid(order_of(values.shape[1])))
     sampled = values @ basis.T
     greatest = torch.full_like(sampled, -torch.inf)
     for column in neighbours.T:
         greatest = torch.maximum(greatest, sampled[:, column])
-    candidates = torch.where((sampled >= greatest) & (sampled > 0), sampled, -torch.inf)
+    lowest = (least[0] * sampled.amax(1, keepdim=True)).clamp(min=least[1])
+    candidates = torch.where((sampled >= greatest) & (sampled > lowest), sampled, -torch.inf)
     height, index = candidates.topk(2 * count + 2, dim=1)
     found = height.isfinite()
     directions = torch.zeros(*index.shape, 3, dtype=values.dtype, device=values.device)
@@ -92,16 +121,16 @@ def _peaks(coefficients: Tensor, count: int, separation_degrees: float) -> tuple
 def _refined(values: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
     """Maxima (M, 3) near `directions` (M, 3) of functions (M, n_coef), and their heights (M,)."""
     l_max = order_of(values.shape[1])
-    steps = OFFSET * torch.tensor([[0, 0], [1, 0], [-1, 0], [0, 1], [0, -1], [1, 1], [-1, -1]]).to(values)
+    moving = _moving(l_max).to(values)
+    derivatives = (values @ moving.transpose(1, 2)).transpose(0, 1)  # (M, 10, n_coef)
     for _ in range(STEPS):
+        f = torch.einsum("mkc,mc->mk", derivatives, sh_basis(directions, l_max))
         tangents = _tangents(directions)  # (M, 2, 3)
-        around = directions.unsqueeze(1) + steps @ tangents
-        f = torch.einsum("mpc,mc->mp", sh_basis(around, l_max), values)
-        gradient = torch.stack([f[:, 1] - f[:, 2], f[:, 3] - f[:, 4]], dim=1) / (2 * OFFSET)
-        xx = f[:, 1] + f[:, 2] - 2 * f[:, 0]
-        yy = f[:, 3] + f[:, 4] - 2 * f[:, 0]
-        xy = (f[:, 5] + f[:, 6] - 2 * f[:, 0] - xx - yy) / 2
-        step = _newton(gradient, xx / OFFSET**2, yy / OFFSET**2, xy / OFFSET**2)
+        # a turn about the second tangent moves along the first, and one about minus the first along the second
+        axes = torch.stack([tangents[:, 1], -tangents[:, 0]], dim=1)
+        gradient = torch.einsum("mia,ma->mi", axes, f[:, 1:4])
+        hessian = torch.einsum("mia,mab,mjb->mij", axes, f[:, 4:][:, SQUARE], axes)
+        step = _newton(gradient, hessian[:, 0, 0], hessian[:, 1, 1], hessian[:, 0, 1])
         directions = directions + (step.unsqueeze(1) @ tangents)[:, 0]
         directions = directions / directions.norm(dim=1, keepdim=True)
     heights = torch.einsum("mc,mc->m", sh_basis(directions, l_max), values)

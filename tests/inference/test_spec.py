@@ -17,6 +17,7 @@ from dmri_monai.inference.released import bundle_folder
 from dmri_monai.inference.spec import FORMAT_VERSION, TAKES, ModelSpec, spec_path
 from dmri_monai.inference.spec_history import converted
 from dmri_monai.networks import PQOptions
+from dmri_monai.tasks.registry import TASKS
 
 SPECS = {
     "default": ModelSpec(),
@@ -256,12 +257,19 @@ def test_description_of_version_01_is_complete_or_refused(tmp_path):
         ModelSpec.load(path)
 
 
-@pytest.mark.parametrize("name", ["tissue", "orientation", "crossings", "pretrained"])
+@pytest.mark.parametrize("name", ["tissue", "pretrained"])
 def test_released_descriptions_load(name):
     spec = ModelSpec.load(bundle_folder() / "models" / f"{name}.json")
     assert spec.task == (None if name == "pretrained" else name)
     assert (spec.shell_tolerance, spec.missing, spec.insufficient_directions) == (0.3, "zero", "zero")
     assert spec.in_channels == 49
+
+
+@pytest.mark.parametrize("name", ["fod", "orientation", "crossings"])
+def test_released_models_of_fibres_take_any_shells_on_any_grid(name):
+    spec = ModelSpec.load(bundle_folder() / "models" / f"{name}.json")
+    assert (spec.task, spec.irreps_out) == (name, TASKS["fod"].irreps_out)
+    assert (spec.architecture, spec.spacing_mm, spec.in_channels) == ("any", None, 125)
 
 
 @pytest.mark.parametrize("architecture", TAKES)

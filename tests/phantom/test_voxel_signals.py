@@ -106,11 +106,31 @@ def test_noise_is_rician():
 
 def test_batches_are_a_function_of_the_seed():
     first, again, other = (draw_batch(seed, 2, 16) for seed in (5, 5, 6))
-    for a, b in zip(vars(first).values(), vars(again).values(), strict=True):
-        assert torch.equal(a, b)
+    for name in ("channels", "density", "fractions"):
+        assert torch.equal(getattr(first, name), getattr(again, name))
     assert not torch.equal(first.density, other.density)
     assert first.channels.shape == (125, 32)
     assert first.channels.isfinite().all()
+
+
+def test_fibres_of_a_batch_are_counted_as_in_the_phantoms_heads():
+    drawn = draw_batch(5, 2, 64)
+    number, peaks = drawn.voxels.peaks()
+    lengths = peaks.norm(dim=2)
+    assert {0, 1, 2, 3} == set(number.tolist())
+    assert torch.equal((lengths > 0).sum(1), number)
+    assert (lengths[lengths > 0] >= 0.1).all()
+    assert (lengths.diff(dim=1) <= 1e-6).all()
+    several = number == 2
+    found = harmonic_peaks(drawn.density[:, several], count=1, relative=0.2).directions[:, 0]
+    near = torch.einsum(
+        "vjc,vc->vj", peaks[several] / lengths[several].clamp(min=1e-6).unsqueeze(2), found.float()
+    )
+    assert near.abs().amax(1).median() > math.cos(math.radians(5))
+    mistaken = peaks.flip(0)[several] / lengths.flip(0)[several].clamp(min=1e-6).unsqueeze(2)  # the control
+    assert torch.einsum("vjc,vc->vj", mistaken, found.float()).abs().amax(1).median() < math.cos(
+        math.radians(20)
+    )
 
 
 def test_protocols_are_varied_and_valid():
