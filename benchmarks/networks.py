@@ -9,7 +9,7 @@ each in a process of its own.
 
 On CPU in float32; on a GPU in bfloat16 autocast with channels last, for all networks alike.
 
-Run: python benchmarks/networks.py [--size small] [--repeats 3] [--compile]
+Run: python benchmarks/networks.py [--size small] [--repeats 3] [--compile] [--only-any]
 """
 
 from __future__ import annotations
@@ -169,6 +169,14 @@ def report_times(name: str, times: dict[str, tuple[float, float]], where: dict[s
     report(name, elapsed["equivariant"] / elapsed["plain"], **details, **where)
 
 
+def report_any(equivariant: nn.Module, options: argparse.Namespace, where: dict[str, str]) -> None:
+    network = AnyProtocolUNet(shell_irreps(SLOTS, DEGREE), f"{CLASSES}x0e", options.size)
+    own = {"any": placed(network, compiled=False).eval()}
+    elapsed, cpu = best(own, inference, scan_of_one_shell(), options.repeats)["any"]
+    today = best({"equivariant": equivariant}, inference, volume(SHAPE), options.repeats)["equivariant"]
+    report("any_ratio", elapsed / today[0], any_s=elapsed, cpu_time_ratio=cpu / today[1], **where)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -176,6 +184,7 @@ def main() -> None:
     parser.add_argument("--size", default="small")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--only-any", action="store_true", help="any_ratio alone")
     parser.add_argument("--peak-of", choices=NETWORKS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
@@ -185,18 +194,15 @@ def main() -> None:
     device = torch.cuda.get_device_name() if CUDA else f"{torch.get_num_threads()} CPU threads"
     where = {"size": options.size, "device": device}
     networks = {name: placed(make(options.size), options.compile) for name, make in NETWORKS.items()}
+    if options.only_any:
+        report_any(networks["equivariant"].eval(), options, where)
+        return
     report_times("training_ratio", best(networks, training_step, volume(SHAPE), options.repeats), where)
     networks = {name: network.eval() for name, network in networks.items()}
     report_times("inference_ratio", best(networks, inference, volume(SHAPE), options.repeats), where)
     whole = best({"equivariant": networks["equivariant"]}, inference, volume(WHOLE_BRAIN), options.repeats)
     report("whole_brain_s", whole["equivariant"][0], cpu_s=whole["equivariant"][1], **where)
-    network = AnyProtocolUNet(shell_irreps(SLOTS, DEGREE), f"{CLASSES}x0e", options.size)
-    own = {"any": placed(network, compiled=False).eval()}
-    elapsed, cpu = best(own, inference, scan_of_one_shell(), options.repeats)["any"]
-    today = best({"equivariant": networks["equivariant"]}, inference, volume(SHAPE), options.repeats)[
-        "equivariant"
-    ]
-    report("any_ratio", elapsed / today[0], any_s=elapsed, cpu_time_ratio=cpu / today[1], **where)
+    report_any(networks["equivariant"], options, where)
     peaks = {name: training_peak_mib(name, options.size) for name in NETWORKS}
     details = {f"{name}_mib": peak for name, peak in peaks.items()}
     report("training_memory_ratio", peaks["equivariant"] / peaks["plain"], **details, **where)
