@@ -19,7 +19,7 @@ NEIGHBOURHOOD = 1.7  # of their distance
 STEPS = 4  # of Newton's method
 MAX_STEP = radians(4.0)
 SLACK = 0.7  # of the height that counts: what a maximum has at the nearest point of the grid at the least
-CHUNK = 8192
+CHUNK = 2048  # voxels at a time: their values on the grid stay in the cache
 PAIRS = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
 SQUARE = torch.tensor([[0, 3, 4], [3, 1, 5], [4, 5, 2]])  # place in PAIRS of each entry of a symmetric matrix
 
@@ -103,13 +103,13 @@ def _peaks(
     """As :func:`harmonic_peaks`; least: height of a point of the grid, relative and absolute, to begin from."""
     values = coefficients.detach().nan_to_num(0.0).double().T  # (V, n_coef)
     points, basis, neighbours = (tensor.to(values.device) for tensor in _grid(order_of(values.shape[1])))
-    sampled = values @ basis.T
+    sampled = basis @ values.T  # (P, V): neighbours are rows, which lie together
     greatest = torch.full_like(sampled, -torch.inf)
-    for column in neighbours.T:
-        greatest = torch.maximum(greatest, sampled[:, column])
-    lowest = (least[0] * sampled.amax(1, keepdim=True)).clamp(min=least[1])
+    for row in neighbours.T:
+        torch.maximum(greatest, sampled[row], out=greatest)
+    lowest = (least[0] * sampled.amax(0)).clamp(min=least[1])
     candidates = torch.where((sampled >= greatest) & (sampled > lowest), sampled, -torch.inf)
-    height, index = candidates.topk(2 * count + 2, dim=1)
+    height, index = candidates.T.topk(2 * count + 2, dim=1)
     found = height.isfinite()
     directions = torch.zeros(*index.shape, 3, dtype=values.dtype, device=values.device)
     amplitudes = torch.zeros_like(height)
