@@ -24,8 +24,9 @@ from dmri_monai.report.slices import Grid
 from dmri_monai.scan import Scan
 from dmri_monai.so3 import sh_basis
 
-SIZE = 0.75  # voxels, of the 99th percentile of the largest values
-RINGS, SECTORS = 9, 24  # of the half of a surface that is seen
+SIZE = 1.2  # voxels, of the 99th percentile of the largest values
+RINGS, SECTORS = 18, 24  # of a surface
+LEAST = 0.03  # voxels: smaller faces are not drawn
 
 
 def main() -> None:
@@ -77,7 +78,7 @@ def draw(path: Path, b0: np.ndarray, density: Tensor, axes: Tensor) -> None:
 
 def surfaces(density: Tensor, axes: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Faces (F, 4, 2) in voxels of the slice, those behind first, and their colours (F, 3)."""
-    points = half_sphere()  # (RINGS + 1, SECTORS + 1, 3) in the grid's axes
+    points = sphere()  # (RINGS + 1, SECTORS + 1, 3) in the grid's axes
     world = points @ axes.T
     basis = sh_basis(world.reshape(-1, 3), DENSITY_ORDER).to(density)
     there = density[..., 0] * sqrt(4 * pi) > LEAST_FRACTION
@@ -93,16 +94,16 @@ def surfaces(density: Tensor, axes: Tensor) -> tuple[np.ndarray, np.ndarray]:
     middle = torch.nn.functional.normalize(
         (world[:-1, :-1] + world[1:, :-1] + world[1:, 1:] + world[:-1, 1:]).flatten(0, 1), dim=1
     )
-    seen = values[:, :-1, :-1].flatten(1) * scale > 0.02
+    seen = values[:, :-1, :-1].flatten(1) * scale > LEAST
     order = depth.argsort(1)
     voxel = torch.arange(len(order)).unsqueeze(1).expand_as(order)
     kept = seen[voxel, order]
     return faces[voxel, order][kept].numpy(), middle.abs()[order][kept].clamp(max=1).numpy()
 
 
-def half_sphere() -> Tensor:
-    """(RINGS + 1, SECTORS + 1, 3) unit vectors with z >= 0."""
-    polar = torch.linspace(0, pi / 2, RINGS + 1)[:, None]
+def sphere() -> Tensor:
+    """(RINGS + 1, SECTORS + 1, 3) unit vectors."""
+    polar = torch.linspace(0, pi, RINGS + 1)[:, None]
     around = torch.linspace(0, 2 * pi, SECTORS + 1)[None]
     return torch.stack(
         [polar.sin() * around.cos(), polar.sin() * around.sin(), polar.cos().expand_as(polar * around)],

@@ -3,8 +3,9 @@
 Pairs of scans of one session (`PAIRS`), which share the world frame; nothing is registered.  Each voxel of the first
 scan is compared with the voxel of the second that is nearest in the world, inside the head of both.  angle_deg,
 within_10: median angle between main directions, and share within 10 degrees, where a tensor has FA > 0.45 in both
-scans; `tensor` is its own main direction.  same: share of voxels of the same class, where one of the two scans has one
-other than 0.
+scans, 90 degrees where one of the two has none; answered: share of these voxels with a direction in both scans, and in
+these angle_answered_deg and tensor_answered_deg, of the tensor's main directions.  same: share of voxels of the same
+class, where one of the two scans has one other than 0.
 
 Run: python -m benchmarks.real.slice_angles DATA [--models fod tissue model.pt ...]; DATA: folder of scans, as BIDS
 """
@@ -72,11 +73,19 @@ def compared(first: dict[str, Tensor], second: dict[str, Tensor]) -> list[dict[s
     in_both = (at_first["head"] > 0)[0] & (at_second["head"] > 0)[0]
     coherent = in_both & (at_first["fa"][0] > ANISOTROPIC) & (at_second["fa"][0] > ANISOTROPIC)
     lines: list[dict[str, float | str]] = []
+    fitted = axial_angle_deg(at_first["tensor"].T, at_second["tensor"].T)[coherent]
     for name in sorted(set(at_first) - {"head", "fa"}):
         one, other = at_first[name], at_second[name]
         if len(one) == 3:
-            angles = axial_angle_deg(one[:, coherent].T, other[:, coherent].T).nan_to_num(90.0)
-            figures = {"angle_deg": float(angles.median()), "within_10": float((angles <= 10).float().mean())}
+            angles = axial_angle_deg(one.T, other.T)[coherent]
+            both = angles.isfinite()
+            figures = {
+                "angle_deg": float(angles.nan_to_num(90.0).median()),
+                "within_10": float((angles <= 10).float().mean()),
+                "answered": float(both.float().mean()),
+                "angle_answered_deg": float(angles[both].median()),
+                "tensor_answered_deg": float(fitted[both].median()),
+            }
             lines.append({"method": name, "voxels": int(coherent.sum()), **figures})
         else:
             counted = in_both & ((one > 0) | (other > 0))[0]

@@ -255,11 +255,12 @@ def predict(  # noqa: PLR0913  # the options of one command
 def predict_all(models: Sequence[TrainedModel], scan: Scan, **options: Any) -> Iterator[Prediction]:
     """The predictions of `scan` by each of `models`, with the options of :meth:`TrainedModel.predict`.
 
-    Models of the same weights, whose predictions follow from one density, run their network once.
+    Models of the same weights and settings, whose predictions follow from one density, run their network once.
     """
-    known: dict[tuple[str, torch.device], Prediction] = {}
+    known: dict[tuple[str, ...], Prediction] = {}
     for model in models:
-        key = (model.spec.sha256 or str(model.weights.absolute()), model.device)
+        weights = model.spec.sha256 or str(model.weights.absolute())
+        key = (weights, model.spec.untrained().text, str(model.device))
         if key not in known:
             known[key] = model._predict_learned(scan, **options)
         yield model._follow(known[key])

@@ -95,6 +95,15 @@ def test_models_of_the_same_weights_run_their_network_once(models, scan):
         handle.remove()
     alone = [model.predict(Scan.read(scan)) for model in models]
     assert set(calls) == {"fod"}
+    calls.clear()
+    first = models[0]
+    other = TrainedModel(first.spec.replace(b0_threshold=10.0), first.network, first.device, first.weights)
+    handle = first.network.register_forward_hook(lambda *_: calls.append("again"))
+    list(predict_all([first], Scan.read(scan)))
+    once = len(calls)
+    list(predict_all([first, other], Scan.read(scan)))
+    handle.remove()
+    assert len(calls) == 3 * once  # the control: other settings are another prediction
     for one, other in zip(together, alone, strict=True):
         assert (one.task, one.provenance) == (other.task, other.provenance)
         assert_close(one.image.as_tensor(), other.image.as_tensor(), equal_nan=True)
