@@ -17,7 +17,13 @@ from dmri_monai.equivariant import (
     Gate,
     NormActivation,
 )
-from dmri_monai.networks import AnyProtocolUNet, EquivariantUNet, PlainUNet, PQSegmentationNet
+from dmri_monai.networks import (
+    AnyProtocolUNet,
+    EquivariantUNet,
+    InvariantUNet,
+    PlainUNet,
+    PQSegmentationNet,
+)
 
 __all__ = ["register", "register_layers", "register_networks"]
 
@@ -31,7 +37,7 @@ POINTWISE: tuple[tuple[LayerFactory, str, type], ...] = (
     (Act, "gate", Gate),
     (Act, "norm_activation", NormActivation),
 )
-NETWORKS = (AnyProtocolUNet, EquivariantUNet, PlainUNet, PQSegmentationNet)
+NETWORKS = (AnyProtocolUNet, EquivariantUNet, InvariantUNet, PlainUNet, PQSegmentationNet)
 
 
 def register() -> None:

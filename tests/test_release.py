@@ -78,18 +78,25 @@ def test_bundle_from_a_zip_makes_its_network(tmp_path):
     assert sum(p.numel() for p in workflow.parser.get_parsed_content("network_def").parameters())
 
 
-@pytest.mark.parametrize("name", ["pretrained", "tissue", "orientation", "crossings"])
+RELEASED = ["pretrained", "tissue", "tissue-shells", "fractions", "orientation", "crossings"]
+
+
+@pytest.mark.parametrize("name", RELEASED)
 def test_released_weights_are_small_and_those_of_their_record(name):
     path = ROOT / "bundle" / "models" / f"{name}.pt"
     record = json.loads(path.with_suffix(".json").read_text())
     assert hashlib.sha256(path.read_bytes()).hexdigest() == record["sha256"]
     assert path.stat().st_size <= 5 * 2**20
+    assert sum(p.stat().st_size for p in path.parent.glob("*.pt")) <= 8e6
 
 
-def test_released_tissue_model_segments_a_head_it_has_not_seen(tmp_path):
+@pytest.mark.parametrize("name", ["tissue", "tissue-shells"])
+def test_released_tissue_model_segments_a_head_it_has_not_seen(tmp_path, name):
     """A small procedural head: another anatomy, voxel size and protocol than those it was trained on."""
     write_dataset(tmp_path, subjects=1, seed=77, shape=(48, 56, 48), scheme="clinical-32", progress=False)
-    found = dmri_monai.predict(tmp_path / "sub-01" / "dwi" / "sub-01_dwi.nii.gz", device="cpu").image[0]
+    found = dmri_monai.predict(
+        tmp_path / "sub-01" / "dwi" / "sub-01_dwi.nii.gz", task=name, device="cpu"
+    ).image[0]
     truth = read_nifti(next(tmp_path.rglob("sub-01_dseg.nii.gz")))[0].as_tensor()
     shuffled = truth.flip(0)
     for label in (1, 2, 3):

@@ -1,9 +1,9 @@
 """Make models of any protocol from nothing: train, describe; resumable.
 
     voxelwise.pt    `benchmarks/voxelwise_training.py`: each voxel alone, on simulated voxels
-    heads.pt        `benchmarks/head_training.py`: the surroundings, on streamed heads
     fod             the density of the voxel-wise network, as it is; orientation, crossings: what follows from it
-    tissue, fractions   one network of heads.pt, its answers in the order of each task
+    heads.pt        `benchmarks/tissue_training.py`: invariants of whole heads, on streamed heads
+    tissue, fractions   the network of heads.pt, its answers in the order of each task
 
 A training that was interrupted goes on; one that has ended is not repeated.
 
@@ -27,17 +27,17 @@ from dmri_monai.inference.architectures import build_network
 from dmri_monai.inference.spec import ModelSpec
 from dmri_monai.inference.training_range import TrainingRange
 from dmri_monai.inference.weights import save_model
-from dmri_monai.networks import AnyProtocolUNet
+from dmri_monai.networks import AnyProtocolUNet, InvariantUNet
 from dmri_monai.networks.voxelwise import BLOCKS, CHANNELS, HIDDEN, VoxelwiseNet
 from dmri_monai.phantom.voxel_signals import draw_batch
 
 ROOT = Path(__file__).parents[2]
 NETWORK = {"channels": CHANNELS, "hidden": HIDDEN, "blocks": BLOCKS}
-STEPS = {"voxelwise": 3000, "heads": 600}
+STEPS = {"voxelwise": 3000, "heads": 300}
 ALONE = ("4x0e", "4x0e")  # levels of a network whose surroundings say nothing
 # what `phantom.protocols`, `phantom.voxel_signals` and `phantom.head_protocol` draw
 VOXELS_SEEN = TrainingRange(directions=(6, 220), bval=(100, 6000), snr=(8, 45))
-HEADS_SEEN = TrainingRange(directions=(6, 110), bval=(500, 3200), voxel_mm=(1.5, 6.0), snr=(6, 110))
+HEADS_SEEN = TrainingRange(directions=(6, 32), bval=(500, 3200), voxel_mm=(1.5, 6.0), snr=(6, 110))
 FROM_DENSITY = ("fod", "orientation", "crossings")
 FRACTIONS_ORDER = (1, 2, 3, 0)  # of the classes outside, white matter, grey matter, CSF
 FIT_SEED = 1 << 41
@@ -54,10 +54,10 @@ def main() -> None:
     options = parser.parse_args()
     out = options.out or options.runs / "models"
     out.mkdir(parents=True, exist_ok=True)
-    voxelwise = options.runs / "voxelwise.pt"
-    _trained("voxelwise", voxelwise, [str(voxelwise), "--network", json.dumps(NETWORK)])
-    state = torch.load(voxelwise, weights_only=True)
     if "fod" in options.only:
+        voxelwise = options.runs / "voxelwise.pt"
+        _trained("voxelwise", voxelwise, [str(voxelwise), "--network", json.dumps(NETWORK)])
+        state = torch.load(voxelwise, weights_only=True)
         network = density_network(state)
         for task in FROM_DENSITY:
             save_model(network, out / f"{task}.pt", density_spec(state["network"], task))
@@ -66,7 +66,7 @@ def main() -> None:
     sources = [(f"--{name}", getattr(options, name)) for name in ("anatomy", "peaks", "fa")]
     given = [str(part) for pair in sources if pair[1] for part in pair]
     heads = options.runs / "heads.pt"
-    _trained("heads", heads, [str(voxelwise), str(options.runs / "heads"), str(heads), *given])
+    _trained("heads", heads, [str(options.runs / "heads"), str(heads), *given])
     state = torch.load(heads, weights_only=True)
     for task in ("tissue", "fractions"):
         if task in options.only:
@@ -79,7 +79,7 @@ def _trained(kind: str, out: Path, arguments: list[str]) -> None:
     if out.exists() and torch.load(out, weights_only=True)["step"] >= STEPS[kind]:
         return
     out.parent.mkdir(parents=True, exist_ok=True)
-    module = {"voxelwise": "benchmarks.voxelwise_training", "heads": "benchmarks.head_training"}[kind]
+    module = {"voxelwise": "benchmarks.voxelwise_training", "heads": "benchmarks.tissue_training"}[kind]
     command = [sys.executable, "-m", module, *arguments, "--steps", str(STEPS[kind])]
     subprocess.run(command, cwd=ROOT, check=True)
 
@@ -98,11 +98,7 @@ def density_spec(network: dict[str, Any], task: str = "fod") -> ModelSpec:
 
 def heads_spec(task: str, network: dict[str, Any]) -> ModelSpec:
     return ModelSpec(
-        task=task,
-        architecture="any",
-        size=network["size"],
-        network_options=network["options"],
-        trained_on=HEADS_SEEN,
+        task=task, architecture="invariants", size=network["size"], l_max=2, trained_on=HEADS_SEEN
     )
 
 
@@ -137,19 +133,12 @@ def mass_row(own: VoxelwiseNet) -> tuple[Tensor, Tensor]:
     return solution[:-1], solution[-1]
 
 
-def heads_network(spec: ModelSpec, state: dict[str, Tensor]) -> AnyProtocolUNet:
+def heads_network(spec: ModelSpec, state: dict[str, Tensor]) -> InvariantUNet:
     """The network of task `spec.task` from the one that was trained on heads."""
     network = build_network(spec)
-    assert isinstance(network, AnyProtocolUNet)
+    assert isinstance(network, InvariantUNet)
     order = list(range(4)) if spec.task == "tissue" else list(FRACTIONS_ORDER)
-    both = [*order, *(4 + i for i in order)]  # the changes, then the gates
-    turned = dict(state)
-    for name in ("head.voxel.weights.weight", "head.voxel.weights.bias"):
-        turned[name] = state[name][order]
-    turned["head.levels.0.bias"] = state["head.levels.0.bias"][both]
-    kernel = state["head.levels.0.kernels.0.weight"]
-    turned["head.levels.0.kernels.0.weight"] = kernel.view(8, -1)[both].flatten()
-    network.load_state_dict(turned)
+    network.load_state_dict({name: v[order] if name.startswith("head.") else v for name, v in state.items()})
     return network
 
 

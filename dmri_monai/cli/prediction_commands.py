@@ -110,14 +110,14 @@ def _models(task: str, checkpoint: Path | None) -> list[str | Path]:
     """Names of released models, or the path of one's own; ValueError for a task that has none."""
     if checkpoint is not None:
         return [checkpoint]
-    from dmri_monai.inference.released import released_tasks
+    from dmri_monai.inference.released import released_models, released_tasks
 
-    known = released_tasks()
-    if task != "all" and task not in known:
-        raise ValueError(
-            f"no released model for task {task!r}, only for {', '.join(known)}; give a --checkpoint"
-        )
-    return list(known) if task == "all" else [task]
+    if task == "all":
+        return list(released_tasks())
+    if task not in released_models():
+        known = ", ".join(released_tasks())
+        raise ValueError(f"no released model for task {task!r}, only for {known}; give a --checkpoint")
+    return [task]
 
 
 def _predict_study(

@@ -11,7 +11,7 @@ from torch import nn
 
 from dmri_monai.inference.components import made
 from dmri_monai.inference.spec import BY_LEVELS, ModelSpec
-from dmri_monai.networks import AnyProtocolUNet, EquivariantUNet, PlainUNet, PQSegmentationNet
+from dmri_monai.networks import AnyProtocolUNet, EquivariantUNet, InvariantUNet, PlainUNet, PQSegmentationNet
 from dmri_monai.so3 import as_irreps
 
 __all__ = ["build_network", "prepare_batch", "to_device"]
@@ -46,6 +46,8 @@ def _constructor(spec: ModelSpec, irreps_out: str) -> tuple[type[nn.Module], tup
         size = spec.size if isinstance(spec.size, str) else list(spec.size)
         return kind, (spec.irreps, irreps_out, size), own
     assert isinstance(spec.size, str)  # the spec has checked it
+    if spec.architecture == "invariants":
+        return InvariantUNet, (spec.irreps, irreps_out, spec.size), own
     if spec.architecture == "pq":
         options = {**PQ_SIZES[spec.size], **own, "b_max": spec.b_max}
         return PQSegmentationNet, (irreps_out,), options

@@ -23,7 +23,7 @@ from dmri_monai.inference.architectures import SAMPLE_KEYS, build_network, to_de
 from dmri_monai.inference.encoding import encode, resample_scan
 from dmri_monai.inference.ensemble import Group, ensemble_of, split_uncertainty
 from dmri_monai.inference.inferers import VolumeInferer
-from dmri_monai.inference.released import find_weights
+from dmri_monai.inference.released import find_weights, released_models
 from dmri_monai.inference.result import Prediction
 from dmri_monai.inference.spec import ModelSpec, spec_path
 from dmri_monai.inference.weights import digest_of, load_weights
@@ -244,7 +244,8 @@ def predict(  # noqa: PLR0913  # the options of one command
     What looks wrong with the scan is in `warnings`, never an error.  Raises ValueError or OSError for a scan or
     checkpoint that cannot be used.
     """
-    find_task(task)
+    if task not in released_models():
+        find_task(task)
     model = load_model(task if checkpoint is None else Path(checkpoint), device)
     _ = model.task  # a pretrained network is refused before the scan is read
     scan = _scan(image, bvals, bvecs, affine, model.spec.b0_threshold)

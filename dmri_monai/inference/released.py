@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dmri_monai.io.json_sidecar import read_json
 from dmri_monai.io.present import present
 
 __all__ = ["bundle_folder", "find_weights", "released_models", "released_tasks"]
 
 PACKAGE = Path(__file__).parents[1]
-PRETRAINED = "pretrained"  # the one released network without a task
 # A wheel carries the bundle inside the package; in a checkout it stands beside it.
 FOLDERS = (PACKAGE / "bundle", PACKAGE.parent / "bundle")
 
@@ -29,8 +29,9 @@ def released_models() -> dict[str, Path]:
 
 
 def released_tasks() -> list[str]:
-    """Names of the released models that have a task; the pretrained network has none yet."""
-    return [name for name in released_models() if name != PRETRAINED]
+    """Names of the released models that are called like their task, one a task."""
+    models = released_models().items()
+    return [name for name, path in models if read_json(path.with_suffix(".json"))["task"] == name]
 
 
 def find_weights(name_or_path: str | Path) -> Path:

@@ -43,14 +43,15 @@ MOST_LEVELS = 8  # of an equivariant network
 # samples with their table
 TAKES = {
     "any": "shell-set",
+    "invariants": "shell-set",
     "equivariant": "harmonics",
     "plain": "harmonics",
     "plain-directions": "directions",
     "pq": "samples",
 }
-Architecture = Literal["any", "equivariant", "plain", "plain-directions", "pq"]
+Architecture = Literal["any", "invariants", "equivariant", "plain", "plain-directions", "pq"]
 BY_LEVELS = ("any", "equivariant")  # architectures whose size may list the irreps of every level
-SHELL_SET = {"shells": (), "order_scale": None}  # of "any", which has no use for them
+SHELL_SET = {"shells": (), "order_scale": None}  # of a set of shells, which has no use for them
 SHELL_SET_DEGREE, LARGEST_SHELL_SET_DEGREE = 6, 8  # of the harmonics of each shell
 Policy = Literal["error", "zero"]
 Bval = Annotated[float, Field(strict=True, gt=0, le=50_000)]
@@ -66,7 +67,8 @@ class ModelSpec(Strict):
     task: what it predicts; None for a pretrained network, which has no task yet.
     learned: the task that its network was trained for, where the prediction follows from that one's: the main direction
         and the number of fibres from their density ("fod").  None: `task` itself.
-    architecture: "any" (AnyProtocolUNet on the scan's own shells, whatever their number and b-values), "equivariant"
+    architecture: "any" (AnyProtocolUNet on the scan's own shells, whatever their number and b-values), "invariants"
+        (InvariantUNet on rotation invariants of these shells, for tasks without directions), "equivariant"
         (EquivariantUNet on harmonic channels of named shells), "plain" (PlainUNet on the same channels),
         "plain-directions" (PlainUNet on S/S0 in `n_directions` resampled directions per shell, as published in 2022),
         "pq" (PQSegmentationNet on the samples themselves).
@@ -74,8 +76,8 @@ class ModelSpec(Strict):
     network_options: further arguments of the network's class, e.g. {"filters": 24}; kernels as {"_target_": name, ...}.
     shells (s/mm²), shell_tolerance, l_max, order_scale, missing, insufficient_directions: how shells become channels,
         as of :class:`dmri_monai.qspace.shell_fit.ShellFit`.  b0_threshold: volumes up to this b-value (s/mm²) are b0.
-        For "any" only l_max (then 6 by default) and b0_threshold count, and shells is empty.
-    slots: of "any", as of :func:`dmri_monai.qspace.shell_set.shell_set`: scans with more shells have them merged.
+        For "any" and "invariants" only l_max (then 6 by default) and b0_threshold count, and shells is empty.
+    slots: of these two, as of :func:`dmri_monai.qspace.shell_set.shell_set`: scans with more shells have them merged.
     n_directions: of "plain-directions".  spacing_mm: voxel size the network sees; None: that of each scan.
     subsample_directions: fewest and most directions per shell that training left in a scan; None: all of them.
     trained_on: ranges of the training scans.  scans: name of each training scan -> hash of its gradient table.
@@ -137,7 +139,7 @@ class ModelSpec(Strict):
                 if name != "scans":  # names of files, which are never parsed
                     check_plain(as_data(value), str(name))
             default = cls.model_fields["architecture"].default
-            if values.get("architecture", default) == "any":
+            if TAKES.get(str(values.get("architecture", default))) == "shell-set":
                 return {"l_max": SHELL_SET_DEGREE, **values, **SHELL_SET}
         return values
 
@@ -157,7 +159,8 @@ class ModelSpec(Strict):
             raise ValueError(f"shells is {list(self.shells)}, expected at least 1 b-value")
         if self.takes == "shell-set" and self.l_max > LARGEST_SHELL_SET_DEGREE:
             raise ValueError(
-                f"l_max is {self.l_max}, expected at most {LARGEST_SHELL_SET_DEGREE} for architecture 'any'"
+                f"l_max is {self.l_max}, expected at most {LARGEST_SHELL_SET_DEGREE} for architecture "
+                f"{self.architecture!r}"
             )
         if not named:
             if not 2 <= len(self.size) <= MOST_LEVELS:
@@ -222,7 +225,7 @@ class ModelSpec(Strict):
     @property
     def multiple(self) -> int:
         """The network takes sizes that are multiples of this."""
-        return 8 if self.architecture.startswith("plain") else 1
+        return {"plain": 8, "plain-directions": 8, "invariants": 16}.get(self.architecture, 1)
 
     @property
     def keys(self) -> list[str]:

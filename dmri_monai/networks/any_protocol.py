@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from dmri_monai.equivariant import EquivariantAvgPool3d, SteerableConv3d, as_irreps
 from dmri_monai.equivariant.finite_values import is_recording
 from dmri_monai.networks.equivariant_unet import EquivariantUNet
-from dmri_monai.networks.input_checks import as_plain, check_harmonics, with_meta_of
+from dmri_monai.networks.input_checks import as_plain, check_harmonics, slots_of, with_meta_of
 from dmri_monai.networks.voxels_first import DenseAnyProtocol, VoxelsFirst
 from dmri_monai.networks.voxelwise import BLOCKS, CHANNELS, HIDDEN, SCALARS, SphereFeatures, VoxelHead
 from dmri_monai.networks.wiring import dense_copy
@@ -70,7 +70,7 @@ class AnyProtocolUNet(VoxelsFirst):
         outputs = (
             [] if irreps_out is None else [ir.dim for mul, ir in as_irreps(irreps_out) for _ in range(mul)]
         )
-        super().__init__(*_slots_of(fields), outputs)
+        super().__init__(*slots_of(fields, type(self).__name__), outputs)
         self.expected, self.irreps_in = channels_of(fields), str(fields)
         self.told = as_irreps(CONTEXT).dim
         self.deep_supervision = deep_supervision
@@ -171,16 +171,3 @@ class AnyProtocolUNet(VoxelsFirst):
             name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)
         }
         self.voxelwise.load_state_dict(features)
-
-
-def _slots_of(fields: Irreps) -> tuple[int, int]:
-    """Number of slots and l_max of shells' irreps; ValueError for irreps that are not those of shells in slots."""
-    from dmri_monai.qspace.shell_set import shell_irreps
-
-    l_max = max(ir.l for _, ir in fields)
-    slots = (fields.count("0e") - 1) // 4
-    if slots < 1 or str(as_irreps(shell_irreps(slots, l_max))) != str(fields):
-        raise ValueError(
-            f"AnyProtocolUNet: irreps {fields} are not those of shells in slots, such as {shell_irreps(4, 6)}"
-        )
-    return slots, l_max

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor
 
 from dmri_monai.equivariant import as_irreps
 from dmri_monai.so3 import Channels
 
-__all__ = ["as_plain", "check_harmonics", "with_meta_of"]
+if TYPE_CHECKING:
+    from e3nn.o3 import Irreps
+
+__all__ = ["as_plain", "check_harmonics", "slots_of", "with_meta_of"]
 
 
 def check_harmonics(image: Tensor, expected: Channels, name: str) -> None:
@@ -36,6 +41,19 @@ def _recorded(image: Tensor) -> list[str]:
     """The irreps in the meta data of a MetaTensor, one entry for a collated batch of equal ones."""
     found = getattr(image, "meta", {}).get("irreps", [])
     return [found] if isinstance(found, str) else sorted(set(found))
+
+
+def slots_of(fields: Irreps, name: str) -> tuple[int, int]:
+    """Number of slots and l_max of shells' irreps; ValueError for irreps that are not those of shells in slots."""
+    from dmri_monai.qspace.shell_set import shell_irreps
+
+    l_max = max(ir.l for _, ir in fields)
+    slots = (fields.count("0e") - 1) // 4
+    if slots < 1 or str(as_irreps(shell_irreps(slots, l_max))) != str(fields):
+        raise ValueError(
+            f"{name}: irreps {fields} are not those of shells in slots, such as {shell_irreps(4, 6)}"
+        )
+    return slots, l_max
 
 
 def as_plain(image: Tensor) -> Tensor:

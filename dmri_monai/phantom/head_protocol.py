@@ -71,10 +71,17 @@ class HeadProtocol:
         return vector
 
 
-def draw_protocol(rng: np.random.Generator, size: int, *, artifact_share: float = 0.3) -> HeadProtocol:
+def draw_protocol(
+    rng: np.random.Generator,
+    size: int,
+    *,
+    artifact_share: float = 0.3,
+    most_directions: int = MOST_DIRECTIONS,
+) -> HeadProtocol:
     """A protocol whose grid has at most `size` voxels an axis: the whole head, or a part of it.
 
-    artifact_share: of the scans that the artifact engine corrupts further.
+    artifact_share: of the scans that the artifact engine corrupts further.  most_directions: of all shells together,
+    at least 24; the time a scan takes grows with it.
     """
     affine, shape, slice_axis = _grid(rng, size)
     in_plane = [axis for axis in range(3) if axis != slice_axis]
@@ -84,7 +91,7 @@ def draw_protocol(rng: np.random.Generator, size: int, *, artifact_share: float 
     return HeadProtocol(
         affine=affine,
         shape=shape,
-        table=_table(rng),
+        table=_table(rng, most_directions),
         phase_axis=phase_axis,
         slice_axis=slice_axis,
         phase_sign=int(rng.choice([-1, 1])),
@@ -131,7 +138,7 @@ def _grid(rng: np.random.Generator, size: int) -> tuple[Tensor, tuple[int, int, 
     return torch.from_numpy(affine), (x, y, z), int(np.flatnonzero(order == normal)[0])
 
 
-def _table(rng: np.random.Generator) -> GradientTable:
+def _table(rng: np.random.Generator, most: int) -> GradientTable:
     """1-4 shells of 6-90 directions each; one b0 in half of the scans, else up to eight."""
     n_shells = 1 + int(rng.choice(len(SHELLS), p=SHELLS))
     if n_shells == 1:
@@ -142,7 +149,7 @@ def _table(rng: np.random.Generator) -> GradientTable:
         shells = [float(rng.uniform(a, b - 150)) for a, b in zip(edges[:-1], edges[1:], strict=True)]
     low, high = np.log(DIRECTIONS)
     counts = [int(np.exp(rng.uniform(low, high - 0.35 * (n_shells - 1)))) for _ in shells]
-    while sum(counts) > MOST_DIRECTIONS:
+    while sum(counts) > most:
         counts[int(np.argmax(counts))] //= 2
     n_b0 = 1 if rng.random() < 0.5 else int(rng.integers(2, 9))
     jitter = 1 + (0.01 * rng.normal() if rng.random() < 0.3 else 0.0)

@@ -17,7 +17,7 @@ from dmri_monai.phantom.fields import Seed, stage_rng
 from dmri_monai.phantom.head_contrast import draw_contrast
 from dmri_monai.phantom.head_model import HeadModel
 from dmri_monai.phantom.head_pose import draw_pose
-from dmri_monai.phantom.head_protocol import HeadProtocol, draw_protocol
+from dmri_monai.phantom.head_protocol import MOST_DIRECTIONS, HeadProtocol, draw_protocol
 from dmri_monai.phantom.head_sampling import CLASSES, SampledHead, sample_head
 from dmri_monai.phantom.head_signal import SPREAD, head_signal, orientation_density
 from dmri_monai.phantom.stream import ItemStream
@@ -68,7 +68,12 @@ class StreamedHeads(ItemStream):
 
 
 def make_head_item(
-    seed: Seed, models: Mapping[str, HeadModel], *, size: int = 56, artifact_share: float = 0.3
+    seed: Seed,
+    models: Mapping[str, HeadModel],
+    *,
+    size: int = 56,
+    artifact_share: float = 0.3,
+    most_directions: int = MOST_DIRECTIONS,
 ) -> dict[str, Any]:
     """One scan of one head with its truth, a function of `seed` (and of the models).
 
@@ -82,7 +87,7 @@ def make_head_item(
     name = sorted(models)[int(rng.integers(len(models)))]
     generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
     for _ in range(TRIES):
-        protocol = draw_protocol(rng, size, artifact_share=artifact_share)
+        protocol = draw_protocol(rng, size, artifact_share=artifact_share, most_directions=most_directions)
         contrast = draw_contrast(rng)
         pose = draw_pose(rng, models[name], protocol.phase_world, te_ms=contrast.te_ms)
         head = sample_head(models[name], pose, protocol.affine, protocol.shape, generator)

@@ -69,7 +69,7 @@ def test_task_trains_from_pretext_by_configs_alone(prepare, dataset_dir, bodies,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", [a for a in TAKES if a != "plain"])
+@pytest.mark.parametrize("architecture", [a for a in TAKES if a not in ("plain", "invariants")])
 @pytest.mark.parametrize("task", TASKS)
 def test_every_architecture_trains_evaluates_and_infers(prepare, dataset_dir, tmp_path, task, architecture):
     model = {"architecture": architecture, "size": "tiny", "network_options": {}, "dataset_dir": dataset_dir}
@@ -78,6 +78,18 @@ def test_every_architecture_trains_evaluates_and_infers(prepare, dataset_dir, tm
     prepare(
         "train", output_dir=str(tmp_path / "t"), objective=task, pretrained=pretrained, **model, **STEP
     ).run()
+    own = {"dataset_dir": dataset_dir, "checkpoint": str(tmp_path / "t" / "model.pt")}
+    prepare("evaluate", output_dir=str(tmp_path / "e"), objective=task, **own).run()
+    prepare("inference", output_dir=str(tmp_path / "i"), **own).run()
+    assert (tmp_path / "e" / f"{KEY_METRICS[task]}_summary.csv").is_file()
+    assert len(list((tmp_path / "i").glob(f"*_{WRITES[task]}.nii.gz"))) == 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["tissue", "fractions", "lesion", "crossings"])
+def test_network_on_invariants_trains_evaluates_and_infers(prepare, dataset_dir, tmp_path, task):
+    model = {"architecture": "invariants", "size": "tiny", "network_options": {}, "dataset_dir": dataset_dir}
+    prepare("train", output_dir=str(tmp_path / "t"), objective=task, **model, **STEP).run()
     own = {"dataset_dir": dataset_dir, "checkpoint": str(tmp_path / "t" / "model.pt")}
     prepare("evaluate", output_dir=str(tmp_path / "e"), objective=task, **own).run()
     prepare("inference", output_dir=str(tmp_path / "i"), **own).run()

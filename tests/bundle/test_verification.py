@@ -10,7 +10,7 @@ from monai.bundle import ConfigParser, ckpt_export, verify_metadata, verify_net_
 from dmri_monai.inference.model import load_model
 from dmri_monai.inference.spec import ModelSpec
 from dmri_monai.integrations.bundle_metadata import bundle_metadata
-from dmri_monai.networks import EquivariantUNet
+from dmri_monai.networks import InvariantUNet
 
 SCHEMA = Path(__file__).parent / "meta_schema.json"
 
@@ -80,7 +80,7 @@ def test_exported_network_of_a_checkpoint_gives_the_same_output(files, trained, 
 
 def test_released_network_is_exported_for_any_size(files, tmp_path):
     released = load_model("tissue", "cpu")
-    assert isinstance(released.network, EquivariantUNet)
+    assert isinstance(released.network, InvariantUNet)
     out = tmp_path / "model.ts"
     ckpt_export("network_def", filepath=str(out), ckpt_file=str(released.weights), **files)
     exported = torch.jit.load(str(out))

@@ -12,6 +12,7 @@ from dmri_monai.inference.spec import TAKES, ModelSpec
 from dmri_monai.transforms import collate_dwi
 
 OUT = {"4x0e": 4, "1x0e": 1, "1x2e": 5}
+SCALARS = ("4x0e", "1x0e")
 
 
 def scan(n=20, b=(1000.0,), size=(8, 8, 8)):
@@ -27,12 +28,17 @@ def scan(n=20, b=(1000.0,), size=(8, 8, 8)):
 @pytest.mark.parametrize("architecture", TAKES)
 def test_every_architecture_takes_what_its_encoding_gives(architecture, irreps):
     spec = ModelSpec(architecture=architecture, size="tiny", n_directions=12)
-    batch = collate_dwi([Compose(encode(spec))(scan(size=(16, 8, 8)))])
+    size = (16, 16, 16) if architecture == "invariants" else (16, 8, 8)
+    batch = collate_dwi([Compose(encode(spec))(scan(size=size))])
+    if architecture == "invariants" and irreps not in SCALARS:
+        with pytest.raises(ValueError, match="expected scalars"):
+            build_network(spec, irreps)
+        return
     image, _, *table = (*prepare_batch(spec)(batch, torch.device("cpu")), (), {})[:4]
     assert spec.in_channels in (None, image.shape[1])
     network = build_network(spec, irreps).eval()
     with torch.no_grad():
-        assert network(image, *table[0], **table[1]).shape == (1, OUT[irreps], 16, 8, 8)
+        assert network(image, *table[0], **table[1]).shape == (1, OUT[irreps], *size)
 
 
 @pytest.mark.parametrize(("task", "channels"), [("tissue", 4), ("lesion", 1), ("orientation", 5), (None, 16)])

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 import dmri_monai
 from dmri_monai.cli import app
 from dmri_monai.inference.model import load_model, out_of_range, predict
-from dmri_monai.inference.released import bundle_folder, released_models
+from dmri_monai.inference.released import bundle_folder, released_models, released_tasks
 from dmri_monai.inference.spec import TAKES, ModelSpec
 from dmri_monai.io import read_dwi
 from dmri_monai.scan import Scan
@@ -216,10 +216,21 @@ def test_directions_are_peaks_in_the_world_frame(scan, tmp_path):
 
 
 def test_released_models_are_found_by_name_and_by_path():
-    assert set(released_models()) == {"crossings", "fod", "orientation", "pretrained", "tissue"}
+    tasks = {"crossings", "fod", "fractions", "orientation", "tissue"}
+    assert set(released_models()) == tasks | {"tissue-shells", "pretrained"}
+    assert set(released_tasks()) == tasks  # one a task, for `--task all`
     for name, path in released_models().items():
         assert load_model(name, "cpu").weights == load_model(path, "cpu").weights == path
-        assert load_model(str(path), "cpu").spec.task == (None if name == "pretrained" else name)
+        task = {"pretrained": None, "tissue-shells": "tissue"}.get(name, name)
+        assert load_model(str(path), "cpu").spec.task == task
+
+
+def test_a_released_model_is_chosen_by_its_own_name(scan):
+    by_name = predict(scan, task="tissue-shells", device="cpu")
+    assert by_name.provenance["Model"] == "tissue-shells.pt"
+    assert (by_name.image != predict(scan, device="cpu").image).any()
+    with pytest.raises(ValueError, match="task is 'tumour'"):
+        predict(scan, task="tumour", device="cpu")
 
 
 def test_file_called_like_a_released_model_is_found_by_its_path(tmp_path, monkeypatch):

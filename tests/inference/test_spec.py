@@ -257,10 +257,10 @@ def test_description_of_version_01_is_complete_or_refused(tmp_path):
         ModelSpec.load(path)
 
 
-@pytest.mark.parametrize("name", ["tissue", "pretrained"])
+@pytest.mark.parametrize("name", ["tissue-shells", "pretrained"])
 def test_released_descriptions_load(name):
     spec = ModelSpec.load(bundle_folder() / "models" / f"{name}.json")
-    assert spec.task == (None if name == "pretrained" else name)
+    assert spec.task == {"pretrained": None, "tissue-shells": "tissue"}.get(name, name)
     assert (spec.shell_tolerance, spec.missing, spec.insufficient_directions) == (0.3, "zero", "zero")
     assert spec.in_channels == 49
 
@@ -270,6 +270,13 @@ def test_released_models_of_fibres_take_any_shells_on_any_grid(name):
     spec = ModelSpec.load(bundle_folder() / "models" / f"{name}.json")
     assert (spec.task, spec.irreps_out) == (name, TASKS["fod"].irreps_out)
     assert (spec.architecture, spec.spacing_mm, spec.in_channels) == ("any", None, 125)
+
+
+@pytest.mark.parametrize("task", ["tissue", "fractions"])
+def test_released_descriptions_of_whole_heads_load(task):
+    spec = ModelSpec.load(bundle_folder() / "models" / f"{task}.json")
+    assert (spec.task, spec.architecture, spec.takes, spec.shells) == (task, "invariants", "shell-set", ())
+    assert spec.in_channels == 37
 
 
 @pytest.mark.parametrize("architecture", TAKES)

@@ -99,7 +99,10 @@ OWN = {
     "fod": {"name": "fod", "architecture": "any"},
     "fractions": {"name": "fractions"},
 }
-RELEASED = [pytest.param(name, marks=pytest.mark.slow) for name in ("tissue", "orientation", "crossings")]
+RELEASED = [
+    pytest.param(name, marks=pytest.mark.slow)
+    for name in ("tissue", "tissue-shells", "orientation", "crossings")
+]
 
 
 @pytest.mark.parametrize("name", [*RELEASED, *OWN])
@@ -115,7 +118,7 @@ def test_metadata_are_true_and_pass_monais_checks(tmp_path, name):
 
 def test_metadata_name_what_the_channels_hold():
     """A signal of the angle to the polar axis alone, in two of three shells: only m = 0, nothing of the absent one."""
-    spec = load_model("tissue", "cpu").spec
+    spec = load_model("tissue-shells", "cpu").spec
     names = input_channels(spec)
     generator = torch.Generator().manual_seed(0)
     bvecs = torch.nn.functional.normalize(
@@ -126,7 +129,7 @@ def test_metadata_name_what_the_channels_hold():
     signal = 100 * torch.exp(-bvals * (0.3e-3 + 1.2e-3 * bvecs[:, 1].square()))
     image = signal.float()[:, None, None, None].expand(-1, 8, 8, 8).clone()
     affine = torch.diag(torch.tensor([2.5, 2.5, 2.5, 1.0]))
-    encoding = load_model("tissue", "cpu").encode(Scan.of_arrays(image, bvals, bvecs, affine))
+    encoding = load_model("tissue-shells", "cpu").encode(Scan.of_arrays(image, bvals, bvecs, affine))
     channels = encoding["image"].as_tensor()[:, 4, 4, 4]
     assert len(names) == len(channels) == 49
     found = dict(zip(names, channels.tolist(), strict=True))

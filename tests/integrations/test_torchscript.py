@@ -36,7 +36,7 @@ def test_exported_file_says_what_it_needs(checkpoint, tmp_path):
 
 def test_released_model_is_exported_by_its_name(tmp_path):
     exported = torch.jit.load(export_model("tissue", tmp_path / "model.ts"))
-    assert exported(torch.rand(1, 49, 16, 16, 16)).shape == (1, 4, 16, 16, 16)
+    assert exported(torch.rand(1, 37, 16, 16, 16)).shape == (1, 4, 16, 16, 16)
 
 
 def test_description_beside_the_file_has_its_digest(checkpoint, tmp_path):

@@ -21,6 +21,7 @@ ARGUMENTS = {
         "size": LEVELS,
         "spacing": [2, 2, 2.5],
     },
+    "InvariantUNet": {"irreps_in": "9x0e+2x2e+2x4e", "irreps_out": "4x0e", "size": "tiny"},
     "PQSegmentationNet": {
         "irreps_out": "1x0e",
         "b_max": 1000,

@@ -1,0 +1,74 @@
+"""`InvariantUNet`: the frame of the b-vectors does not matter, what is refused, export, memory format."""
+
+import pytest
+import torch
+
+from dmri_monai.networks import InvariantUNet
+from dmri_monai.phantom.voxel_signals import draw_batch
+from dmri_monai.qspace.irreps_rotation import rotate_irreps
+from dmri_monai.qspace.shell_set import shell_irreps
+from dmri_monai.testing import cube_rotations
+
+SHELLS = shell_irreps(2, 4)
+
+
+def network(irreps_out="4x0e", size="tiny"):
+    """In training mode: the norms of an untrained network in evaluation mode leave next to nothing of the input."""
+    torch.manual_seed(0)
+    return InvariantUNet(SHELLS, irreps_out, size).train()
+
+
+def shells(size=16):
+    parts = [draw_batch(seed, 1, size**3, slots=2, l_max=4).channels for seed in range(2)]
+    return torch.stack(parts).unflatten(2, (size,) * 3)
+
+
+@pytest.mark.parametrize("number", [5, 28])
+def test_turning_directions_alone_changes_nothing(number):
+    turned = rotate_irreps(shells(), SHELLS, cube_rotations(reflections=True)[number])
+    assert (turned - shells()).abs().max() > 0.1
+    with torch.no_grad():
+        torch.testing.assert_close(network()(turned), network()(shells()), rtol=1e-3, atol=1e-4)
+
+
+def test_another_scan_gives_another_answer():
+    """The control."""
+    with torch.no_grad():
+        first, second = network()(shells())
+    assert (first - second).abs().max() > 0.1 * first.std()
+
+
+def test_sizes_and_features():
+    with torch.no_grad():
+        assert network()(shells()[..., :16, :16, :16]).shape == (2, 4, 16, 16, 16)
+        assert network(None)(shells()).shape == (2, 4, 16, 16, 16)
+    counts = [sum(p.numel() for p in network(size=size).parameters()) for size in ("tiny", "small", "base")]
+    assert counts == sorted(counts)
+    heads = {name for name, _ in network().named_parameters()} - {
+        name for name, _ in network(None).named_parameters()
+    }
+    assert heads == {"head.weight", "head.bias"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((SHELLS, "1x2e"), "scalars"),
+        ((shell_irreps(2, 0), "4x0e"), "l_max is 0"),
+        (("2x0e+1x2e", "4x0e"), "not those of shells in slots"),
+        ((SHELLS, "4x0e", "huge"), "size is 'huge'"),
+    ],
+)
+def test_what_it_cannot_be_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        InvariantUNet(*arguments)
+
+
+def test_exported_network_gives_the_same():
+    own = network()
+    with torch.no_grad():
+        own(shells())  # statistics of the norms
+    own.eval()
+    script = torch.jit.script(own)
+    with torch.no_grad():
+        torch.testing.assert_close(script(shells()), own(shells()))
