@@ -5,8 +5,9 @@ of the predicted tissue that lies outside of the labels, outside_far: and not be
 voxels that are called no tissue.  Of scans without labels: litres of tissue, and outside_mask, what lies off
 median_otsu's brain.
 Per pair of scans of one head: agreement, the share of the voxels called tissue in one scan, and seen in the other, that
-are the same tissue there (mean of both ways, world frame); it asks for no labels.  Methods: models with their
-names; one with `+shuffled` gets the b-vectors in another order; `kmeans`: clusters of b0, FA and MD inside the labels, else inside median_otsu's mask.
+are the same tissue there (mean of both ways, world frame); it asks for no labels.  Methods: models with their names;
+one with `+shuffled` gets the b-vectors in another order; `kmeans`: clusters of b0, FA and MD inside the labels, else
+inside median_otsu's mask.
 
 Run: python -m benchmarks.real.heads REAL_FOLDER [--models tissue runs/tissue.pt kmeans] [--figure PNG]
 """
