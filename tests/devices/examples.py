@@ -356,6 +356,11 @@ NETWORKS: dict[str, Example] = {
             for training in (True, False)
         )
     ),
+    "InvariantUNet": module(
+        lambda: networks.InvariantUNet(SHELLS, "4x0e", "tiny"),
+        uniform(1, as_irreps(SHELLS).dim, 16, 16, 16),
+        training=False,
+    ),
     "PQSegmentationNet": several(
         *(
             module(
