@@ -134,11 +134,12 @@ class _FirstInput(nn.Module):
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", TAKES)
 def test_networks_wait_in_known_places_alone(architecture: str) -> None:
-    spec = ModelSpec(architecture=architecture, size="tiny", shells=[1000.0], n_directions=6)
+    spec = ModelSpec(architecture=architecture, task="tissue", size="tiny", shells=[1000.0], n_directions=6)
+    shape = (32, 16, 16) if architecture == "invariants" else (16, 8, 8)
     torch.manual_seed(0)
     network = build_network(spec)
     channels = spec.in_channels or SAMPLES[0].shape[1]
-    batch = {"image": uniform(1, channels, 16, 8, 8), "label": classes(4, 1, 1, 16, 8, 8)}
+    batch = {"image": uniform(1, channels, *shape), "label": classes(4, 1, 1, *shape)}
     if spec.takes == "samples":
         batch |= {
             "bvals": SAMPLES[0],
