@@ -179,7 +179,7 @@ def test_check_writes_the_sphere_and_a_report(scan, tmp_path):
         (["predict", "a.nii.gz", "-o", "x", "--checkpoint", "mine.pt"], "mine.pt does not exist"),
         (["export", "mine.pt", "-o", "x.ts"], "mine.pt does not exist"),
         (["export", "tissue", "-o", "x.onnx"], "end in .ts, got x.onnx"),
-        (["export-bundle", "tumour", "-o", "x"], "none of the released models (crossings, fod, orientation"),
+        (["export-bundle", "tumour", "-o", "x"], "none of the released models (crossings, fod, fractions"),
         (["export-bundle", "pretrained", "-o", "x"], "no task yet"),
         (["export-bundle", "tissue", "-o", "."], "not empty"),
         (["label-bundle", "orientation", "x"], "draws classes"),
