@@ -1,0 +1,151 @@
+"""Train one network on cases: one-cycle Adam, validated on the way, stopped where nothing is gained any more."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from benchmarks.experiments.cases import Case, mirrored, stacked, turned
+from benchmarks.experiments.methods import output
+from benchmarks.experiments.objectives import Objective
+from dmri_monai.transforms.random_rotation import random_rotation
+
+__all__ = ["Curve", "Schedule", "fit", "predict", "train"]
+
+CLIP = 1.0  # norm of the gradient
+ROTATED = 0.8  # share of the heads that are turned, where a method learns from turned ones
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """At most `steps` of `batch` heads; validated every `every`; ends after `patience` validations without a new best."""
+
+    steps: int
+    every: int
+    patience: int
+    batch: int = 1
+
+
+@dataclass
+class Curve:
+    """(step, loss since the last, score) of every validation; the best score and its step; seconds of training alone."""
+
+    points: list[tuple[int, float, float]]
+    best: float = float("-inf")
+    step: int = 0
+    seconds: float = 0.0
+
+    def flat(self, share: float = 0.25, gain: float = 0.02) -> bool:
+        """Whether the best score of the last `share` of the validations is at most `gain` (relative) above the others'."""
+        scores = [score for _, _, score in self.points]
+        last = max(1, round(share * len(scores)))
+        before = scores[:-last]
+        return bool(before) and max(scores[-last:]) <= max(before) + gain * abs(max(before))
+
+
+def fit(
+    network: nn.Module,
+    learners: Sequence[Case],
+    validators: Sequence[Case],
+    objective: Objective,
+    schedule: Schedule,
+    *,
+    rate: float,
+    weight: float,
+    multiple: int,
+    rotated: bool,
+    seed: int,
+) -> Curve:
+    """Train `network` in place on labels and leave it with the weights that validated best."""
+
+    def loss(image: Tensor, batch: Sequence[Case]) -> Tensor:
+        pred = output(network, image, batch[0].table)
+        losses = [objective.loss(p[:, c.mask], c.label[:, c.mask], weight) for p, c in zip(pred, batch, strict=True)]
+        return torch.stack(losses).mean()
+
+    def validate() -> float:
+        values = [
+            objective.value(objective.scores(objective.decide(pred), case.label[:, case.mask]))
+            for case, pred in zip(validators, predict(network, validators, multiple), strict=True)
+        ]
+        return float(np.nanmean(values))
+
+    draws = np.random.RandomState(seed)
+    batches = _drawn(learners, schedule.batch, multiple, rotated, draws)
+    return train(network, batches, loss, validate, schedule, rate)
+
+
+def train(
+    network: nn.Module,
+    batches: Callable[[], list[Case]],
+    loss: Callable[[Tensor, Sequence[Any]], Tensor],
+    validate: Callable[[], float],
+    schedule: Schedule,
+    rate: float,
+) -> Curve:
+    """The loop itself; larger values of `validate` are better."""
+    optimizer = torch.optim.Adam(network.parameters(), lr=rate)
+    cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=schedule.steps + 1, pct_start=0.3)
+    curve, losses, best = Curve([]), [], copy.deepcopy(network.state_dict())
+    stale = 0
+    for step in range(1, schedule.steps + 1):
+        start = time.perf_counter()
+        network.train()
+        batch = batches()
+        value = loss(torch.stack([case.image for case in batch]), batch)
+        optimizer.zero_grad()
+        value.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), CLIP)
+        optimizer.step()
+        cycle.step()
+        losses.append(float(value.detach()))
+        curve.seconds += time.perf_counter() - start
+        if step % schedule.every and step != schedule.steps:
+            continue
+        network.eval()
+        with torch.inference_mode():
+            score = validate()
+        curve.points.append((step, round(float(np.mean(losses)), 5), round(score, 5)))
+        losses, stale = [], stale + 1
+        if score > curve.best:
+            curve.best, curve.step, stale, best = score, step, 0, copy.deepcopy(network.state_dict())
+        if stale >= schedule.patience:
+            break
+    network.load_state_dict(best)
+    network.eval()
+    return curve
+
+
+def predict(network: nn.Module, cases: Sequence[Case], multiple: int) -> list[Tensor]:
+    """(K, V) outputs at the brain's voxels of every case."""
+    network.eval()
+    found = []
+    with torch.inference_mode():
+        for case in cases:
+            (whole,) = stacked([case], multiple)
+            found.append(output(network, whole.image[None], whole.table)[0][:, whole.mask])
+    return found
+
+
+def _drawn(
+    learners: Sequence[Case], batch: int, multiple: int, rotated: bool, draws: np.random.RandomState
+) -> Callable[[], list[Case]]:
+    """Draws batches: every head once before any twice, mirrored every other time, turned where asked."""
+    waiting: list[int] = []
+
+    def one() -> Case:
+        if not waiting:
+            waiting.extend(draws.permutation(len(learners)).tolist())
+        case = learners[waiting.pop()]
+        if rotated and draws.uniform() < ROTATED:
+            case = turned(case, random_rotation(draws))
+        return mirrored(case) if draws.uniform() < 0.5 else case
+
+    return lambda: stacked([one() for _ in range(batch)], multiple)
