@@ -26,7 +26,10 @@ def main() -> None:
         "what", choices=[*experiments, "all", "page"], help="page: figures and docs/results.md"
     )
     parser.add_argument(
-        "--size", choices=SIZES, default="full", help="small: minutes, cpu: hours on one core, full: one GPU machine"
+        "--size",
+        choices=SIZES,
+        default="full",
+        help="small: minutes, cpu: hours on one core, full: one GPU machine",
     )
     parser.add_argument("--device", help="cpu or cuda; else cuda where there is one")
     parser.add_argument(

@@ -9,10 +9,19 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from benchmarks.experiments.cohorts import Cohort
-from benchmarks.experiments.fitting import Schedule
 from benchmarks.experiments.methods import METHODS
 
-__all__ = ["Arm", "Pretraining", "Recipe", "digest"]
+__all__ = ["Arm", "Pretraining", "Recipe", "Schedule", "digest"]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """At most `steps` of `batch` heads, validated every `every`; ends `patience` validations after the best one."""
+
+    steps: int
+    every: int
+    patience: int
+    batch: int = 1
 
 
 @dataclass(frozen=True)
@@ -32,7 +41,7 @@ class Recipe:
 class Pretraining:
     """What precedes a training: `pretext` and, for artifacts, its `preset`, on the unlabelled heads of `cohort`.
 
-    cohort: a cohort of simulated heads, or the name of a set of real scans.
+    cohort: a cohort of simulated heads, or "real" for scans of people, brought to cubic voxels of `spacing_mm`.
     """
 
     pretext: str
@@ -40,6 +49,7 @@ class Pretraining:
     cohort: Cohort | str
     schedule: Schedule
     rate: float
+    spacing_mm: float = 2.5
 
 
 @dataclass(frozen=True)

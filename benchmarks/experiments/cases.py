@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dmri_monai.gradients import grid_rotation
+from dmri_monai.gradients import cluster_shells, grid_rotation
 from dmri_monai.phantom import Subject
 from dmri_monai.qspace.b0 import b0_reference, mean_b0
 from dmri_monai.qspace.harmonics import harmonic_irreps, signal_to_harmonics
@@ -18,20 +18,23 @@ from dmri_monai.qspace.shell_fit import ShellFit
 from dmri_monai.qspace.shell_set import shell_channels, shell_irreps, shell_set
 from dmri_monai.so3 import as_irreps, representation_matrix
 
-__all__ = ["Case", "Scale", "case_of", "mirrored", "padded", "stacked", "turned"]
+__all__ = ["L_MAX", "Case", "Scale", "boxed", "case_of", "encoded", "mirrored", "nearest_shell", "padded", "stacked",
+           "turned"]  # fmt: skip
 
-SHELL, L_MAX = 1000.0, 4  # of the harmonic channels: s/mm², highest degree
+SHELL, L_MAX = (
+    1000.0,
+    4,
+)  # of the harmonic channels: b-value (s/mm²) that a scan's shell is chosen by, highest degree
 SLOTS = 4
-# few directions leave out orders that they cannot give; b-values up to 35 % off the shell count for it
-FIT = ShellFit(too_few="zero", tolerance=0.35)
+FIT = ShellFit(too_few="zero")  # few directions leave out orders that they cannot give
 
 
 @dataclass(frozen=True)
 class Case:
     """One head on a box around its brain; air is 0, or -1 and NaN in labels.
 
-    image (C, X, Y, Z): channels of `irreps`, or ("samples") measurements of `bvals` (N,) and `bvecs` (N, 3), in the voxel
-    frame.  label (K, X, Y, Z): class numbers, or axes in the voxel frame.  mask (X, Y, Z) bool: the brain.
+    image (C, X, Y, Z): channels of `irreps`, or ("samples") measurements of `bvals` (N,) and `bvecs` (N, 3), in the
+    voxel frame.  label (K, X, Y, Z): class numbers, or axes in the voxel frame.  mask (X, Y, Z) bool: the brain.
     """
 
     image: Tensor
@@ -68,7 +71,10 @@ def case_of(subject: Subject, takes: str, task: str) -> Case:
 
 
 def encoded(image: Tensor, bvals: Tensor, bvecs: Tensor, takes: str) -> tuple[Tensor, str]:
-    """(C, X, Y, Z) what networks take in of raw volumes (N, X, Y, Z), bvecs (N, 3) in the voxel frame; its irreps."""
+    """(C, X, Y, Z) what networks take in of raw volumes (N, X, Y, Z), bvecs (N, 3) in the voxel frame; its irreps.
+
+    Harmonics are those of the shell nearest to `SHELL`.
+    """
     if takes == "shells":
         shells = shell_set(bvals, bvecs, slots=SLOTS)
         return shell_channels(image, bvals, shells), shell_irreps(SLOTS, 6)
@@ -78,12 +84,18 @@ def encoded(image: Tensor, bvals: Tensor, bvecs: Tensor, takes: str) -> tuple[Te
         signal = (image / b0.clamp(min=1e-4 * unit)).clamp(0.0, 1.0)
         signal[bvals <= 50] = (b0 / unit).expand(int((bvals <= 50).sum()), *b0.shape)
         return signal, f"{len(signal)}x0e"
-    channels = signal_to_harmonics(image[None], bvals[None], bvecs[None], shells=[SHELL], l_max=L_MAX, fit=FIT)
+    shells = [nearest_shell(bvals)]
+    channels = signal_to_harmonics(image[None], bvals[None], bvecs[None], shells=shells, l_max=L_MAX, fit=FIT)
     irreps = harmonic_irreps(1, L_MAX)
     if takes == "invariants":
         norms = power_spectrum(channels, irreps)[:, 2:].sqrt()
         return torch.cat([channels[:, :2], norms, channels[:, 2:]], dim=1)[0], "4x0e+1x2e+1x4e"
     return channels[0], irreps
+
+
+def nearest_shell(bvals: Tensor) -> float:
+    """b-value (s/mm²) of the shell nearest to `SHELL`."""
+    return min((shell.bval for shell in cluster_shells(bvals)), key=lambda b: abs(b - SHELL))
 
 
 def _label(subject: Subject, task: str, rotation: Tensor) -> Tensor:

@@ -1,12 +1,13 @@
-"""The papers' questions as tests of the lines, and the summary's sentences; a rival that did not learn proves nothing."""
+"""The papers' questions as tests of the lines, and the sentences of the summary.
+
+A rival that did not learn its task proves nothing, and no claim is made against it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
 
 from benchmarks.experiments.figures import pretext_name
 from benchmarks.experiments.tables import (
@@ -146,7 +147,8 @@ def _learned(evidence: Evidence) -> list[str]:
         means = {m: evidence.mean(where, test, task, method=m, **labels) for m in everyone}
         learned = ", ".join(f"{m} {means[m]:.2f}" for m in everyone if evidence.learned(task, m))
         failed = ", ".join(f"{m} ({means[m]:.2f})" for m in everyone if not evidence.learned(task, m))
-        text = f"**{task.capitalize()}.** Best trivial method: {name}, {_unit(task)} {limit:.2f}. Learned: {learned or 'none'}."
+        text = f"**{task.capitalize()}.** Best trivial method: {name}, {_unit(task)} {limit:.2f}."
+        text += f" Learned: {learned or 'none'}."
         sentences.append(text + (f" Did not learn, so no claim is made against: {failed}." if failed else ""))
     return sentences
 
@@ -171,9 +173,8 @@ def _lesion_heads(evidence: Evidence) -> list[str]:
                 if known:
                     rival = min(known, key=lambda r: known[r].mean)
                     parts.append(f"{heads}: {known[rival].mean:+.2f} ({_word(known[rival])} than {rival})")
-            sentences.append(
-                f"**{own}, {test} lesions**, AP against the best rival at each number of training heads: {'; '.join(parts)}."
-            )
+            text = f"**{own}, {test} lesions**, AP against the best rival at each number of training heads"
+            sentences.append(f"{text}: {'; '.join(parts)}.")
     return sentences
 
 
@@ -187,7 +188,9 @@ def _turning(evidence: Evidence) -> list[str]:
     parts = []
     for method in [*evidence.networks("lesion", True), *evidence.rivals("lesion")]:
         own = choose(evidence.experiments[where], method=method, **labels)
-        change = summary(scores(own, "turned", "average_precision") - scores(own, "upright", "average_precision"))
+        change = summary(
+            scores(own, "turned", "average_precision") - scores(own, "upright", "average_precision")
+        )
         parts.append(f"{method} {change.mean:+.2f}")
     return [f"**Turning the test heads** changes the AP of lesions by: {', '.join(parts)}."] if parts else []
 
@@ -209,7 +212,9 @@ def _pretraining(evidence: Evidence) -> list[str]:
                     better, worse = sum(c.better for c in each), sum(c.worse for c in each)
                     parts.append(f"{method} {name}: better on {better}, worse on {worse} of {len(each)}")
             if parts:
-                sentences.append(f"**Pretraining, {labelled} labelled heads, against {rival}** (tasks): {'; '.join(parts)}.")
+                sentences.append(
+                    f"**Pretraining, {labelled} labelled heads, against {rival}** (tasks): {'; '.join(parts)}."
+                )
     return sentences
 
 
@@ -223,7 +228,9 @@ def _protocols(evidence: Evidence) -> list[str]:
         worst = min((t for t in means if t != "as trained"), key=lambda t: means[t], default=None)
         if worst:
             parts.append(f"{method} {means[worst] - means['as trained']:+.2f} ({worst})")
-    return [f"**Other protocols**: the change that costs most tissue Dice: {', '.join(parts)}."] if parts else []
+    return (
+        [f"**Other protocols**: the change that costs most tissue Dice: {', '.join(parts)}."] if parts else []
+    )
 
 
 def _any(evidence: Evidence) -> list[str]:
@@ -233,18 +240,24 @@ def _any(evidence: Evidence) -> list[str]:
         for key, comparison in evidence.comparisons.items()
         if key[0] == "generalisation" and key[2:] == ("any", "equivariant")
     ]
-    return [f"**`any` against the equivariant network** (positive: `any` is better): {', '.join(parts)}."] if parts else []
+    return (
+        [f"**`any` against the equivariant network** (positive: `any` is better): {', '.join(parts)}."]
+        if parts
+        else []
+    )
 
 
 def _flat(evidence: Evidence) -> list[str]:
     """How many trainings ended flat."""
-    lines = [o for name in ("lesions", "generalisation") for o in choose(evidence.experiments[name]) if "flat" in o]
+    lines = [
+        o for name in ("lesions", "generalisation") for o in choose(evidence.experiments[name]) if "flat" in o
+    ]
     if not lines:
         return []
     flat = sum(o["flat"] for o in lines)
     return [
-        f"**Curves**: {flat} of {len(lines)} trainings from scratch ended flat: the last quarter of their validations brought "
-        "at most 2 % of the best score."
+        f"**Curves**: {flat} of {len(lines)} trainings from scratch ended flat: the last quarter of their validations "
+        "brought at most 2 % of the best score."
     ]
 
 

@@ -16,7 +16,7 @@ __all__ = ["FIGURES", "draw"]
 Line = Mapping[str, Any]
 Experiments = Mapping[str, Sequence[Line]]
 OURS = {"equivariant": "#0072b2", "any": "#56b4e9", "pq": "#009e73"}
-RIVALS = {"plain": "#d55e00", "BasicUNet": "#cc79a7", "SegResNet": "#a6761d", "DynUNet": "#e6ab02"}
+RIVALS = {"plain": "#d55e00", "SegResNet": "#a6761d", "DynUNet": "#cc79a7"}
 PRETEXTS = {"none": "#666666", "autoencoder": "#e69f00", "artifacts": "#0072b2", "masked": "#009e73"}
 GREY = "#888888"  # of methods without a network
 SCORE = {
@@ -56,16 +56,24 @@ def _style(method: str) -> dict[str, Any]:
 
 
 def _legend(figure: Any, axes: Any) -> None:
-    found = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    found = {
+        label: handle
+        for axis in axes
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
     figure.legend(found.values(), found.keys(), loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
 
 
-def _against(axis: Any, points: Sequence[tuple[float, Sequence[Line]]], test: str, column: str, **style: Any) -> None:
+def _against(
+    axis: Any, points: Sequence[tuple[float, Sequence[Line]]], test: str, column: str, **style: Any
+) -> None:
     """Mean ± SD over seeds of every point (x, lines)."""
     found = [(x, summary(scores(lines, test, column))) for x, lines in points if lines]
     if found:
         sds = [np.nan_to_num(s.sd) for _, s in found]
-        axis.errorbar([x for x, _ in found], [s.mean for _, s in found], sds, marker="o", ms=4, capsize=2, **style)
+        axis.errorbar(
+            [x for x, _ in found], [s.mean for _, s in found], sds, marker="o", ms=4, capsize=2, **style
+        )
 
 
 def _lesions(plt: Any, experiments: Experiments) -> Any:
@@ -73,7 +81,11 @@ def _lesions(plt: Any, experiments: Experiments) -> Any:
     if not data:
         return None
     heads = sorted(values_of(data, "heads"))
-    columns = {"average_precision": "average precision", "roc_auc": "area under the ROC curve", "dice": "Dice"}
+    columns = {
+        "average_precision": "average precision",
+        "roc_auc": "area under the ROC curve",
+        "dice": "Dice",
+    }
     figure, axes = plt.subplots(2, 3, figsize=(9.5, 5.6), sharex=True, sharey="col")
     for row, test in zip(axes, ("upright", "turned"), strict=True):
         for axis, (column, title) in zip(row, columns.items(), strict=True):
@@ -122,7 +134,11 @@ def _pretraining(plt: Any, experiments: Experiments) -> Any:
     if not networks:
         return None
     figure, axes = plt.subplots(
-        len(networks), len(tasks), figsize=(3.1 * len(tasks), 2.7 * len(networks)), squeeze=False, sharey="col"
+        len(networks),
+        len(tasks),
+        figsize=(3.1 * len(tasks), 2.7 * len(networks)),
+        squeeze=False,
+        sharey="col",
     )
     preset = _first_preset(data)
     for row, method in zip(axes, networks, strict=True):
@@ -214,7 +230,9 @@ def _methods(plt: Any, experiments: Experiments) -> Any:
     for axis, task in zip(axes[0], tasks, strict=True):
         methods = values_of(choose(data, task=task), "method")
         for i, method in enumerate(methods):
-            heads = scores(choose(data, task=task, method=method), "as trained", KEY_COLUMN[task]).mean(axis=0)
+            heads = scores(choose(data, task=task, method=method), "as trained", KEY_COLUMN[task]).mean(
+                axis=0
+            )
             colour = _style(method)["color"]
             axis.plot(np.full(len(heads), i), heads, "o", ms=4, color=colour, alpha=0.5)
             axis.plot([i], [np.nanmean(heads)], "_", ms=16, color=colour)
@@ -241,7 +259,9 @@ def _curves(plt: Any, experiments: Experiments) -> Any:
     for axis, (task, lines) in zip(axes[0], shown.items(), strict=True):
         for line in lines:
             steps, _, values = np.array(line["curve"]).T
-            axis.plot(steps, np.abs(values), label=line["labels"]["method"], **_style(line["labels"]["method"]))
+            axis.plot(
+                steps, np.abs(values), label=line["labels"]["method"], **_style(line["labels"]["method"])
+            )
         axis.set_title(task)
         axis.set_xlabel("step")
         axis.set_ylabel(f"{SCORE[task]}, validation")

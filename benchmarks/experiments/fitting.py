@@ -12,30 +12,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks.experiments.arms import Arm, Schedule
 from benchmarks.experiments.cases import Case, mirrored, stacked, turned
-from benchmarks.experiments.methods import output
-from benchmarks.experiments.objectives import Objective
+from benchmarks.experiments.methods import METHODS, output
+from benchmarks.experiments.objectives import OBJECTIVES
 from dmri_monai.transforms.random_rotation import random_rotation
 
-__all__ = ["Curve", "Schedule", "fit", "predict", "train"]
+__all__ = ["Curve", "fit", "predict", "train"]
 
 CLIP = 1.0  # norm of the gradient
 ROTATED = 0.8  # share of the heads that are turned, where a method learns from turned ones
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """At most `steps` of `batch` heads; validated every `every`; ends after `patience` validations without a new best."""
-
-    steps: int
-    every: int
-    patience: int
-    batch: int = 1
-
-
 @dataclass
 class Curve:
-    """(step, loss since the last, score) of every validation; the best score and its step; seconds of training alone."""
+    """(step, loss since the last, score) of every validation; the best score, its step; seconds of training alone."""
 
     points: list[tuple[int, float, float]]
     best: float = float("-inf")
@@ -43,63 +34,53 @@ class Curve:
     seconds: float = 0.0
 
     def flat(self, share: float = 0.25, gain: float = 0.02) -> bool:
-        """Whether the best score of the last `share` of the validations is at most `gain` (relative) above the others'."""
+        """Whether the last `share` of the validations brought at most `gain` (relative) to the best score."""
         scores = [score for _, _, score in self.points]
         last = max(1, round(share * len(scores)))
         before = scores[:-last]
         return bool(before) and max(scores[-last:]) <= max(before) + gain * abs(max(before))
 
 
-def fit(
-    network: nn.Module,
-    learners: Sequence[Case],
-    validators: Sequence[Case],
-    objective: Objective,
-    schedule: Schedule,
-    *,
-    rate: float,
-    weight: float,
-    multiple: int,
-    rotated: bool,
-    seed: int,
-) -> Curve:
-    """Train `network` in place on labels and leave it with the weights that validated best."""
+def fit(network: nn.Module, learners: Sequence[Case], validators: Sequence[Case], arm: Arm) -> Curve:
+    """Train `network` in place on labels, as `arm` says, and leave it with the weights that validated best."""
+    method, objective = METHODS[arm.method], OBJECTIVES[arm.task]
 
-    def loss(image: Tensor, batch: Sequence[Case]) -> Tensor:
-        pred = output(network, image, batch[0].table)
-        losses = [objective.loss(p[:, c.mask], c.label[:, c.mask], weight) for p, c in zip(pred, batch, strict=True)]
-        return torch.stack(losses).mean()
+    def loss(batch: Sequence[Case]) -> Tensor:
+        pred = output(network, torch.stack([case.image for case in batch]), batch[0].table)
+        pairs = [(p[:, case.mask], case.label[:, case.mask]) for p, case in zip(pred, batch, strict=True)]
+        return torch.stack([objective.loss(p, label, arm.recipe.weight) for p, label in pairs]).mean()
 
     def validate() -> float:
         values = [
             objective.value(objective.scores(objective.decide(pred), case.label[:, case.mask]))
-            for case, pred in zip(validators, predict(network, validators, multiple), strict=True)
+            for case, pred in zip(validators, predict(network, validators, method.multiple), strict=True)
         ]
         return float(np.nanmean(values))
 
-    draws = np.random.RandomState(seed)
-    batches = _drawn(learners, schedule.batch, multiple, rotated, draws)
-    return train(network, batches, loss, validate, schedule, rate)
+    draws = np.random.RandomState(arm.seed)
+    batches = _drawn(learners, arm.schedule.batch, method.multiple, method.rotated, draws)
+    return train(network, batches, loss, validate, arm.schedule, arm.recipe.rate)
 
 
 def train(
     network: nn.Module,
-    batches: Callable[[], list[Case]],
-    loss: Callable[[Tensor, Sequence[Any]], Tensor],
+    batches: Callable[[], list[Any]],
+    loss: Callable[[list[Any]], Tensor],
     validate: Callable[[], float],
     schedule: Schedule,
     rate: float,
 ) -> Curve:
     """The loop itself; larger values of `validate` are better."""
     optimizer = torch.optim.Adam(network.parameters(), lr=rate)
-    cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=schedule.steps + 1, pct_start=0.3)
+    cycle = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, rate, total_steps=schedule.steps + 1, pct_start=0.3
+    )
     curve, losses, best = Curve([]), [], copy.deepcopy(network.state_dict())
     stale = 0
     for step in range(1, schedule.steps + 1):
         start = time.perf_counter()
         network.train()
-        batch = batches()
-        value = loss(torch.stack([case.image for case in batch]), batch)
+        value = loss(batches())
         optimizer.zero_grad()
         value.backward()
         nn.utils.clip_grad_norm_(network.parameters(), CLIP)

@@ -1,6 +1,7 @@
 """Lesions against the number of training heads, upright and turned, and against the number of parameters.
 
-After Müller et al. 2021 (arXiv:2102.06942), with rivals the paper lacks: MONAI's networks, and learning from turned heads.
+After Müller et al. 2021 (arXiv:2102.06942), with rivals the paper lacks: MONAI's networks, and networks that learn from
+turned heads.
 """
 
 from __future__ import annotations

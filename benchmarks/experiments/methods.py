@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from dmri_monai.inference.components import made
@@ -41,8 +42,6 @@ METHODS = {
     "plain": Method("plain", variants=NORM_VARIANTS),
     "plain, rotated": Method("plain", rotated=True, variants=NORM_VARIANTS),
     "plain, invariants": Method("plain", "invariants", variants=NORM_VARIANTS),
-    "BasicUNet": Method("BasicUNet", variants=NORM_VARIANTS),
-    "BasicUNet, rotated": Method("BasicUNet", rotated=True, variants=NORM_VARIANTS),
     "SegResNet": Method("SegResNet", variants=NORM_VARIANTS),
     "SegResNet, rotated": Method("SegResNet", rotated=True, variants=NORM_VARIANTS),
     "DynUNet": Method("DynUNet", variants=NORM_VARIANTS),
@@ -53,19 +52,14 @@ METHODS = {
 }
 
 
-def build(network: str, irreps: str, irreps_out: str, size: Mapping[str, Any], norm: str = "instance") -> nn.Module:
+def build(
+    network: str, irreps: str, irreps_out: str, size: Mapping[str, Any], norm: str = "instance"
+) -> nn.Module:
     """The untrained network on channels of `irreps`; size: arguments of its class, norm: of networks without irreps."""
     made_network: nn.Module = NETWORKS[network](irreps, irreps_out, **made(dict(size)))
     if network not in OURS and norm != "instance":
         _replace_norms(made_network, NORMS[norm])
     return made_network
-
-
-def _basic(irreps: str, irreps_out: str, filters: int) -> nn.Module:
-    from monai.networks.nets import BasicUNet
-
-    levels = (filters, filters, 2 * filters, 4 * filters, 8 * filters, filters)
-    return BasicUNet(3, as_irreps(irreps).dim, as_irreps(irreps_out).dim, levels)
 
 
 def _segresnet(irreps: str, irreps_out: str, filters: int) -> nn.Module:
@@ -103,7 +97,7 @@ def _pq(irreps: str, irreps_out: str, **size: Any) -> nn.Module:
 
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
-    "plain": _plain, "BasicUNet": _basic, "SegResNet": _segresnet, "DynUNet": _dynunet,
+    "plain": _plain, "SegResNet": _segresnet, "DynUNet": _dynunet,
     "equivariant": _equivariant, "any": _any, "pq": _pq,
 }  # fmt: skip
 OURS = ("equivariant", "any", "pq")  # networks on irreps, whose norms are their own
@@ -123,7 +117,8 @@ def parameters(network: nn.Module) -> int:
 
 
 def output(network: nn.Module, image: Tensor, table: tuple[Tensor, ...]) -> Tensor:
-    """(B, K, X, Y, Z) of one batch; the finest level where there are several."""
-    found = network(image, *table)
+    """(B, K, X, Y, Z) float32 of one batch, computed in bfloat16; the finest level where there are several."""
+    with torch.autocast(image.device.type, torch.bfloat16):
+        found = network(image.contiguous(memory_format=torch.channels_last_3d), *table)
     first: Tensor = found[0] if isinstance(found, list) else found
-    return first
+    return first.float()

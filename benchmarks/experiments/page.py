@@ -28,18 +28,18 @@ summary included, from the JSON lines in `docs/results/`.
 LIMITS = """### Limits
 
 - Heads are simulated and simple, the voxels coarse. Nothing here says how well a network does on patients.
-- "Better" and "worse": the same sign in every seed, two at least, and p < 0.05 in a paired t-test over the test heads (means
-  over seeds), corrected for all comparisons of this page (Benjamini and Hochberg). Few seeds say little of how much a new
-  training would differ; ± is their standard deviation.
-- The brain is cut out along the true mask for every method. A threshold for the Dice of lesions is chosen on the heads that
-  validate.
-- All methods take the same number of steps at most, not the same time; seconds stand in the tables.
+- "Better" and "worse": the same sign in every seed, two at least, and p < 0.05 in a paired t-test over the test heads
+  (means over seeds), corrected for all comparisons of this page (Benjamini and Hochberg). "Not shown to differ" is
+  all the rest. Few seeds say little of how much a new training would differ; ± is their standard deviation.
+- The brain is cut out along the true mask for every method. The threshold for the Dice of lesions is chosen on the
+  heads that validate.
+- All networks take the same number of steps at most, not the same time; seconds stand in the tables.
 """
 FIGURE_OF = {
     "lesions": (
         "Lesions against the number of training heads",
-        "Upper row: test heads lie as in training. Lower row: the same heads, simulated in random orientations. Dashed: learned "
-        "from heads turned at random. Grey: without a network.",
+        "Upper row: test heads lie as in training. Lower row: the same heads, simulated in random orientations. "
+        "Dashed: learned from heads turned at random. Grey: without a network.",
         "lesions",
     ),
     "parameters": ("Lesions against the number of parameters, all heads", "", "lesions"),
@@ -59,7 +59,11 @@ FIGURE_OF = {
         "A point is a test head, its mean over seeds. Error: lower is better.",
         "generalisation",
     ),
-    "curves": ("Validation during training", "All heads, seed 0; a curve ends where patience did.", "lesions"),
+    "curves": (
+        "Validation during training",
+        "All heads, seed 0; a curve ends where patience did.",
+        "lesions",
+    ),
 }
 
 
@@ -92,10 +96,10 @@ def page(lines: Mapping[str, Mapping[str, Sequence[Line]]]) -> str:
 
 RERUN = f"""## Running it again
 
-`{RUN} lesions|pretraining|generalisation --size cpu|full` runs what has no line yet, so an interrupted run goes on where it
-stopped; removing a line runs its arm again. `make experiments SIZE=cpu` runs all. A GPU is used where there is one. With
-`--real FOLDER`, a BIDS data set, pretraining takes real scans, too. `make experiments-small` shows in minutes that every
-comparison runs, and leaves these results alone.
+`{RUN} lesions|pretraining|generalisation --size cpu|full` runs what has no line yet, so an
+interrupted run goes on where it stopped; removing a line runs its arm again. `make experiments SIZE=cpu` runs all. A
+GPU is used where there is one. With `--real FOLDER`, a BIDS data set, pretraining takes real scans, too.
+`make experiments-small` shows in minutes that every comparison runs, and leaves these results alone.
 """
 
 
@@ -143,10 +147,12 @@ def _scale(size: Size, experiments: Mapping[str, Sequence[Line]]) -> str:
     hours = sum(one["wall_seconds"] for one in every) / 3600
     devices = ", ".join(sorted({one["device"] for one in every}))
     rows = [
-        ["heads", f"{size.anatomy}, {size.voxels}³ voxels of {size.spacing_mm:g} mm, {size.directions} directions at b = 1000"],
+        ["heads", f"{size.anatomy}, {size.voxels}³ voxels of {size.spacing_mm:g} mm"],
+        ["measurements", f"{size.directions} directions at b = 1000 s/mm²"],
         ["to learn, validate, test", f"{size.learners}, {size.validators}, {size.tests}"],
-        ["steps at most", f"{size.schedule.steps}; pretraining {size.pretraining.steps}, fine-tuning {size.tuning.steps}"],
-        ["ended early after", f"{size.schedule.patience} validations without a new best, one every {size.schedule.every} steps"],
+        ["steps at most", size.schedule.steps],
+        ["of pretraining, of fine-tuning", f"{size.pretraining.steps}, {size.tuning.steps}"],
+        ["validated every", f"{size.schedule.every} steps; ended after {size.schedule.patience} without a new best"],
         ["run", f"{len(every)} lines, {hours:.1f} hours on {devices}"],
     ]  # fmt: skip
     return markdown(["", ""], rows)
@@ -161,7 +167,12 @@ def _lesion_tables(evidence: Evidence) -> list[tuple[str, str]]:
             own = choose(data, heads=heads, method=method)
             cells = [summary(scores(own, t, c)) for t in ("upright", "turned") for c in columns]
             rows.append([heads, method, *cells, *_effort(own)])
-    head = ["heads", "method", *(f"{c} {t}" for t in ("upright", "turned") for c in columns.values()), *EFFORT]
+    head = [
+        "heads",
+        "method",
+        *(f"{c} {t}" for t in ("upright", "turned") for c in columns.values()),
+        *EFFORT,
+    ]
     found = [("Every method", markdown(head, rows))]
     claimed, silent = [], set()
     for (where, *key), comparison in evidence.comparisons.items():
@@ -208,7 +219,9 @@ def _pretraining_tables(evidence: Evidence) -> list[tuple[str, str]]:
                 for name in dict.fromkeys(map(pretext_name, own)):
                     lines = [o for o in own if pretext_name(o) == name]
                     key = ("pretraining", task, method, labelled, name)
-                    against = [evidence.comparisons.get((*key, rival), "–") for rival in ("none", "autoencoder")]
+                    against = [
+                        evidence.comparisons.get((*key, rival), "–") for rival in ("none", "autoencoder")
+                    ]
                     score = summary(scores(lines, "test", KEY_COLUMN[task]))
                     rows.append([task, method, labelled, name or "–", score, *against])
     head = ["task", "method", "labelled", "pretext", "score", "against none", "against autoencoder"]
@@ -266,11 +279,14 @@ def _recipes(experiments: Mapping[str, Sequence[Line]]) -> str:
                 best = max(own, key=lambda o: o["validation"])
                 tried = "; ".join(f"{o['labels']['trial']}: {abs(o['validation']):.3f}" for o in own)
                 rows.append([task, method, best["labels"]["trial"], f"{abs(best['validation']):.3f}", tried])
-    table = markdown(["task", "network", "chosen", "validation", "tried (learning rate, class weight, norm)"], rows)
+    table = markdown(
+        ["task", "network", "chosen", "validation", "tried (learning rate, class weight, norm)"], rows
+    )
     return (
-        "### Recipes\n\nOne search a task and network, by the same rules: whole heads, channels standardised by the training "
-        "set, one-cycle Adam; learning rates (beyond the range while its end is best), then class weights, then norms. Heads "
-        "that validate choose; every experiment takes the recipe over.\n\n" + _folded("Trials", table)
+        "### Recipes\n\nOne search a task and network, by the same rules: whole heads, channels standardised by the "
+        "training set, one-cycle Adam; learning rates (beyond the range while its end is best), then class weights, "
+        "then norms. Heads that validate choose; every experiment takes the recipe over.\n\n"
+        + _folded("Trials", table)
     )
 
 
@@ -286,7 +302,7 @@ def _kernels(lines: Sequence[Line]) -> str:
     table = markdown(["kernel", "reduction", "parameters", "AP upright", "AP turned"], rows)
     steps = max(line["steps"] for line in lines)
     return (
-        "### Kernels of 2021\n\nTwo pq layers with each of the paper's four kernels and two reductions of q-space, on lesions. "
-        f"Older than the recipes above: {steps} steps on crops of 16 voxels, one learning rate; compare them with each other "
-        "alone.\n\n" + _folded("Kernels", table)
+        "### Kernels of 2021\n\nTwo pq layers with each of the paper's four kernels and two reductions of q-space, on "
+        f"lesions. Older than the recipes above: heads of 4 mm, {steps} steps on crops of 16 voxels, one learning "
+        "rate; compare them with each other alone.\n\n" + _folded("Kernels", table)
     )

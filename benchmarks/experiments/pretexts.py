@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from monai.data import MetaTensor
+from monai.transforms import Orientationd, Spacingd
 from torch import Tensor, nn
 
 from benchmarks.experiments.arms import Arm, Pretraining, digest
-from benchmarks.experiments.cases import L_MAX, SHELL, Case, Scale, boxed, encoded, stacked
+from benchmarks.experiments.cases import L_MAX, Case, Scale, boxed, encoded, nearest_shell, stacked
 from benchmarks.experiments.cohorts import Cohort
 from benchmarks.experiments.fitting import train
 from benchmarks.experiments.methods import METHODS, build, output
 from benchmarks.experiments.runner import Runner
+from dmri_monai.inference import to_device
 from dmri_monai.inference.spec import ModelSpec
+from dmri_monai.io.bids import data_list
 from dmri_monai.io.writing import replacing
+from dmri_monai.qspace.b0 import brain_mask, mean_b0
+from dmri_monai.scan import Scan as DiffusionScan
 from dmri_monai.training.pretext import PretrainBatch, pretext_loss
 from dmri_monai.transforms import ToVoxelFramed, collate_dwi
 
@@ -40,15 +44,12 @@ class Scan:
     brain: Tensor
 
 
-def spec_of(method: str) -> ModelSpec:
-    """What the package's pretexts must know of a method's channels."""
+def spec_of(method: str, bvals: Tensor) -> ModelSpec:
+    """What the package's pretexts must know of the channels that a method takes of a scan."""
     architecture = ARCHITECTURES[METHODS[method].network]
-    return ModelSpec.of(
-        {
-            "architecture": architecture, "shells": [SHELL], "l_max": 6 if architecture == "any" else L_MAX,
-            "order_scale": None, "insufficient_directions": "zero", "shell_tolerance": 0.35,
-        }
-    )  # fmt: skip
+    own = {"architecture": architecture, "l_max": 6 if architecture == "any" else L_MAX}
+    fit = {"insufficient_directions": "zero", "shell_tolerance": 0.1, "order_scale": None}
+    return ModelSpec.of({**own, **fit, "shells": [nearest_shell(bvals)]})
 
 
 def pretrained(runner: Runner, arm: Arm, network: nn.Module) -> None:
@@ -71,57 +72,61 @@ def pretrained(runner: Runner, arm: Arm, network: nn.Module) -> None:
     network.load_state_dict({**own, **kept})
 
 
-def _pretrain(runner: Runner, arm: Arm, step: Pretraining) -> tuple[nn.Module, list[tuple[int, float, float]]]:
-    method, spec = METHODS[arm.method], spec_of(arm.method)
-    scans = _scans(runner, step.cohort)
-    loss = pretext_loss(step.pretext, spec)  # type: ignore[arg-type]
-    prepare = PretrainBatch(step.pretext, spec, step.preset)  # type: ignore[arg-type]
+@dataclass(frozen=True)
+class _Draw:
+    """One scan as a pretext shows it: what the network takes in, the pretext's target, its loss."""
+
+    case: Case
+    target: Any
+    loss: nn.Module
+
+
+def _pretrain(
+    runner: Runner, arm: Arm, step: Pretraining
+) -> tuple[nn.Module, list[tuple[int, float, float]]]:
+    method, scans = METHODS[arm.method], _scans(runner, step)
+    if len(scans) <= VALIDATORS:
+        raise ValueError(f"pretraining needs more than {VALIDATORS} scans, found {len(scans)}")
+    specs = [spec_of(arm.method, scan.bvals) for scan in scans]
+    prepare = [PretrainBatch(step.pretext, spec, step.preset) for spec in specs]  # type: ignore[arg-type]
+    losses = [pretext_loss(step.pretext, spec) for spec in specs]  # type: ignore[arg-type]
     clean = [_channels(scan, method.takes) for scan in scans]
-    scale, torch_seed = Scale.of(clean), arm.seed
-    torch.manual_seed(torch_seed)
-    network = build(method.network, clean[0].irreps, spec.pretext_irreps, arm.size, **arm.recipe.variant)
-    network = network.to(runner.device)
-    units = Scale.of([_channels(scan, "harmonics") for scan in scans]) if method.takes == "harmonics" else None
-    draws = np.random.RandomState(arm.seed)
+    scale = Scale.of(clean)
+    torch.manual_seed(arm.seed)
+    network = build(method.network, clean[0].irreps, specs[0].pretext_irreps, arm.size, **arm.recipe.variant)
+    network = to_device(network, runner.device)
 
-    def drawn(scan: Scan, seed: int) -> tuple[Case, Any]:
-        made, target = prepare(_batch(scan, seed), torch.device(runner.device))
-        image = torch.as_tensor(made)[0] * scan.brain.to(runner.device)
-        case = scale(Case(image, clean[0].irreps, image[:1], scan.brain.to(runner.device)))
-        return stacked([case], method.multiple)[0], target
+    def drawn(number: int, seed: int) -> _Draw:
+        scan, brain = scans[number], scans[number].brain.to(runner.device)
+        made, target, *_ = prepare[number](_batch(scan, seed), torch.device(runner.device))
+        case = scale(Case(torch.as_tensor(made)[0] * brain, clean[0].irreps, brain[None].float(), brain))
+        return _Draw(stacked([case], method.multiple)[0], target, losses[number])
 
-    fixed = [drawn(scan, number) for number, scan in enumerate(scans[:VALIDATORS])]
-    targets: list[Any] = []
-
-    def batches() -> list[Case]:
-        targets[:] = []
-        chosen = draws.randint(VALIDATORS, len(scans), step.schedule.batch)
-        pairs = [drawn(scans[i], int(draws.randint(2**31))) for i in chosen]
-        targets.extend(target for _, target in pairs)
-        return [case for case, _ in pairs]
-
-    def error(case: Case, target: Any) -> Tensor:
-        pred = output(network, case.image[None], case.table)
-        inner = [slice((a - b) // 2, (a - b) // 2 + b) for a, b in zip(pred.shape[2:], _shape(target), strict=True)]
+    def error(draw: _Draw) -> Tensor:
+        pred = output(network, draw.case.image[None], draw.case.table)
+        shape = (draw.target["image"] if isinstance(draw.target, dict) else draw.target).shape[2:]
+        inner = [slice((a - b) // 2, (a - b) // 2 + b) for a, b in zip(pred.shape[2:], shape, strict=True)]
         pred = pred[:, :, *inner]
-        if units is not None:  # back from standardised channels
-            pred = pred / units.factor.to(pred).view(1, -1, 1, 1, 1) + units.mean.to(pred).view(1, -1, 1, 1, 1)
-        found: Tensor = loss(pred, target)
+        if (
+            method.takes == "harmonics"
+        ):  # the network speaks of standardised channels, the loss of the scan's own
+            mean, factor = (v.to(pred).view(1, -1, 1, 1, 1) for v in (scale.mean, scale.factor))
+            pred = pred / factor + mean
+        found: Tensor = draw.loss(pred, draw.target)
         return found
 
-    def mean_error(_: Tensor, batch: Sequence[Case]) -> Tensor:
-        return torch.stack([error(c, t) for c, t in zip(batch, targets, strict=True)]).mean()
+    fixed = [drawn(number, number) for number in range(VALIDATORS)]
+    random = np.random.RandomState(arm.seed)
 
-    def validate() -> float:
-        return -float(torch.stack([error(case, target) for case, target in fixed]).mean())
+    def batches() -> list[_Draw]:
+        numbers = random.randint(VALIDATORS, len(scans), step.schedule.batch)
+        return [drawn(int(number), int(random.randint(2**31 - 1))) for number in numbers]
 
-    curve = train(network, batches, mean_error, validate, step.schedule, step.rate)
+    def mean_error(batch: Sequence[_Draw]) -> Tensor:
+        return torch.stack([error(draw) for draw in batch]).mean()
+
+    curve = train(network, batches, mean_error, lambda: -float(mean_error(fixed)), step.schedule, step.rate)
     return network, curve.points
-
-
-def _shape(target: Any) -> tuple[int, ...]:
-    image = target["image"] if isinstance(target, dict) else target
-    return tuple(image.shape[2:])
 
 
 def _channels(scan: Scan, takes: str) -> Case:
@@ -139,14 +144,22 @@ def _batch(scan: Scan, seed: int) -> dict[Any, Any]:
     return batch
 
 
-def _scans(runner: Runner, cohort: Cohort | str) -> list[Scan]:
-    """The heads of a cohort, or the real scans."""
-    if isinstance(cohort, Cohort):
-        subjects = [runner.subject(cohort, n) for n in range(cohort.subjects)]
+def _scans(runner: Runner, step: Pretraining) -> list[Scan]:
+    """The heads of a cohort, or the real scans with cubic voxels of the step's size."""
+    if isinstance(step.cohort, Cohort):
+        subjects = [runner.subject(step.cohort, n) for n in range(step.cohort.subjects)]
         return [_boxed(s.image, s.table.bvals, s.table.bvecs, s.brain_mask > 0) for s in subjects]
     if runner.real is None:
-        raise ValueError(f"pretraining on {cohort} scans needs --real, the folder of a BIDS data set")
-    return _real_scans(runner.real, runner.work)
+        raise ValueError(f"pretraining on {step.cohort} scans needs --real, the folder of a BIDS data set")
+    found = []
+    for item in data_list(runner.real):
+        scan = DiffusionScan.read(item["image"])
+        keys = {"image": scan.image, "bvals": scan.table.bvals, "bvecs": scan.table.bvecs}
+        moved = Spacingd("image", [step.spacing_mm] * 3)(Orientationd("image", "RAS", labels=None)(keys))
+        image = moved["image"].clamp(min=0)
+        brain = brain_mask(mean_b0(image.as_tensor(), scan.table.bvals))
+        found.append(_boxed(image, scan.table.bvals, scan.table.bvecs, brain))
+    return found
 
 
 def _boxed(image: MetaTensor, bvals: Tensor, bvecs: Tensor, brain: Tensor) -> Scan:

@@ -60,7 +60,9 @@ def arms(size: Size, recipe: RecipeOf) -> Iterator[Arm]:
             for method in METHODS:
                 for task in TASKS:
                     for pretext, preset, where in _pretexts(size, labelled):
-                        yield _arm(size, method, task, labelled, pretext, preset, where, seed, recipe(task, method))
+                        yield _arm(
+                            size, method, task, labelled, pretext, preset, where, seed, recipe(task, method)
+                        )
 
 
 def _pretexts(size: Size, labelled: int) -> Iterator[tuple[str, str, str]]:
@@ -81,7 +83,10 @@ def _arm(
     labels: dict[str, Any] = {"task": task, "method": method, "labelled": labelled, "pretext": pretext}
     step = None
     if pretext != "none":
-        step = Pretraining(pretext, preset, hcp_cohort(size) if where == "simulated" else where, size.pretraining, RATE)
+        cohort = hcp_cohort(size) if where == "simulated" else where
+        # as many voxels a head as simulated ones have, which are smaller where they are procedural
+        spacing = size.spacing_mm / (0.7 if size.anatomy == "procedural" else 1.0)
+        step = Pretraining(pretext, preset, cohort, size.pretraining, RATE, spacing)
         labels |= {"on": where} | ({"preset": preset} if pretext == "artifacts" else {})
     return replace(
         arm_of(size, NAME, task, method, recipe), labels=labels, seed=seed, schedule=size.tuning, cohort=train,

@@ -21,10 +21,10 @@ from benchmarks.experiments.fitting import fit, predict
 from benchmarks.experiments.methods import METHODS, build, parameters
 from benchmarks.experiments.objectives import OBJECTIVES
 from benchmarks.experiments.results import Results
+from dmri_monai.inference import to_device
 from dmri_monai.phantom import Subject
 
 __all__ = ["Runner", "learners_of"]
-
 
 
 @dataclass
@@ -95,24 +95,20 @@ class Runner:
         learners = self.cases(arm.cohort, method.takes, arm.task, numbers)
         scale = Scale.of(learners)
         torch.manual_seed(arm.seed)
-        network = build(method.network, learners[0].irreps, objective.irreps_out, arm.size, **arm.recipe.variant)
+        network = build(
+            method.network, learners[0].irreps, objective.irreps_out, arm.size, **arm.recipe.variant
+        )
         if arm.pretraining is not None:
             from benchmarks.experiments.pretexts import pretrained  # which needs runners itself
 
             pretrained(self, arm, network)
-        network = network.to(self.device)
+        network = to_device(network, self.device)
         validating = [scale(c) for c in self.cases(arm.cohort, method.takes, arm.task, validators)]
-        curve = fit(
-            network, [scale(c) for c in learners], validating, objective, arm.schedule,
-            rate=arm.recipe.rate, weight=arm.recipe.weight, multiple=method.multiple, rotated=method.rotated,
-            seed=arm.seed,
-        )  # fmt: skip
+        curve = fit(network, [scale(c) for c in learners], validating, arm)
         offset = objective.offset(
             predict(network, validating, method.multiple), [c.label[:, c.mask] for c in validating]
         )
-        tests = {
-            cohort.name: self._test(arm, network, scale, cohort, offset) for cohort in arm.tests
-        }
+        tests = {cohort.name: self._test(arm, network, scale, cohort, offset) for cohort in arm.tests}
         return {
             "experiment": arm.experiment, "labels": dict(arm.labels), "seed": arm.seed, "method": arm.method,
             "task": arm.task, "recipe": asdict(arm.recipe), "size": dict(arm.size),

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from benchmarks.experiments.arms import Schedule
 from benchmarks.experiments.cohorts import Cohort
-from benchmarks.experiments.fitting import Schedule
 
 __all__ = ["SIZES", "Size"]
 
@@ -84,10 +84,9 @@ CPU = Size(
     presets=("normal", "light", "strong", "all"),
     hcp_directions=30,
     hcp_shells=(1000.0,),
-    methods=("plain", "plain, rotated", "BasicUNet", "BasicUNet, rotated", "equivariant"),
+    methods=("equivariant", "plain", "DynUNet", "plain, rotated", "DynUNet, rotated"),
     networks={
         "plain": _plain(4),
-        "BasicUNet": _plain(4),
         "SegResNet": _plain(4),
         "DynUNet": _plain(4),
         "equivariant": {"size": ["8x0e+2x2e", "16x0e+4x2e", "48x0e+4x2e"]},
@@ -119,7 +118,7 @@ SMALL = replace(
     fractions=(0.5,),
     labelled=(2,),
     presets=("normal",),
-    methods=("plain", "plain, rotated", "BasicUNet", "equivariant"),
+    methods=("equivariant", "plain", "DynUNet", "plain, rotated"),
     widths=CPU.widths[:1],
 )
 
@@ -143,12 +142,11 @@ FULL = Size(
     hcp_directions=90,
     hcp_shells=(1000.0, 2000.0, 3000.0),
     methods=(
-        "plain", "plain, rotated", "BasicUNet", "BasicUNet, rotated", "SegResNet", "SegResNet, rotated", "DynUNet",
+        "plain", "plain, rotated", "SegResNet", "SegResNet, rotated", "DynUNet",
         "DynUNet, rotated", "equivariant", "any", "pq",
     ),
     networks={
         "plain": _plain(16),
-        "BasicUNet": _plain(16),
         "SegResNet": _plain(16),
         "DynUNet": _plain(16),
         "equivariant": {"size": "small"},
@@ -158,7 +156,7 @@ FULL = Size(
     widths=(
         ("plain", _plain(4)),
         ("plain", _plain(32)),
-        ("BasicUNet", _plain(32)),
+        ("DynUNet", _plain(32)),
         ("equivariant", {"size": "tiny"}),
         ("equivariant", {"size": "base"}),
     ),

@@ -66,7 +66,13 @@ class Comparison:
         return self.n_seeds > 1 and self.same and self.adjusted < ALPHA
 
     def __str__(self) -> str:
-        p = "–" if self.adjusted != self.adjusted else f"{self.adjusted:.3f}" if self.adjusted >= 0.001 else "< 0.001"
+        p = (
+            "–"
+            if self.adjusted != self.adjusted
+            else f"{self.adjusted:.3f}"
+            if self.adjusted >= 0.001
+            else "< 0.001"
+        )
         spread = "" if self.n_seeds == 1 else f" ± {self.sd:.3f}"
         return f"{self.mean:+.3f}{spread} (p {p})"
 

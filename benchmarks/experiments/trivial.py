@@ -1,8 +1,8 @@
 """Methods without a network: the trivial ones that a network must beat to have learned, and the classical rivals.
 
-Trivial: the commonest answer ("prevalence"), k-means of three maps, and a regression of one voxel and its surroundings on
-rotation invariants.  Classical: a forest on the same invariants, thresholds of FA and MD, constrained spherical
-deconvolution and the tensor of DIPY.  Whatever they choose, they choose on the heads that a network learns from.
+Trivial: the commonest answer ("prevalence"), k-means of three maps, and a regression of one voxel and its
+surroundings on rotation invariants.  Classical: a forest on the same invariants, thresholds of FA and MD, constrained
+spherical deconvolution and the tensor of DIPY.  What they choose, they choose on the heads that networks learn from.
 """
 
 from __future__ import annotations
@@ -48,7 +48,11 @@ def without_network(runner: Runner, arm: Arm, name: str) -> dict[str, Any] | Non
     key = digest([content, asdict(arm.cohort), [asdict(test) for test in arm.tests]])
 
     def make() -> dict[str, Any]:
-        made = _learned(runner, arm, name) if name in FEATURES or name == "prevalence" else _chosen(runner, arm, name)
+        made = (
+            _learned(runner, arm, name)
+            if name in FEATURES or name == "prevalence"
+            else _chosen(runner, arm, name)
+        )
         return {
             "experiment": arm.experiment, "labels": labels, "seed": arm.seed, "method": name, "task": arm.task,
             "learners": arm.learners, **made,
@@ -76,7 +80,11 @@ def _learned(runner: Runner, arm: Arm, name: str) -> dict[str, Any]:
         kept = torch.from_numpy(np.random.RandomState(arm.seed).permutation(y.shape[-1])[:MOST_VOXELS])
         x, y = x[:, kept], y[:, kept]
     classes = len(OBJECTIVES[arm.task].weights) and (2 if arm.task == "lesion" else 4)
-    answer = _prevalence(y) if name == "prevalence" else FEATURES[name][arm.task](x.T.numpy(), y[0].numpy(), classes)
+    answer = (
+        _prevalence(y)
+        if name == "prevalence"
+        else FEATURES[name][arm.task](x.T.numpy(), y[0].numpy(), classes)
+    )
     offset = OBJECTIVES[arm.task].offset
     shift = 0.0
     if arm.task == "lesion":
@@ -201,7 +209,7 @@ def _truth(subject: Subject, task: str) -> Tensor:
 
 
 def threshold_tissue(subject: Subject, choice: tuple[float, float]) -> Tensor:
-    """(1, X, Y, Z): fluid where MD is above its limit, else white matter where FA is above its own, else grey matter."""
+    """(1, X, Y, Z): fluid above the limit of MD, of the rest white matter above that of FA, else grey matter."""
     metrics = _tensor(subject)
     fa, md = metrics.fa[0], metrics.md[0]
     return torch.where(md > choice[1], 3, torch.where(fa > choice[0], 1, 2)).float()

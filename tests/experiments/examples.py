@@ -6,16 +6,15 @@ from dataclasses import replace
 
 import numpy as np
 
-from benchmarks.experiments.arms import Arm, Recipe
+from benchmarks.experiments.arms import Arm, Recipe, Schedule
 from benchmarks.experiments.cohorts import Cohort
-from benchmarks.experiments.fitting import Schedule
 from benchmarks.experiments.sizes import SMALL
 
 COHORT = Cohort("train", 5, 1, 16, 8.0, ((1000.0, 16),))
 CLEAR = replace(COHORT, size=32, spacing_mm=4.2, shells=((1000.0, 32),), snr=(500.0, 500.0))
 ARM = Arm(
-    "test", {"method": "plain", "task": "tissue"}, 0, "plain", {"filters": 1}, "tissue", Recipe(0.01), Schedule(4, 2, 2),
-    COHORT, 2, 2, (replace(COHORT, name="turned", seed=2, subjects=2, turned=True),),
+    "test", {"method": "plain", "task": "tissue"}, 0, "plain", {"filters": 1}, "tissue", Recipe(0.01),
+    Schedule(4, 2, 2), COHORT, 2, 2, (replace(COHORT, name="turned", seed=2, subjects=2, turned=True),),
 )  # fmt: skip
 TINY = replace(SMALL, schedule=Schedule(2, 1, 2), pretraining=Schedule(2, 1, 2), tuning=Schedule(2, 1, 2))
 

@@ -24,7 +24,9 @@ def likeness(first: Case, second: Case, channels: slice) -> float:
     size = torch.tensor([first.mask.shape, second.mask.shape]).amax(0).tolist()
     a, b = (padded(case, size) for case in (first, second))
     inside = a.mask & b.mask
-    return float(np.corrcoef(a.image[channels][:, inside].flatten(), b.image[channels][:, inside].flatten())[0, 1])
+    return float(
+        np.corrcoef(a.image[channels][:, inside].flatten(), b.image[channels][:, inside].flatten())[0, 1]
+    )
 
 
 @pytest.mark.parametrize("takes", ["harmonics", "invariants", "shells"])
@@ -50,12 +52,14 @@ def test_axes_turn_with_the_head():
     both = (a.norm(dim=0) > 0.6) & (b.norm(dim=0) > 0.6)
     cosine = (a[:, both] * b[:, both]).sum(0).abs() / (a[:, both].norm(dim=0) * b[:, both].norm(dim=0))
     assert float(cosine.median()) > 0.95
-    assert float((cosine.new_tensor(0) + _unturned_cosine(a, b, both, rotation_of(lying)))) < 0.9
+    assert float(cosine.new_tensor(0) + _unturned_cosine(a, b, both, rotation_of(lying))) < 0.9
 
 
 def _unturned_cosine(a, b, both, rotation) -> torch.Tensor:
     a = torch.einsum("wv,wxyz->vxyz", rotation.float(), a)
-    return ((a[:, both] * b[:, both]).sum(0).abs() / (a[:, both].norm(dim=0) * b[:, both].norm(dim=0))).median()
+    return (
+        (a[:, both] * b[:, both]).sum(0).abs() / (a[:, both].norm(dim=0) * b[:, both].norm(dim=0))
+    ).median()
 
 
 @pytest.mark.parametrize("takes", ["harmonics", "samples"])
@@ -81,7 +85,9 @@ def test_mirrored_case_is_that_of_the_mirrored_scan(takes):
 
 
 def test_standardised_channels_turn_as_before():
-    cases = [case_of(replace(CLEAR, size=16, spacing_mm=8.0).subject(n), "harmonics", "lesion") for n in (0, 1)]
+    cases = [
+        case_of(replace(CLEAR, size=16, spacing_mm=8.0).subject(n), "harmonics", "lesion") for n in (0, 1)
+    ]
     scale = Scale.of(cases)
     values = torch.cat([scale(case).image[:, case.mask] for case in cases], dim=1)
     torch.testing.assert_close(values[:2].mean(1), torch.zeros(2), atol=1e-4, rtol=0.0)
@@ -94,7 +100,9 @@ def test_standardised_channels_turn_as_before():
 
 
 def test_stacked_cases_share_a_box_and_lose_nothing():
-    cases = [case_of(replace(CLEAR, size=16, spacing_mm=8.0).subject(n), "harmonics", "tissue") for n in (0, 1)]
+    cases = [
+        case_of(replace(CLEAR, size=16, spacing_mm=8.0).subject(n), "harmonics", "tissue") for n in (0, 1)
+    ]
     made = stacked(cases, 8)
     assert len({case.mask.shape for case in made}) == 1
     assert all(n % 8 == 0 for n in made[0].mask.shape)

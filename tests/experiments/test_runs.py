@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from benchmarks.experiments import generalisation, lesions, page, pretraining
-from benchmarks.experiments.arms import Recipe
-from benchmarks.experiments.fitting import Schedule, train
+from benchmarks.experiments.arms import Recipe, Schedule
+from benchmarks.experiments.fitting import train
 from benchmarks.experiments.results import Results
 from benchmarks.experiments.runner import Runner
 from benchmarks.experiments.tables import scores
@@ -27,7 +27,9 @@ def runner(tmp_path) -> Runner:
 
 
 def test_network_learns_tissue_of_other_heads(runner):
-    arm = replace(ARM, schedule=Schedule(30, 10, 3), size={"filters": 4}, recipe=Recipe(0.01, 1.0, {"norm": "batch"}))
+    arm = replace(
+        ARM, schedule=Schedule(30, 10, 3), size={"filters": 4}, recipe=Recipe(0.01, 1.0, {"norm": "batch"})
+    )
     found, start = runner.line(arm), runner.line(replace(arm, schedule=Schedule(1, 1, 1)))
     assert found["validation"] > start["validation"] + 0.1
     assert scores([found], "turned", "dice").shape == (1, 2)
@@ -62,16 +64,18 @@ def test_training_ends_when_patience_does_and_keeps_the_best_weights():
         seen.append(float(network.weight.detach()))
         return next(values)
 
-    case = type("Case", (), {"image": torch.ones(1)})()
-    curve = train(network, lambda: [case], lambda image, _: network(image).square().mean(), validate,
+    one = torch.ones(1)
+    curve = train(network, lambda: [one], lambda batch: network(batch[0]).square().mean(), validate,
                   Schedule(100, 1, 2), 0.1)  # fmt: skip
     assert (curve.best, curve.step, len(curve.points)) == (0.9, 2, 4)
     assert float(network.weight.detach()) == seen[1]
     assert curve.flat()
 
 
-@pytest.mark.parametrize(("name", "least"), [("prevalence", 0.2), ("k-means", 0.4), ("regression", 0.6), ("forest", 0.6),
-                                             ("thresholds", 0.5)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "least"),
+    [("prevalence", 0.2), ("k-means", 0.4), ("regression", 0.6), ("forest", 0.6), ("thresholds", 0.5)],
+)
 def test_methods_without_a_network_find_tissue(runner, name, least):
     found = without_network(runner, replace(ARM, learners=3), name)
     assert np.nanmean(scores([found], "turned", "dice")) > least
@@ -116,7 +120,9 @@ def test_experiment_runs_and_is_drawn(name, tmp_path):
     found = Results(tmp_path / "results" / "small" / "recipes.jsonl")
     EXPERIMENTS[name].run(Runner(tmp_path, results, found), TINY)
     page.write(tmp_path / "results")
-    assert results.path.with_name(f"{'methods' if name == 'generalisation' else name}.png").stat().st_size > 5000
+    assert (
+        results.path.with_name(f"{'methods' if name == 'generalisation' else name}.png").stat().st_size > 5000
+    )
     text = (tmp_path / "results.md").read_text(encoding="utf-8")
     assert "### Summary" in text
     assert "nan" not in text.lower()
