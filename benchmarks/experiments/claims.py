@@ -172,7 +172,7 @@ def _lesion_heads(evidence: Evidence) -> list[str]:
                 known = {r: c for r, c in pairs.items() if c is not None}
                 if known:
                     rival = min(known, key=lambda r: known[r].mean)
-                    parts.append(f"{heads}: {known[rival].mean:+.2f} ({_word(known[rival])} than {rival})")
+                    parts.append(f"{heads}: {known[rival].mean:+.2f} against {rival}, {_word(known[rival])}")
             text = f"**{own}, {test} lesions**, AP against the best rival at each number of training heads"
             sentences.append(f"{text}: {'; '.join(parts)}.")
     return sentences

@@ -26,7 +26,7 @@ ROTATED = 0.8  # share of the heads that are turned, where a method learns from 
 
 @dataclass
 class Curve:
-    """(step, loss since the last, score) of every validation; the best score, its step; seconds of training alone."""
+    """(step, loss since the last, score) of every validation; best score, its step; CPU seconds of training alone."""
 
     points: list[tuple[int, float, float]]
     best: float = float("-inf")
@@ -78,7 +78,7 @@ def train(
     curve, losses, best = Curve([]), [], copy.deepcopy(network.state_dict())
     stale = 0
     for step in range(1, schedule.steps + 1):
-        start = time.perf_counter()
+        start = time.process_time()
         network.train()
         value = loss(batches())
         optimizer.zero_grad()
@@ -87,7 +87,7 @@ def train(
         optimizer.step()
         cycle.step()
         losses.append(float(value.detach()))
-        curve.seconds += time.perf_counter() - start
+        curve.seconds += time.process_time() - start
         if step % schedule.every and step != schedule.steps:
             continue
         network.eval()

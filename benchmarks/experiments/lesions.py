@@ -30,19 +30,19 @@ def test_cohorts(size: Size) -> tuple[Cohort, Cohort]:
 
 
 def run(runner: Runner, size: Size) -> None:
-    """All arms seed by seed, those of the paper's first question before the others."""
+    """All arms, those of the first question before the others; then methods without a network, which are quick."""
+    runner.run(arms(size, lambda method: recipe_of(runner, size, "lesion", method)))
     for arm in (arm for arm in arms(size, lambda _: Recipe(1.0)) if arm.method == size.methods[0]):
         if arm.labels["study"] == "data":
             for name in WITHOUT:
                 without_network(runner, arm, name)
-    runner.run(arms(size, lambda method: recipe_of(runner, size, "lesion", method)))
 
 
 def arms(size: Size, recipe: RecipeOf) -> Iterator[Arm]:
-    """Every method at every number of training heads; then narrower and wider networks on all heads."""
-    for seed in range(size.seeds):
-        for fraction in sorted(size.fractions, key=lambda f: -f):
-            for method in size.methods:
+    """Every method at every number of training heads, in the order of `size`; then other widths on all heads."""
+    for fraction in size.fractions:
+        for method in size.methods:
+            for seed in range(size.seeds):
                 heads = max(1, round(fraction * size.learners))
                 labels = {"study": "data", "method": method, "heads": heads}
                 yield replace(_arm(size, method, recipe), seed=seed, labels=labels, learners=heads)

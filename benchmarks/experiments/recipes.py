@@ -42,7 +42,7 @@ def arm_of(size: Size, experiment: str, task: str, method: str, recipe: Recipe |
 
 
 def recipe_of(runner: Runner, size: Size, task: str, method: str) -> Recipe:
-    """The recipe that validates best: of learning rates, then class weights, then the method's variants.
+    """The recipe that validates best: of learning rates and, in a thorough search, class weights and then variants.
 
     Every trial is a line, trained with a seed of its own and never tested.  While the best rate is the first or last
     of those tried, one more is tried beyond it, `MOST_BEYOND` times at most.
@@ -60,6 +60,8 @@ def recipe_of(runner: Runner, size: Size, task: str, method: str) -> Recipe:
 
     rate = _best_rate(lambda rate: value(replace(start, rate=rate)), size.rates)
     best = replace(start, rate=rate)
+    if not size.thorough:
+        return best
     best = _best([best, *(replace(best, weight=weight) for weight in weights[1:])], value)
     return _best([best, *(replace(best, variant=variant) for variant in variants[1:])], value)
 

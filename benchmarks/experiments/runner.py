@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +87,7 @@ class Runner:
 
     def trial(self, arm: Arm) -> dict[str, Any]:
         """The line of a trial, which stands among the recipes."""
-        return Runner(self.work, self.recipes, self.recipes, self.device, self.real, self._cases).line(arm)
+        return replace(self, results=self.recipes).line(arm)
 
     def _run(self, arm: Arm) -> dict[str, Any]:
         method, objective = METHODS[arm.method], OBJECTIVES[arm.task]

@@ -20,7 +20,8 @@ class Size:
 
     voxels^3 of spacing_mm; directions at b = 1000 s/mm²; learners, validators, tests: heads.
     schedule: of a training from scratch; pretraining, tuning: of a pretraining and of what follows it.
-    rates: learning rates every search begins with; one alone is taken without a search.
+    rates: learning rates every search begins with; one alone is taken without a search.  thorough: searches try class
+    weights and norms, too.
     fractions: of the learners; labelled: heads of fine-tuning; presets: of pretraining's artifacts.
     hcp_shells, hcp_directions: of the heads of pretraining: b-values, and directions of each.
     methods: of the experiments, where they are not named there.  networks: network -> arguments of its class.
@@ -40,6 +41,7 @@ class Size:
     pretraining: Schedule
     tuning: Schedule
     rates: tuple[float, ...]
+    thorough: bool
     fractions: tuple[float, ...]
     labelled: tuple[int, ...]
     presets: tuple[str, ...]
@@ -74,29 +76,30 @@ CPU = Size(
     learners=40,
     validators=6,
     tests=10,
-    seeds=3,
-    schedule=Schedule(600, 30, 8),
+    seeds=2,
+    schedule=Schedule(600, 30, 7),
     pretraining=Schedule(400, 40, 5),
     tuning=Schedule(200, 20, 6),
     rates=(0.001, 0.003, 0.01, 0.03),
-    fractions=(0.05, 0.1, 0.25, 0.5, 1.0),
+    thorough=False,
+    fractions=(1.0, 0.25, 0.1, 0.5, 0.05),
     labelled=(2, 1, 5, 20),
     presets=("normal", "light", "strong", "all"),
     hcp_directions=30,
     hcp_shells=(1000.0,),
-    methods=("equivariant", "plain", "DynUNet", "plain, rotated", "DynUNet, rotated"),
+    methods=("plain", "equivariant", "plain, rotated", "DynUNet", "DynUNet, rotated"),
     networks={
         "plain": _plain(4),
         "SegResNet": _plain(4),
         "DynUNet": _plain(4),
-        "equivariant": {"size": ["8x0e+2x2e", "16x0e+4x2e", "48x0e+4x2e"]},
+        "equivariant": {"size": ["5x0e+1x2e", "10x0e+2x2e", "20x0e+4x2e"]},
         "any": {"size": "tiny", "channels": 6, "scalars": 16, "hidden": 12, "blocks": 2},
         "pq": {"pq": [[3, 2]], "p": [[10, 3], [6, 2]], "kernel_size": 3},
     },
     widths=(
         ("plain", _plain(2)),
         ("plain", _plain(8)),
-        ("equivariant", {"size": ["5x0e+1x2e", "10x0e+2x2e", "20x0e+4x2e"]}),
+        ("equivariant", {"size": ["8x0e+2x2e", "16x0e+4x2e", "48x0e+4x2e"]}),
         ("equivariant", {"size": "tiny"}),
     ),
 )
@@ -136,6 +139,7 @@ FULL = Size(
     pretraining=Schedule(10000, 500, 6),
     tuning=Schedule(2000, 100, 8),
     rates=(0.0003, 0.001, 0.003, 0.01),
+    thorough=True,
     fractions=(0.05, 0.1, 0.25, 0.5, 1.0),
     labelled=(2, 1, 5, 20),
     presets=("normal", "light", "strong", "all"),

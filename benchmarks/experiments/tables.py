@@ -135,17 +135,19 @@ def compare(
         mean,
         float(seeds.std(ddof=1)) if len(seeds) > 1 else float("nan"),
         bool((np.sign(seeds) == np.sign(mean)).all()),
-        float(stats.ttest_1samp(heads, 0.0).pvalue) if len(heads) > 1 and np.ptp(heads) > 0 else float("nan"),
+        float(stats.ttest_1samp(heads, 0.0).pvalue)
+        if len(heads) > 1 and np.ptp(heads) > 1e-9
+        else float("nan"),
         *difference.shape,
     )
 
 
 def corrected(comparisons: Mapping[Any, Comparison | None]) -> dict[Any, Comparison]:
-    """The comparisons with p adjusted for their number, by Benjamini and Yekutieli: they need not be independent."""
+    """The comparisons with p adjusted for their number, by Benjamini and Hochberg."""
     found = {key: one for key, one in comparisons.items() if one is not None}
     known = [key for key, one in found.items() if one.p == one.p]
     if known:
-        adjusted = stats.false_discovery_control([found[key].p for key in known], method="by")
+        adjusted = stats.false_discovery_control([found[key].p for key in known])
         for key, value in zip(known, adjusted, strict=True):
             found[key] = Comparison(**{**vars(found[key]), "adjusted": float(value)})
     return found

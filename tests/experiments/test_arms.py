@@ -106,7 +106,8 @@ VALUES = {
 
 def trials_of(task: str, method: str, tmp_path) -> tuple[Recipe, list[dict]]:
     results = Results(tmp_path / "recipes.jsonl")
-    found = recipe_of(Scripted(tmp_path, results, results), CPU, task, method)
+    size = replace(CPU, thorough=True)
+    found = recipe_of(Scripted(tmp_path, results, results), size, task, method)
     return found, results.lines()
 
 
