@@ -140,9 +140,9 @@ def _learned(evidence: Evidence) -> list[str]:
     sentences = []
     for task in KEY_COLUMN:
         everyone = [*evidence.networks(task, True), *evidence.networks(task, False)]
-        if not everyone:
-            continue
         name, limit = evidence.best_trivial(task)
+        if not everyone or not name:
+            continue
         where, test, labels = _place(task, evidence.experiments)
         means = {m: evidence.mean(where, test, task, method=m, **labels) for m in everyone}
         learned = ", ".join(f"{m} {means[m]:.2f}" for m in everyone if evidence.learned(task, m))

@@ -30,10 +30,10 @@ def test_cohorts(size: Size) -> tuple[Cohort, Cohort]:
 
 
 def run(runner: Runner, size: Size) -> None:
-    """All arms, those of the first question before the others; then methods without a network, which are quick."""
-    runner.run(arms(size, lambda method: recipe_of(runner, size, "lesion", method)))
-    for arm in (arm for arm in arms(size, lambda _: Recipe(1.0)) if arm.method == size.methods[0]):
-        if arm.labels["study"] == "data":
+    """All arms, those of the first question before the others; methods without a network follow the first network."""
+    for arm in arms(size, lambda method: recipe_of(runner, size, "lesion", method)):
+        runner.line(arm)
+        if arm.labels["study"] == "data" and arm.method == size.methods[0]:
             for name in WITHOUT:
                 without_network(runner, arm, name)
 
