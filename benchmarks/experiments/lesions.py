@@ -40,12 +40,13 @@ def run(runner: Runner, size: Size) -> None:
 
 def arms(size: Size, recipe: RecipeOf) -> Iterator[Arm]:
     """Every method at every number of training heads, in the order of `size`; then other widths on all heads."""
-    for fraction in size.fractions:
-        for method in size.methods:
-            for seed in range(size.seeds):
-                heads = max(1, round(fraction * size.learners))
-                labels = {"study": "data", "method": method, "heads": heads}
-                yield replace(_arm(size, method, recipe), seed=seed, labels=labels, learners=heads)
+    pairs = [(fraction, method) for fraction in size.fractions for method in size.methods]
+    # with few turned heads last: these take longest
+    for fraction, method in sorted(pairs, key=lambda pair: METHODS[pair[1]].rotated and pair[0] < 1):
+        for seed in range(size.seeds):
+            heads = max(1, round(fraction * size.learners))
+            labels = {"study": "data", "method": method, "heads": heads}
+            yield replace(_arm(size, method, recipe), seed=seed, labels=labels, learners=heads)
     for seed in range(size.seeds):
         for number, (method, network) in enumerate(size.widths):
             labels = {"study": "parameters", "method": method, "width": number}

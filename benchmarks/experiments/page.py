@@ -33,7 +33,8 @@ LIMITS = """### Limits
   all the rest. Few seeds say little of how much a new training would differ; ± is their standard deviation.
 - The brain is cut out along the true mask for every method. The threshold for the Dice of lesions is chosen on the
   heads that validate.
-- All networks take the same number of steps at most, not the same time; seconds stand in the tables.
+- All networks take the same number of steps at most, three times as many where they learn from heads turned at random,
+  and not the same time; CPU seconds stand in the tables.
 """
 FIGURE_OF = {
     "lesions": (

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
 
-from benchmarks.experiments.arms import Arm, Recipe
+from benchmarks.experiments.arms import Arm, Recipe, Schedule
 from benchmarks.experiments.cohorts import Cohort
 from benchmarks.experiments.methods import METHODS
 from benchmarks.experiments.objectives import OBJECTIVES
@@ -19,6 +19,9 @@ NAME = "recipes"
 SEARCH_SEED = 1000  # of the trials; no arm has it
 STEP = 10**0.5  # between learning rates where a search goes beyond its range
 MOST_BEYOND = 3
+LONGER = (
+    3  # times the steps where heads are turned at random: every one of them is new, and takes longer to learn
+)
 
 
 def training_cohort(size: Size) -> Cohort:
@@ -36,9 +39,15 @@ def arm_of(size: Size, experiment: str, task: str, method: str, recipe: Recipe |
     labels = {"task": task, "method": method}
     network = METHODS[method].network
     return Arm(
-        experiment, labels, 0, method, size.networks[network], task, recipe or Recipe(size.rates[0]), size.schedule,
-        training_cohort(size), size.learners, size.validators,
+        experiment, labels, 0, method, size.networks[network], task, recipe or Recipe(size.rates[0]),
+        longer(size.schedule, LONGER if METHODS[method].rotated else 1), training_cohort(size), size.learners,
+        size.validators,
     )  # fmt: skip
+
+
+def longer(schedule: Schedule, times: int) -> Schedule:
+    """As many validations over `times` the steps."""
+    return replace(schedule, steps=times * schedule.steps, every=times * schedule.every)
 
 
 def recipe_of(runner: Runner, size: Size, task: str, method: str) -> Recipe:
