@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from benchmarks.experiments.figures import pretext_name
 from benchmarks.experiments.tables import (
     KEY_COLUMN,
@@ -16,11 +18,12 @@ from benchmarks.experiments.tables import (
     choose,
     compare,
     corrected,
+    flat,
     scores,
     summary,
     values_of,
 )
-from benchmarks.experiments.trivial import TRIVIAL
+from benchmarks.experiments.trivial import CLASSICAL, TRIVIAL
 
 __all__ = ["Evidence", "summary_lines"]
 
@@ -43,15 +46,15 @@ class Evidence:
 
     comparisons: Mapping[tuple[Any, ...], Comparison] = None  # type: ignore[assignment]
 
-    def mean(self, experiment: str, test: str, task: str, **labels: Any) -> float:
+    def mean(self, experiment: str, test: str, column: str, **labels: Any) -> float:
         """Mean score over seeds and heads; NaN where it was not run."""
         own = choose(self.experiments[experiment], **labels)
-        return summary(scores(own, test, KEY_COLUMN[task])).mean if own else float("nan")
+        return summary(scores(own, test, column)).mean if own else float("nan")
 
     def best_trivial(self, task: str) -> tuple[str, float]:
         """The trivial method with the best mean on the protocol of the training, and that mean."""
         where, test, labels = _place(task, self.experiments)
-        found = {name: self.mean(where, test, task, method=name, **labels) for name in TRIVIAL}
+        found = {name: self.mean(where, test, KEY_COLUMN[task], method=name, **labels) for name in TRIVIAL}
         known = {name: value for name, value in found.items() if value == value}
         if not known:
             return "", float("nan")
@@ -60,12 +63,21 @@ class Evidence:
         return name, known[name]
 
     def learned(self, task: str, method: str) -> bool | None:
-        """Whether a network trained on all heads beats every trivial method of its task; None where not run."""
+        """Whether a network trained on all heads beats every trivial method of its task in every seed.
+
+        None where either was not run.
+        """
         where, test, labels = _place(task, self.experiments)
-        own, (_, limit) = self.mean(where, test, task, method=method, **labels), self.best_trivial(task)
-        if own != own or limit != limit:
+        own = choose(self.experiments[where], method=method, **labels)
+        _, limit = self.best_trivial(task)
+        if not own or limit != limit:
             return None
-        return own < limit if task in LOWER else own > limit
+        means = np.nanmean(scores(own, test, KEY_COLUMN[task]), axis=1)
+        return bool((means < limit).all() if task in LOWER else (means > limit).all())
+
+    def failed(self, task: str, method: str) -> bool:
+        """Whether a rival is known not to have learned."""
+        return method in self.networks(task, ours=False) and self.learned(task, method) is False
 
     def networks(self, task: str, ours: bool) -> list[str]:
         """Networks that were trained from scratch on all heads."""
@@ -74,8 +86,11 @@ class Evidence:
         return [m for m in values_of(lines, "method") if (m in OURS) == ours]
 
     def rivals(self, task: str) -> list[str]:
-        """Networks of others that learned the task."""
-        return [m for m in self.networks(task, ours=False) if self.learned(task, m)]
+        """Networks of others that learned the task, and classical methods."""
+        where, _, labels = _place(task, self.experiments)
+        known = values_of(choose(self.experiments[where], **labels), "method")
+        learned = [m for m in self.networks(task, ours=False) if self.learned(task, m)]
+        return learned + [m for m in CLASSICAL if m in known]
 
 
 def _place(task: str, experiments: Experiments) -> tuple[str, str, dict[str, Any]]:
@@ -144,9 +159,9 @@ def _learned(evidence: Evidence) -> list[str]:
         if not everyone or not name:
             continue
         where, test, labels = _place(task, evidence.experiments)
-        means = {m: evidence.mean(where, test, task, method=m, **labels) for m in everyone}
-        learned = ", ".join(f"{m} {means[m]:.2f}" for m in everyone if evidence.learned(task, m))
-        failed = ", ".join(f"{m} ({means[m]:.2f})" for m in everyone if not evidence.learned(task, m))
+        means = {m: evidence.mean(where, test, KEY_COLUMN[task], method=m, **labels) for m in everyone}
+        learned = ", ".join(f"`{m}` {means[m]:.2f}" for m in everyone if evidence.learned(task, m))
+        failed = ", ".join(f"`{m}` {means[m]:.2f}" for m in everyone if not evidence.learned(task, m))
         text = f"**{task.capitalize()}.** Best trivial method: {name}, {_unit(task)} {limit:.2f}."
         text += f" Learned: {learned or 'none'}."
         sentences.append(text + (f" Did not learn, so no claim is made against: {failed}." if failed else ""))
@@ -172,7 +187,9 @@ def _lesion_heads(evidence: Evidence) -> list[str]:
                 known = {r: c for r, c in pairs.items() if c is not None}
                 if known:
                     rival = min(known, key=lambda r: known[r].mean)
-                    parts.append(f"{heads}: {known[rival].mean:+.2f} against {rival}, {_word(known[rival])}")
+                    parts.append(
+                        f"{heads}: {known[rival].mean:+.2f} against `{rival}`, {_word(known[rival])}"
+                    )
             text = f"**{own}, {test} lesions**, AP against the best rival at each number of training heads"
             sentences.append(f"{text}: {'; '.join(parts)}.")
     return sentences
@@ -191,7 +208,7 @@ def _turning(evidence: Evidence) -> list[str]:
         change = summary(
             scores(own, "turned", "average_precision") - scores(own, "upright", "average_precision")
         )
-        parts.append(f"{method} {change.mean:+.2f}")
+        parts.append(f"`{method}` {change.mean:+.2f}")
     return [f"**Turning the test heads** changes the AP of lesions by: {', '.join(parts)}."] if parts else []
 
 
@@ -249,15 +266,13 @@ def _any(evidence: Evidence) -> list[str]:
 
 def _flat(evidence: Evidence) -> list[str]:
     """How many trainings ended flat."""
-    lines = [
-        o for name in ("lesions", "generalisation") for o in choose(evidence.experiments[name]) if "flat" in o
-    ]
-    if not lines:
+    every = [line for name in ("lesions", "generalisation") for line in choose(evidence.experiments[name])]
+    curved = [line for line in every if "curve" in line]
+    if not curved:
         return []
-    flat = sum(o["flat"] for o in lines)
     return [
-        f"**Curves**: {flat} of {len(lines)} trainings from scratch ended flat: the last quarter of their validations "
-        "brought at most 2 % of the best score."
+        f"**Curves**: {sum(map(flat, curved))} of {len(curved)} trainings from scratch ended flat: the last seventh of "
+        "their validations brought at most 2 % of the best score."
     ]
 
 

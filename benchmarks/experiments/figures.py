@@ -89,8 +89,10 @@ def _lesions(plt: Any, experiments: Experiments) -> Any:
     figure, axes = plt.subplots(2, 3, figsize=(9.5, 5.6), sharex=True, sharey="col")
     for row, test in zip(axes, ("upright", "turned"), strict=True):
         for axis, (column, title) in zip(row, columns.items(), strict=True):
-            for method in values_of(data, "method"):
-                points = [(n, choose(data, method=method, heads=n)) for n in heads]
+            methods = values_of(data, "method")
+            for i, method in enumerate(methods):
+                beside = 1.02 ** (i - len(methods) / 2)  # so that no point hides another
+                points = [(n * beside, choose(data, method=method, heads=n)) for n in heads]
                 _against(axis, points, test, column, label=method, **_style(method))
             axis.set_title(f"{title}, {test}")
             axis.set_xscale("log")

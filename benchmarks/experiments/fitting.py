@@ -33,13 +33,6 @@ class Curve:
     step: int = 0
     seconds: float = 0.0
 
-    def flat(self, share: float = 0.25, gain: float = 0.02) -> bool:
-        """Whether the last `share` of the validations brought at most `gain` (relative) to the best score."""
-        scores = [score for _, _, score in self.points]
-        last = max(1, round(share * len(scores)))
-        before = scores[:-last]
-        return bool(before) and max(scores[-last:]) <= max(before) + gain * abs(max(before))
-
 
 def fit(network: nn.Module, learners: Sequence[Case], validators: Sequence[Case], arm: Arm) -> Curve:
     """Train `network` in place on labels, as `arm` says, and leave it with the weights that validated best."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.experiments import generalisation, lesions, pretraining
+from benchmarks.experiments.arms import Arm, Recipe
 from benchmarks.experiments.claims import NO_CLAIM, Evidence, summary_lines
 from benchmarks.experiments.figures import FIGURES, draw, pretext_name
+from benchmarks.experiments.methods import METHODS
 from benchmarks.experiments.results import Results
 from benchmarks.experiments.sizes import SIZES, Size
 from benchmarks.experiments.tables import KEY_COLUMN, choose, markdown, scores, summary, values_of
@@ -33,8 +36,7 @@ LIMITS = """### Limits
   all the rest. Few seeds say little of how much a new training would differ; ± is their standard deviation.
 - The brain is cut out along the true mask for every method. The threshold for the Dice of lesions is chosen on the
   heads that validate.
-- All networks take the same number of steps at most, three times as many where they learn from heads turned at random,
-  and not the same time; CPU seconds stand in the tables.
+- Networks take the same number of steps at most (below), not the same time; CPU seconds stand in the tables.
 """
 FIGURE_OF = {
     "lesions": (
@@ -114,7 +116,7 @@ def _size(size: Size, experiments: Mapping[str, Sequence[Line]]) -> str:
             parts.append(f"{caption} `{RUN} {experiment} --size {size.name}`\n".lstrip())
             if name in TABLES:
                 parts += [_folded(what, table) for what, table in TABLES[name](evidence)]
-    parts.append(_recipes(experiments))
+    parts.append(_recipes(size, experiments))
     if experiments["kernels"]:
         parts.append(_kernels(experiments["kernels"]))
     return "\n".join(parts)
@@ -145,18 +147,40 @@ def _folded(title: str, table: str) -> str:
 
 def _scale(size: Size, experiments: Mapping[str, Sequence[Line]]) -> str:
     every = [one for name in NAMES[:-1] for one in experiments[name]]
-    hours = sum(one["wall_seconds"] for one in every) / 3600
+    hours = sum(one.get("train_seconds", 0.0) for one in every) / 3600
     devices = ", ".join(sorted({one["device"] for one in every}))
+    done = {name: sum("recipe" in one for one in choose(experiments[name])) for name in NAMES[1:-1]}
+    plan = _planned(size)
     rows = [
         ["heads", f"{size.anatomy}, {size.voxels}³ voxels of {size.spacing_mm:g} mm"],
         ["measurements", f"{size.directions} directions at b = 1000 s/mm²"],
         ["to learn, validate, test", f"{size.learners}, {size.validators}, {size.tests}"],
-        ["steps at most", size.schedule.steps],
+        ["steps at most", _steps(experiments, rotated=False)],
+        ["steps at most, learning from turned heads", _steps(experiments, rotated=True)],
         ["of pretraining, of fine-tuning", f"{size.pretraining.steps}, {size.tuning.steps}"],
         ["validated every", f"{size.schedule.every} steps; ended after {size.schedule.patience} without a new best"],
-        ["run", f"{len(every)} lines, {hours:.1f} hours on {devices}"],
+        ["trainings run, of those planned", ", ".join(f"{name} {done[name]} of {plan[name]}" for name in done)],
+        ["training alone", f"{hours:.1f} hours on {devices}"],
     ]  # fmt: skip
     return markdown(["", ""], rows)
+
+
+def _steps(experiments: Mapping[str, Sequence[Line]], rotated: bool) -> str:
+    """Of the trainings from scratch."""
+    every = [one for name in ("lesions", "generalisation") for one in choose(experiments[name])]
+    own = [one for one in every if "schedule" in one and METHODS[one["method"]].rotated == rotated]
+    return " or ".join(str(n) for n in sorted({one["schedule"]["steps"] for one in own})) or "not run"
+
+
+def _planned(size: Size) -> dict[str, int]:
+    """Trainings of every experiment, without those on real scans."""
+    known = Recipe(1.0)
+    plans: dict[str, Iterable[Arm]] = {
+        "lesions": lesions.arms(size, lambda method: known),
+        "pretraining": pretraining.arms(size, lambda task, method: known),
+        "generalisation": generalisation.arms(size, lambda task, method: known),
+    }
+    return {name: sum(arm.labels.get("on") != "real" for arm in arms) for name, arms in plans.items()}
 
 
 def _lesion_tables(evidence: Evidence) -> list[tuple[str, str]]:
@@ -179,7 +203,7 @@ def _lesion_tables(evidence: Evidence) -> list[tuple[str, str]]:
     for (where, *key), comparison in evidence.comparisons.items():
         if where == "lesions":
             heads, test, own, rival = key
-            if rival in evidence.networks("lesion", ours=False) and not evidence.learned("lesion", rival):
+            if evidence.failed("lesion", rival):
                 silent.add(rival)
             else:
                 claimed.append([heads, test, own, rival, comparison, comparison.n_seeds])
@@ -238,7 +262,7 @@ def _method_tables(evidence: Evidence) -> list[tuple[str, str]]:
     for (where, *key), comparison in evidence.comparisons.items():
         if where == "generalisation":
             task, own_name, rival = key
-            if rival in evidence.networks(task, ours=False) and not evidence.learned(task, rival):
+            if evidence.failed(task, rival):
                 pairs.append([task, own_name, rival, NO_CLAIM])
             else:
                 pairs.append([task, own_name, rival, comparison])
@@ -267,7 +291,7 @@ TABLES = {
 }
 
 
-def _recipes(experiments: Mapping[str, Sequence[Line]]) -> str:
+def _recipes(size: Size, experiments: Mapping[str, Sequence[Line]]) -> str:
     """The trials of every search, and what they led to."""
     lines = experiments["recipes"]
     if not lines:
@@ -283,11 +307,12 @@ def _recipes(experiments: Mapping[str, Sequence[Line]]) -> str:
     table = markdown(
         ["task", "network", "chosen", "validation", "tried (learning rate, class weight, norm)"], rows
     )
+    more = ", then class weights, then norms" if size.thorough else ""
     return (
         "### Recipes\n\nOne search a task and network, by the same rules: whole heads, channels standardised by the "
-        "training set, one-cycle Adam; learning rates (beyond the range while its end is best), then class weights, "
-        "then norms. Heads that validate choose; every experiment takes the recipe over.\n\n"
-        + _folded("Trials", table)
+        f"training set, one-cycle Adam; learning rates, beyond the range while its end is best{more}. The heads that "
+        "validate choose, and every experiment takes the recipe over, also where a network learns from turned heads or "
+        "has another width.\n\n" + _folded("Trials", table)
     )
 
 

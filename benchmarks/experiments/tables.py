@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-__all__ = ["KEY_COLUMN", "Comparison", "Summary", "choose", "compare", "corrected", "markdown", "scores", "summary",
-           "trials", "values_of"]  # fmt: skip
+__all__ = ["KEY_COLUMN", "Comparison", "Summary", "choose", "compare", "corrected", "flat", "markdown", "scores",
+           "summary", "values_of"]  # fmt: skip
 
 Line = Mapping[str, Any]
 KEY_COLUMN = {
@@ -90,11 +90,6 @@ def choose(lines: Sequence[Line], **labels: Any) -> list[Line]:
     return sorted(found.values(), key=lambda line: line["seed"])
 
 
-def trials(lines: Sequence[Line]) -> list[Line]:
-    """The lines of recipe searches."""
-    return [line for line in lines if "trial" in line["labels"]]
-
-
 def values_of(lines: Sequence[Line], name: str) -> list[Any]:
     """Values of the label `name`, as they first come."""
     return list(dict.fromkeys(line["labels"][name] for line in lines if name in line["labels"]))
@@ -151,6 +146,14 @@ def corrected(comparisons: Mapping[Any, Comparison | None]) -> dict[Any, Compari
         for key, value in zip(known, adjusted, strict=True):
             found[key] = Comparison(**{**vars(found[key]), "adjusted": float(value)})
     return found
+
+
+def flat(line: Line, share: float = 0.15, gain: float = 0.02) -> bool:
+    """Whether the last `share` of a training's validations brought at most `gain` (relative) to its best score."""
+    values = [score for _, _, score in line["curve"]]
+    last = max(1, round(share * len(values)))
+    before = values[:-last]
+    return bool(before) and max(values[-last:]) <= max(before) + gain * abs(max(before))
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

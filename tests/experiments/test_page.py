@@ -29,13 +29,13 @@ def lesion(
         for name, mean in (("upright", upright), ("turned", turned))
     }
     more = {
-        "recipe": {}, "curve": [[10, 1.0, upright], [20, 0.9, upright]], "flat": True, "n_parameters": 100,
+        "recipe": {}, "curve": [[10, 1.0, upright], [20, 0.9, upright]], "n_parameters": 100,
         "train_seconds": 3.0,
     }  # fmt: skip
     labels = {"study": "data", "method": method, "heads": 40, "task": "lesion"}
     return {
-        "key": f"{method}{seed}", "labels": labels, "seed": seed, "learners": 40, "task": "lesion", "tests": tests,
-        "wall_seconds": 1.0, "device": "cpu", **(more if network else {}),
+        "key": f"{method}{seed}", "labels": labels, "seed": seed, "learners": 40, "task": "lesion", "method": method,
+        "tests": tests, "wall_seconds": 1.0, "device": "cpu", **(more if network else {}),
     }  # fmt: skip
 
 
@@ -54,11 +54,11 @@ def test_rival_that_learned_is_compared_and_one_that_did_not_is_named_once():
         0.175, abs=0.01
     )
     told = "\n".join(summary_lines(strong))
-    assert "against plain, better" in told
+    assert "against `plain`, better" in told
     assert "equivariant, turned lesions" in told
     silent = "\n".join(summary_lines(weak))
-    assert "Did not learn, so no claim is made against: plain (0.10)" in silent
-    assert "against plain," not in silent
+    assert "Did not learn, so no claim is made against: `plain` 0.10" in silent
+    assert "against `plain`," not in silent
     tables = "".join(table for _, table in page._lesion_tables(weak))
     assert tables.count(f"plain: {NO_CLAIM}") == 1
     assert "| equivariant | plain |" not in tables

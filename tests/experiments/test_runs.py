@@ -13,7 +13,7 @@ from benchmarks.experiments.arms import Recipe, Schedule
 from benchmarks.experiments.fitting import train
 from benchmarks.experiments.results import Results
 from benchmarks.experiments.runner import Runner
-from benchmarks.experiments.tables import scores
+from benchmarks.experiments.tables import flat, scores
 from benchmarks.experiments.trivial import without_network
 from tests.experiments.examples import ARM, COHORT, TINY
 
@@ -69,7 +69,7 @@ def test_training_ends_when_patience_does_and_keeps_the_best_weights():
                   Schedule(100, 1, 2), 0.1)  # fmt: skip
     assert (curve.best, curve.step, len(curve.points)) == (0.9, 2, 4)
     assert float(network.weight.detach()) == seen[1]
-    assert curve.flat()
+    assert flat({"curve": curve.points})
 
 
 @pytest.mark.parametrize(

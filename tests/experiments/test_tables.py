@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from benchmarks.experiments.results import Results
-from benchmarks.experiments.tables import Comparison, choose, compare, corrected, scores, summary
+from benchmarks.experiments.tables import Comparison, choose, compare, corrected, flat, scores, summary
 from tests.experiments.examples import line
 
 
@@ -104,3 +104,9 @@ def test_bad_line_is_named(tmp_path, text):
     path.write_text('{"key": "a"}\n' + text + "\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"line 2 .*results\.jsonl"):
         Results(path).lines()
+
+
+@pytest.mark.parametrize(("end", "expected"), [(0.6, True), (0.61, True), (0.7, False), (0.3, True)])
+def test_curve_is_flat_where_its_end_brings_hardly_anything(end, expected):
+    values = [0.1, 0.4, 0.5, 0.55, 0.58, 0.6, 0.59, end]
+    assert flat({"curve": [(step, 1.0, value) for step, value in enumerate(values)]}) is expected
