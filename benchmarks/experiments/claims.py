@@ -196,6 +196,8 @@ def _lesion_heads(evidence: Evidence) -> list[str]:
 
 
 def _word(comparison: Comparison) -> str:
+    if comparison.n_seeds == 1:
+        return "one seed alone"
     return "better" if comparison.better else "worse" if comparison.worse else "not shown to differ"
 
 

@@ -19,6 +19,7 @@ OURS = {"equivariant": "#0072b2", "any": "#56b4e9", "pq": "#009e73"}
 RIVALS = {"plain": "#d55e00", "SegResNet": "#a6761d", "DynUNet": "#cc79a7"}
 PRETEXTS = {"none": "#666666", "autoencoder": "#e69f00", "artifacts": "#0072b2", "masked": "#009e73"}
 GREY = "#888888"  # of methods without a network
+MARKERS = {"prevalence": "x", "k-means": "v", "regression": "^", "forest": "s"}
 SCORE = {
     "tissue": "Dice",
     "lesion": "average precision",
@@ -71,9 +72,8 @@ def _against(
     found = [(x, summary(scores(lines, test, column))) for x, lines in points if lines]
     if found:
         sds = [np.nan_to_num(s.sd) for _, s in found]
-        axis.errorbar(
-            [x for x, _ in found], [s.mean for _, s in found], sds, marker="o", ms=4, capsize=2, **style
-        )
+        style = {"marker": "o", "ms": 4, "capsize": 2, **style}
+        axis.errorbar([x for x, _ in found], [s.mean for _, s in found], sds, **style)
 
 
 def _lesions(plt: Any, experiments: Experiments) -> Any:
@@ -93,7 +93,15 @@ def _lesions(plt: Any, experiments: Experiments) -> Any:
             for i, method in enumerate(methods):
                 beside = 1.02 ** (i - len(methods) / 2)  # so that no point hides another
                 points = [(n * beside, choose(data, method=method, heads=n)) for n in heads]
-                _against(axis, points, test, column, label=method, **_style(method))
+                _against(
+                    axis,
+                    points,
+                    test,
+                    column,
+                    label=method,
+                    marker=MARKERS.get(method, "o"),
+                    **_style(method),
+                )
             axis.set_title(f"{title}, {test}")
             axis.set_xscale("log")
             axis.set_xticks(heads, [str(n) for n in heads])

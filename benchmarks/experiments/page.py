@@ -142,7 +142,7 @@ class _Wanted(Exception):
 
 
 def _folded(title: str, table: str) -> str:
-    return f"<details><summary>{title}</summary>\n\n{table}\n</details>\n"
+    return f'<details markdown="1"><summary>{title}</summary>\n\n{table}\n</details>\n'
 
 
 def _scale(size: Size, experiments: Mapping[str, Sequence[Line]]) -> str:

@@ -166,4 +166,5 @@ def _boxed(image: MetaTensor, bvals: Tensor, bvecs: Tensor, brain: Tensor) -> Sc
     """Cut to the brain's box; the affine, which only gives the axes here, keeps its directions and spacing."""
     raw = image.as_tensor() * brain
     case = boxed(Case(raw, f"{len(raw)}x0e", raw[:1], brain))
-    return Scan(MetaTensor(case.image, affine=image.affine, meta=image.meta), bvals, bvecs, case.mask)
+    meta = {name: value for name, value in image.meta.items() if name != "affine"}
+    return Scan(MetaTensor(case.image, affine=image.affine, meta=meta), bvals, bvecs, case.mask)

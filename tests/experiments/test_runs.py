@@ -7,14 +7,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
-from benchmarks.experiments import generalisation, lesions, page, pretraining
-from benchmarks.experiments.arms import Recipe, Schedule
+from benchmarks.experiments import generalisation, lesions, page, pretexts, pretraining
+from benchmarks.experiments.arms import Pretraining, Recipe, Schedule
 from benchmarks.experiments.fitting import train
+from benchmarks.experiments.methods import build
 from benchmarks.experiments.results import Results
 from benchmarks.experiments.runner import Runner
 from benchmarks.experiments.tables import flat, scores
 from benchmarks.experiments.trivial import without_network
+from dmri_monai.phantom import make_subject, shell_table, write_subject
+from dmri_monai.transforms.random_rotation import random_rotation
 from tests.experiments.examples import ARM, COHORT, TINY
 
 EXPERIMENTS = {m.NAME: m for m in (lesions, pretraining, generalisation)}
@@ -54,8 +58,6 @@ def test_seed_decides_heads_weights_and_order(tmp_path):
 
 
 def test_training_ends_when_patience_does_and_keeps_the_best_weights():
-    import torch
-
     network = torch.nn.Linear(1, 1)
     values = iter([0.5, 0.9, 0.8, 0.7, 0.6])
     seen = []
@@ -96,21 +98,36 @@ def test_method_without_an_answer_has_no_line(runner):
 
 
 def test_body_is_pretrained_and_head_is_not(runner):
-    import torch
-
-    from benchmarks.experiments.methods import build
-    from benchmarks.experiments.pretexts import pretrained
-
     step = next(a.pretraining for a in pretraining.arms(TINY, lambda *_: Recipe(0.01)) if a.pretraining)
     arm = replace(ARM, pretraining=replace(step, cohort=replace(COHORT, subjects=5, seed=9)))
     network = build("plain", "2x0e+1x2e+1x4e", "4x0e", arm.size)
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    pretrained(runner, arm, network)
+    pretexts.pretrained(runner, arm, network)
     changed = {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
     assert "down_1.0.0.weight" in changed
     assert not any(name.startswith("head") for name in changed)
     (record,) = (runner.work / "pretrained").glob("*.json")
     assert json.loads(record.read_text(encoding="utf-8"))["curve"]
+
+
+def test_real_scans_of_other_shells_are_pretrained_on(runner, tmp_path):
+    """Oblique, with other voxels and another b-value than the heads to be labelled."""
+    affine = torch.diag(torch.tensor([-6.0, 6.0, 7.0, 1.0], dtype=torch.float64))
+    affine[:3, :3] = random_rotation(np.random.RandomState(3), 20.0).double() @ affine[:3, :3]
+    affine[:3, 3] = -affine[:3, :3] @ torch.tensor([9.5, 10.5, 8.5], dtype=torch.float64)
+    for number in range(4):
+        table = shell_table(np.random.default_rng(number), {2000.0: 20}, 2)
+        made = make_subject((7, number), shape=(20, 22, 18), affine=affine, scheme=table)
+        write_subject(tmp_path / "real", f"sub-{number + 1:02d}", made)
+    step = Pretraining("artifacts", "normal", "real", Schedule(2, 1, 2), 0.003, 8.0)
+    real = replace(runner, real=tmp_path / "real")
+    scans = pretexts._scans(real, step)
+    assert {round(float(np.abs(np.linalg.det(scan.image.affine[:3, :3])))) for scan in scans} == {512}
+    assert all(12 <= max(scan.brain.shape) <= 24 for scan in scans)
+    network = build("plain", "2x0e+1x2e+1x4e", "4x0e", ARM.size)
+    pretexts.pretrained(real, replace(ARM, pretraining=step), network)
+    with pytest.raises(ValueError, match="needs --real"):
+        pretexts.pretrained(runner, replace(ARM, seed=5, pretraining=step), network)
 
 
 @pytest.mark.slow
