@@ -21,17 +21,19 @@ from dmri_monai.transforms.random_rotation import random_rotation
 __all__ = ["Curve", "fit", "predict", "train"]
 
 CLIP = 1.0  # norm of the gradient
+MOST_SKIPPED = 0.1  # share of the steps
 ROTATED = 0.8  # share of the heads that are turned, where a method learns from turned ones
 
 
 @dataclass
 class Curve:
-    """(step, loss since the last, score) of every validation; best score, its step; CPU seconds of training alone."""
+    """(step, loss since the last, score) of every validation; best score, its step; CPU seconds of training; steps skipped."""
 
     points: list[tuple[int, float, float]]
     best: float = float("-inf")
     step: int = 0
     seconds: float = 0.0
+    skipped: int = 0
 
 
 def fit(network: nn.Module, learners: Sequence[Case], validators: Sequence[Case], arm: Arm) -> Curve:
@@ -76,8 +78,11 @@ def train(
         value = loss(batches())
         optimizer.zero_grad()
         value.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), CLIP)
-        optimizer.step()
+        norm = nn.utils.clip_grad_norm_(network.parameters(), CLIP)
+        if bool(norm.isfinite()):  # convolutions in bfloat16 on few voxels seldom give a gradient that is not
+            optimizer.step()
+        else:
+            curve.skipped += 1
         cycle.step()
         losses.append(float(value.detach()))
         curve.seconds += time.process_time() - start
@@ -92,6 +97,8 @@ def train(
             curve.best, curve.step, stale, best = score, step, 0, copy.deepcopy(network.state_dict())
         if stale >= schedule.patience:
             break
+    if curve.skipped > MOST_SKIPPED * step:
+        raise RuntimeError(f"{curve.skipped} of {step} steps had a gradient that is not finite")
     network.load_state_dict(best)
     network.eval()
     return curve

@@ -32,12 +32,12 @@ def runner(tmp_path) -> Runner:
 
 def test_network_learns_tissue_of_other_heads(runner):
     arm = replace(
-        ARM, schedule=Schedule(30, 10, 3), size={"filters": 4}, recipe=Recipe(0.01, 1.0, {"norm": "batch"})
+        ARM, schedule=Schedule(40, 10, 4), size={"filters": 4}, recipe=Recipe(0.01, 1.0, {"norm": "group"})
     )
     found, start = runner.line(arm), runner.line(replace(arm, schedule=Schedule(1, 1, 1)))
     assert found["validation"] > start["validation"] + 0.1
     assert scores([found], "turned", "dice").shape == (1, 2)
-    assert [step for step, _, _ in found["curve"]] == [10, 20, 30]
+    assert [step for step, _, _ in found["curve"]] == [10, 20, 30, 40]
 
 
 def test_arm_that_has_a_line_is_not_run_again(runner, monkeypatch):
