@@ -51,9 +51,12 @@ class Evidence:
         own = choose(self.experiments[experiment], **labels)
         return summary(scores(own, test, column)).mean if own else float("nan")
 
-    def best_trivial(self, task: str) -> tuple[str, float]:
-        """The trivial method with the best mean on the protocol of the training, and that mean."""
-        where, test, labels = _place(task, self.experiments)
+    def best_trivial(self, task: str, heads: int | None = None) -> tuple[str, float]:
+        """The trivial method with the best mean on the protocol of the training, and that mean.
+
+        heads: that learn lesions; None: all.
+        """
+        where, test, labels = self.place(task, heads)
         found = {name: self.mean(where, test, KEY_COLUMN[task], method=name, **labels) for name in TRIVIAL}
         known = {name: value for name, value in found.items() if value == value}
         if not known:
@@ -62,43 +65,42 @@ class Evidence:
         name = pick(known, key=lambda n: known[n])
         return name, known[name]
 
-    def learned(self, task: str, method: str) -> bool | None:
-        """Whether a network trained on all heads beats every trivial method of its task in every seed.
+    def learned(self, task: str, method: str, heads: int | None = None) -> bool | None:
+        """Whether a network beats every trivial method of its task and heads in every seed.
 
         None where either was not run.
         """
-        where, test, labels = _place(task, self.experiments)
+        where, test, labels = self.place(task, heads)
         own = choose(self.experiments[where], method=method, **labels)
-        _, limit = self.best_trivial(task)
+        _, limit = self.best_trivial(task, heads)
         if not own or limit != limit:
             return None
         means = np.nanmean(scores(own, test, KEY_COLUMN[task]), axis=1)
         return bool((means < limit).all() if task in LOWER else (means > limit).all())
 
-    def failed(self, task: str, method: str) -> bool:
-        """Whether a rival is known not to have learned."""
-        return method in self.networks(task, ours=False) and self.learned(task, method) is False
-
-    def networks(self, task: str, ours: bool) -> list[str]:
-        """Networks that were trained from scratch on all heads."""
-        where, _, labels = _place(task, self.experiments)
+    def networks(self, task: str, ours: bool, heads: int | None = None) -> list[str]:
+        """Networks that were trained from scratch."""
+        where, _, labels = self.place(task, heads)
         lines = [o for o in choose(self.experiments[where], **labels) if "recipe" in o]
         return [m for m in values_of(lines, "method") if (m in OURS) == ours]
 
-    def rivals(self, task: str) -> list[str]:
+    def failed(self, task: str, method: str, heads: int | None = None) -> bool:
+        """Whether a rival is known not to have learned."""
+        return method in self.networks(task, False, heads) and self.learned(task, method, heads) is False
+
+    def rivals(self, task: str, heads: int | None = None) -> list[str]:
         """Networks of others that learned the task, and classical methods."""
-        where, _, labels = _place(task, self.experiments)
+        where, _, labels = self.place(task, heads)
         known = values_of(choose(self.experiments[where], **labels), "method")
-        learned = [m for m in self.networks(task, ours=False) if self.learned(task, m)]
+        learned = [m for m in self.networks(task, False, heads) if self.learned(task, m, heads)]
         return learned + [m for m in CLASSICAL if m in known]
 
-
-def _place(task: str, experiments: Experiments) -> tuple[str, str, dict[str, Any]]:
-    """Experiment, test cohort and labels of trainings from scratch on all heads."""
-    if task != "lesion":
-        return "generalisation", "as trained", {"task": task}
-    heads = values_of(choose(experiments["lesions"], study="data"), "heads")
-    return "lesions", "upright", {"study": "data", "heads": max(heads, default=0)}
+    def place(self, task: str, heads: int | None = None) -> tuple[str, str, dict[str, Any]]:
+        """Experiment, test cohort and labels of trainings from scratch."""
+        if task != "lesion":
+            return "generalisation", "as trained", {"task": task}
+        every = values_of(choose(self.experiments["lesions"], study="data"), "heads")
+        return "lesions", "upright", {"study": "data", "heads": heads or max(every, default=0)}
 
 
 def _comparisons(experiments: Experiments) -> Iterator[tuple[tuple[Any, ...], Comparison | None]]:
@@ -158,7 +160,7 @@ def _learned(evidence: Evidence) -> list[str]:
         name, limit = evidence.best_trivial(task)
         if not everyone or not name:
             continue
-        where, test, labels = _place(task, evidence.experiments)
+        where, test, labels = evidence.place(task)
         means = {m: evidence.mean(where, test, KEY_COLUMN[task], method=m, **labels) for m in everyone}
         learned = ", ".join(f"`{m}` {means[m]:.2f}" for m in everyone if evidence.learned(task, m))
         failed = ", ".join(f"`{m}` {means[m]:.2f}" for m in everyone if not evidence.learned(task, m))
@@ -173,16 +175,14 @@ def _unit(task: str) -> str:
 
 
 def _lesion_heads(evidence: Evidence) -> list[str]:
-    """Ours against the best rival that learned, upright and turned, at every number of heads."""
+    """Ours against the best rival that learned from as many heads, upright and turned."""
     data = choose(evidence.experiments["lesions"], study="data")
-    rivals = evidence.rivals("lesion")
     sentences = []
     for own in (m for m in values_of(data, "method") if m in OURS):
         for test in ("upright", "turned"):
-            if not rivals:
-                continue
             parts = []
             for heads in sorted(values_of(data, "heads")):
+                rivals = evidence.rivals("lesion", heads)
                 pairs = {r: evidence.comparisons.get(("lesions", heads, test, own, r)) for r in rivals}
                 known = {r: c for r, c in pairs.items() if c is not None}
                 if known:
@@ -190,8 +190,9 @@ def _lesion_heads(evidence: Evidence) -> list[str]:
                     parts.append(
                         f"{heads}: {known[rival].mean:+.2f} against `{rival}`, {_word(known[rival])}"
                     )
-            text = f"**{own}, {test} lesions**, AP against the best rival at each number of training heads"
-            sentences.append(f"{text}: {'; '.join(parts)}.")
+            if parts:
+                text = f"**{own}, {test} lesions**, AP against the best rival that learned, by training heads"
+                sentences.append(f"{text}: {'; '.join(parts)}.")
     return sentences
 
 
@@ -203,7 +204,7 @@ def _word(comparison: Comparison) -> str:
 
 def _turning(evidence: Evidence) -> list[str]:
     """What turning the test heads costs each network that learned."""
-    where, _, labels = _place("lesion", evidence.experiments)
+    where, _, labels = evidence.place("lesion")
     parts = []
     for method in [*evidence.networks("lesion", True), *evidence.rivals("lesion")]:
         own = choose(evidence.experiments[where], method=method, **labels)

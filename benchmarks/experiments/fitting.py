@@ -27,7 +27,10 @@ ROTATED = 0.8  # share of the heads that are turned, where a method learns from 
 
 @dataclass
 class Curve:
-    """(step, loss since the last, score) of every validation; best score, its step; CPU seconds of training; steps skipped."""
+    """points: step, loss since the last one, score of every validation.  best: score, and its step.
+
+    seconds: of the CPU, for training alone.  skipped: steps whose gradient was not finite.
+    """
 
     points: list[tuple[int, float, float]]
     best: float = float("-inf")

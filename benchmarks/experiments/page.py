@@ -199,16 +199,18 @@ def _lesion_tables(evidence: Evidence) -> list[tuple[str, str]]:
         *EFFORT,
     ]
     found = [("Every method", markdown(head, rows))]
-    claimed, silent = [], set()
+    claimed: list[list[Any]] = []
+    silent: dict[str, set[int]] = {}
     for (where, *key), comparison in evidence.comparisons.items():
         if where == "lesions":
             heads, test, own, rival = key
-            if evidence.failed("lesion", rival):
-                silent.add(rival)
+            if evidence.failed("lesion", rival, heads):
+                silent.setdefault(rival, set()).add(heads)
             else:
                 claimed.append([heads, test, own, rival, comparison, comparison.n_seeds])
     table = markdown(["heads", "test", "network", "rival", "difference in AP", "seeds"], claimed)
-    table += "".join(f"\n{rival}: {NO_CLAIM}.\n" for rival in sorted(silent))
+    for rival, few in silent.items():
+        table += f"\n{rival}, {', '.join(map(str, sorted(few)))} heads: {NO_CLAIM}.\n"
     return [*found, ("Differences", table)]
 
 

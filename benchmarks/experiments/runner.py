@@ -113,8 +113,8 @@ class Runner:
             "experiment": arm.experiment, "labels": dict(arm.labels), "seed": arm.seed, "method": arm.method,
             "task": arm.task, "recipe": asdict(arm.recipe), "size": dict(arm.size),
             "n_parameters": parameters(network), "learners": arm.learners, "validation": round(curve.best, 5),
-            "best_step": curve.step, "skipped_steps": curve.skipped, "curve": curve.points, "schedule": asdict(arm.schedule),
-            "train_seconds": round(curve.seconds, 1), "offset": offset, "tests": tests,
+            "best_step": curve.step, "skipped_steps": curve.skipped, "curve": curve.points,
+            "schedule": asdict(arm.schedule), "train_seconds": round(curve.seconds, 1), "offset": offset, "tests": tests,
             "pretraining": arm.pretraining and asdict(arm.pretraining),
         }  # fmt: skip
 

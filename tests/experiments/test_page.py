@@ -60,7 +60,7 @@ def test_rival_that_learned_is_compared_and_one_that_did_not_is_named_once():
     assert "Did not learn, so no claim is made against: `plain` 0.10" in silent
     assert "against `plain`," not in silent
     tables = "".join(table for _, table in page._lesion_tables(weak))
-    assert tables.count(f"plain: {NO_CLAIM}") == 1
+    assert tables.count(f"plain, 40 heads: {NO_CLAIM}") == 1
     assert "| equivariant | plain |" not in tables
 
 
