@@ -58,7 +58,8 @@ class Arm:
 
     method: a key of `METHODS`; size: arguments of its network.  learners: how many heads of `cohort` learn, of those
     that are not among its last `validators`; `seed` draws them, the initial weights and the order, so that arms of one
-    seed are paired.  tests: cohorts of other heads; none for a trial of the recipe search.
+    seed are paired.  tests: cohorts of other heads; none for a trial of the recipe search.  precision: of the network's
+    arithmetic, "bfloat16" (autocast) or "float32".
     """
 
     experiment: str
@@ -74,14 +75,18 @@ class Arm:
     validators: int
     tests: tuple[Cohort, ...] = ()
     pretraining: Pretraining | None = None
+    precision: str = "bfloat16"
 
     @property
     def key(self) -> str:
         """Hash of the arm's values; the order of keys does not matter.
 
-        Not of the code: who changes it removes the lines that depend on it.
+        Not of the code: who changes it removes the lines that depend on it.  The usual precision is left out.
         """
-        return digest([asdict(self), asdict(METHODS[self.method])])
+        content = asdict(self)
+        if self.precision == "bfloat16":
+            content.pop("precision")
+        return digest([content, asdict(METHODS[self.method])])
 
     def seeds(self, count: int) -> list[Arm]:
         """The arm with the seeds 0 ... `count` - 1."""

@@ -44,14 +44,15 @@ def fit(network: nn.Module, learners: Sequence[Case], validators: Sequence[Case]
     method, objective = METHODS[arm.method], OBJECTIVES[arm.task]
 
     def loss(batch: Sequence[Case]) -> Tensor:
-        pred = output(network, torch.stack([case.image for case in batch]), batch[0].table)
+        images = torch.stack([case.image for case in batch])
+        pred = output(network, images, batch[0].table, arm.precision)
         pairs = [(p[:, case.mask], case.label[:, case.mask]) for p, case in zip(pred, batch, strict=True)]
         return torch.stack([objective.loss(p, label, arm.recipe.weight) for p, label in pairs]).mean()
 
     def validate() -> float:
         values = [
             objective.value(objective.scores(objective.decide(pred), case.label[:, case.mask]))
-            for case, pred in zip(validators, predict(network, validators, method.multiple), strict=True)
+            for case, pred in zip(validators, predict(network, validators, arm), strict=True)
         ]
         return float(np.nanmean(values))
 
@@ -107,14 +108,15 @@ def train(
     return curve
 
 
-def predict(network: nn.Module, cases: Sequence[Case], multiple: int) -> list[Tensor]:
+def predict(network: nn.Module, cases: Sequence[Case], arm: Arm) -> list[Tensor]:
     """(K, V) outputs at the brain's voxels of every case."""
+    multiple = METHODS[arm.method].multiple
     network.eval()
     found = []
     with torch.inference_mode():
         for case in cases:
             (whole,) = stacked([case], multiple)
-            found.append(output(network, whole.image[None], whole.table)[0][:, whole.mask])
+            found.append(output(network, whole.image[None], whole.table, arm.precision)[0][:, whole.mask])
     return found
 
 

@@ -51,6 +51,10 @@ def arms(size: Size, recipe: RecipeOf) -> Iterator[Arm]:
         for number, (method, network) in enumerate(size.widths):
             labels = {"study": "parameters", "method": method, "width": number}
             yield replace(_arm(size, method, recipe), seed=seed, labels=labels, size=network)
+    for seed in range(size.seeds):
+        for method in size.methods:
+            labels = {"study": "float32", "method": method}
+            yield replace(_arm(size, method, recipe), seed=seed, labels=labels, precision="float32")
 
 
 def _arm(size: Size, method: str, recipe: RecipeOf) -> Arm:

@@ -116,9 +116,11 @@ def parameters(network: nn.Module) -> int:
     return sum(p.numel() for p in network.parameters() if p.requires_grad)
 
 
-def output(network: nn.Module, image: Tensor, table: tuple[Tensor, ...]) -> Tensor:
-    """(B, K, X, Y, Z) float32 of one batch, computed in bfloat16; the finest level where there are several."""
-    with torch.autocast(image.device.type, torch.bfloat16):
+def output(
+    network: nn.Module, image: Tensor, table: tuple[Tensor, ...], precision: str = "bfloat16"
+) -> Tensor:
+    """(B, K, X, Y, Z) float32 of one batch, computed in `precision`; the finest level where there are several."""
+    with torch.autocast(image.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
         found = network(image.contiguous(memory_format=torch.channels_last_3d), *table)
     first: Tensor = found[0] if isinstance(found, list) else found
     return first.float()

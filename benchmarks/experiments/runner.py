@@ -105,17 +105,15 @@ class Runner:
         network = to_device(network, self.device)
         validating = [scale(c) for c in self.cases(arm.cohort, method.takes, arm.task, validators)]
         curve = fit(network, [scale(c) for c in learners], validating, arm)
-        offset = objective.offset(
-            predict(network, validating, method.multiple), [c.label[:, c.mask] for c in validating]
-        )
+        offset = objective.offset(predict(network, validating, arm), [c.label[:, c.mask] for c in validating])
         tests = {cohort.name: self._test(arm, network, scale, cohort, offset) for cohort in arm.tests}
         return {
             "experiment": arm.experiment, "labels": dict(arm.labels), "seed": arm.seed, "method": arm.method,
-            "task": arm.task, "recipe": asdict(arm.recipe), "size": dict(arm.size),
+            "task": arm.task, "precision": arm.precision, "recipe": asdict(arm.recipe), "size": dict(arm.size),
             "n_parameters": parameters(network), "learners": arm.learners, "validation": round(curve.best, 5),
             "best_step": curve.step, "skipped_steps": curve.skipped, "curve": curve.points,
-            "schedule": asdict(arm.schedule), "train_seconds": round(curve.seconds, 1), "offset": offset, "tests": tests,
-            "pretraining": arm.pretraining and asdict(arm.pretraining),
+            "schedule": asdict(arm.schedule), "train_seconds": round(curve.seconds, 1), "offset": offset,
+            "tests": tests, "pretraining": arm.pretraining and asdict(arm.pretraining),
         }  # fmt: skip
 
     def _test(
@@ -126,7 +124,7 @@ class Runner:
         cases = [scale(c) for c in self.cases(cohort, method.takes, arm.task, range(cohort.subjects))]
         rows = [
             objective.scores(objective.decide(pred + offset), case.label[:, case.mask])
-            for case, pred in zip(cases, predict(network, cases, method.multiple), strict=True)
+            for case, pred in zip(cases, predict(network, cases, arm), strict=True)
         ]
         return columns_of(rows)
 
