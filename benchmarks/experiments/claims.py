@@ -215,6 +215,30 @@ def _turning(evidence: Evidence) -> list[str]:
     return [f"**Turning the test heads** changes the AP of lesions by: {', '.join(parts)}."] if parts else []
 
 
+def _precision(evidence: Evidence) -> list[str]:
+    """What float32 instead of bfloat16 changes, on the seeds that have both."""
+    lines = evidence.experiments["lesions"]
+    where, _, labels = evidence.place("lesion")
+    parts = []
+    for method in values_of(choose(lines, study="float32"), "method"):
+        exact, usual = choose(lines, study="float32", method=method), choose(lines, method=method, **labels)
+        shared = {line["seed"] for line in exact} & {line["seed"] for line in usual}
+        if shared:
+            means = [
+                [summary(scores([o for o in own if o["seed"] in shared], test, "average_precision")).mean
+                 for test in ("upright", "turned")]
+                for own in (usual, exact)
+            ]  # fmt: skip
+            (a, b), (c, d) = means
+            seeds = "1 seed" if len(shared) == 1 else f"{len(shared)} seeds"
+            parts.append(f"`{method}` {a:.2f} to {c:.2f} upright, {b:.2f} to {d:.2f} turned ({seeds})")
+    return (
+        [f"**Float32 instead of bfloat16** changes the AP of lesions, all heads: {'; '.join(parts)}."]
+        if parts
+        else []
+    )
+
+
 def _pretraining(evidence: Evidence) -> list[str]:
     """On how many tasks each pretext beats none, and artifacts the autoencoder."""
     data = choose(evidence.experiments["pretraining"])
@@ -280,5 +304,5 @@ def _flat(evidence: Evidence) -> list[str]:
 
 
 PARTS: tuple[Callable[[Evidence], list[str]], ...] = (
-    _learned, _lesion_heads, _turning, _pretraining, _protocols, _any, _flat,
+    _learned, _lesion_heads, _turning, _precision, _pretraining, _protocols, _any, _flat,
 )  # fmt: skip

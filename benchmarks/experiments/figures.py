@@ -114,7 +114,7 @@ def _lesions(plt: Any, experiments: Experiments) -> Any:
 
 def _parameters(plt: Any, experiments: Experiments) -> Any:
     lines = experiments["lesions"]
-    data = [one for one in choose(lines) if "n_parameters" in one]
+    data = [one for one in choose(lines) if "n_parameters" in one and one["labels"]["study"] != "float32"]
     if not choose(lines, study="parameters"):
         return None
     most = max(one["learners"] for one in data)
@@ -260,7 +260,8 @@ def _curves(plt: Any, experiments: Experiments) -> Any:
     for task, experiment in tasks.items():
         found = [o for o in choose(experiments[experiment]) if o.get("task") == task and o.get("curve")]
         most = max((o["learners"] for o in found), default=0)
-        first = [o for o in found if o["learners"] == most and o["seed"] == 0 and "width" not in o["labels"]]
+        first = [o for o in found if o["learners"] == most and o["seed"] == 0]
+        first = [o for o in first if o["labels"].get("study", "data") == "data"]
         if first:
             shown[task] = first
     if not shown:

@@ -51,6 +51,8 @@ def arms(size: Size, recipe: RecipeOf) -> Iterator[Arm]:
         for number, (method, network) in enumerate(size.widths):
             labels = {"study": "parameters", "method": method, "width": number}
             yield replace(_arm(size, method, recipe), seed=seed, labels=labels, size=network)
+    if size.precision == "float32":
+        return
     for seed in range(size.seeds):
         for method in size.methods:
             labels = {"study": "float32", "method": method}

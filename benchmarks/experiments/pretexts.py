@@ -103,7 +103,7 @@ def _pretrain(
         return _Draw(stacked([case], method.multiple)[0], target, losses[number])
 
     def error(draw: _Draw) -> Tensor:
-        pred = output(network, draw.case.image[None], draw.case.table)
+        pred = output(network, draw.case.image[None], draw.case.table, arm.precision)
         shape = (draw.target["image"] if isinstance(draw.target, dict) else draw.target).shape[2:]
         inner = [slice((a - b) // 2, (a - b) // 2 + b) for a, b in zip(pred.shape[2:], shape, strict=True)]
         pred = pred[:, :, *inner]

@@ -38,10 +38,10 @@ def arm_of(size: Size, experiment: str, task: str, method: str, recipe: Recipe |
     """The method trained from scratch on all heads, not tested yet."""
     labels = {"task": task, "method": method}
     network = METHODS[method].network
+    times = LONGER if METHODS[method].rotated else 1
     return Arm(
         experiment, labels, 0, method, size.networks[network], task, recipe or Recipe(size.rates[0]),
-        longer(size.schedule, LONGER if METHODS[method].rotated else 1), training_cohort(size), size.learners,
-        size.validators,
+        longer(size.schedule, times), training_cohort(size), size.learners, size.validators, precision=size.precision,
     )  # fmt: skip
 
 

@@ -24,7 +24,8 @@ class Size:
     weights and norms, too.
     fractions: of the learners; labelled: heads of fine-tuning; presets: of pretraining's artifacts.
     hcp_shells, hcp_directions: of the heads of pretraining: b-values, and directions of each.
-    methods: of the experiments, where they are not named there.  networks: network -> arguments of its class.
+    precision: of the networks' arithmetic.  methods: of the experiments, where they are not named there.
+    networks: network -> arguments of its class.
     widths: (method, arguments) of the study of parameters, beside those of `networks`.
     """
 
@@ -50,6 +51,7 @@ class Size:
     methods: tuple[str, ...]
     networks: Mapping[str, Settings]
     widths: tuple[tuple[str, Settings], ...]
+    precision: str = "bfloat16"
 
     def cohort(self, name: str, seed: int, *, test: bool = True, **change: Any) -> Cohort:
         """A cohort of this size; `change`: fields of :class:`Cohort` that differ from the training protocol."""
@@ -123,6 +125,7 @@ SMALL = replace(
     presets=("normal",),
     methods=("equivariant", "plain", "DynUNet", "plain, rotated"),
     widths=CPU.widths[:1],
+    precision="float32",  # bfloat16 on so few voxels gives gradients that are not finite
 )
 
 FULL = Size(

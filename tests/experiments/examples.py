@@ -15,6 +15,7 @@ CLEAR = replace(COHORT, size=32, spacing_mm=4.2, shells=((1000.0, 32),), snr=(50
 ARM = Arm(
     "test", {"method": "plain", "task": "tissue"}, 0, "plain", {"filters": 1}, "tissue", Recipe(0.01),
     Schedule(4, 2, 2), COHORT, 2, 2, (replace(COHORT, name="turned", seed=2, subjects=2, turned=True),),
+    precision="float32",
 )  # fmt: skip
 TINY = replace(SMALL, schedule=Schedule(2, 1, 2), pretraining=Schedule(2, 1, 2), tuning=Schedule(2, 1, 2))
 

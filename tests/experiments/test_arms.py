@@ -59,7 +59,7 @@ def test_fewer_heads_of_a_seed_are_among_more_and_no_seed_asks_for_too_many():
 @pytest.mark.parametrize(
     "change",
     [{"seed": 1}, {"labels": {"method": "pq"}}, {"recipe": Recipe(0.02)}, {"learners": 1}, {"tests": ()},
-     {"size": {"filters": 2}}, {"method": "plain, rotated"},
+     {"size": {"filters": 2}}, {"precision": "bfloat16"}, {"method": "plain, rotated"},
      {"pretraining": next(arm.pretraining for arm in PLANS["pretraining"](SMALL) if arm.pretraining)}],
     ids=lambda change: next(iter(change)),
 )  # fmt: skip

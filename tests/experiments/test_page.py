@@ -64,6 +64,15 @@ def test_rival_that_learned_is_compared_and_one_that_did_not_is_named_once():
     assert "| equivariant | plain |" not in tables
 
 
+def test_float32_is_compared_on_the_seeds_that_have_both():
+    lines = evidence_with(0.3)
+    exact = lesion("plain", 0.4, 0.35, 1)
+    exact["labels"] = {"study": "float32", "method": "plain"}
+    lines["lesions"].append(exact)
+    told = "\n".join(summary_lines(Evidence(lines)))
+    assert "`plain` 0.30 to 0.40 upright, 0.28 to 0.35 turned (1 seed)" in told
+
+
 def test_equal_heads_differences_have_no_test():
     """All heads differ alike, so nothing can be said of chance."""
     arms = [
