@@ -89,7 +89,7 @@ def _pretrain(
         raise ValueError(f"pretraining needs more than {VALIDATORS} scans, found {len(scans)}")
     specs = [spec_of(arm.method, scan.bvals) for scan in scans]
     prepare = [PretrainBatch(step.pretext, spec, step.preset) for spec in specs]  # type: ignore[arg-type]
-    losses = [pretext_loss(step.pretext, spec) for spec in specs]  # type: ignore[arg-type]
+    losses = [pretext_loss(step.pretext, spec).to(runner.device) for spec in specs]  # type: ignore[arg-type]
     clean = [_channels(scan, method.takes) for scan in scans]
     scale = Scale.of(clean)
     torch.manual_seed(arm.seed)

@@ -104,8 +104,8 @@ def _learned(runner: Runner, arm: Arm, name: str) -> dict[str, Any]:
 
 
 def _voxels(cases: Sequence[Case]) -> list[tuple[Tensor, Tensor]]:
-    """(12, V) invariants and (k, V) labels of every case."""
-    return [(invariants(case), case.label[:, case.mask]) for case in cases]
+    """(12, V) invariants and (k, V) labels of every case, on the CPU, where scikit-learn works."""
+    return [(invariants(case).cpu(), case.label[:, case.mask].cpu()) for case in cases]
 
 
 Answer = Callable[[Tensor], Tensor]  # (12, V) -> (1, V) probability of a lesion, or class
