@@ -6,75 +6,89 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 from benchmarks.experiments.cohorts import Cohort
+from benchmarks.experiments.methods import METHODS
 
-__all__ = ["Arm", "Budget", "Pretraining"]
+__all__ = ["Arm", "Pretraining", "Recipe", "Schedule", "digest"]
 
 
 @dataclass(frozen=True)
-class Budget:
-    """How long a network is trained: `amount` steps, or seconds of training on the machine at hand."""
+class Schedule:
+    """At most `steps` of `batch` heads, validated every `every`; ends `patience` validations after the best one."""
 
-    amount: float
-    unit: Literal["steps", "seconds"] = "steps"
+    steps: int
+    every: int
+    patience: int
+    batch: int = 1
 
-    def epochs(self, steps_per_epoch: int, seconds_per_epoch: float = 0.0) -> int:
-        """Whole epochs that come nearest to the budget, one at least."""
-        one = steps_per_epoch if self.unit == "steps" else seconds_per_epoch
-        if one <= 0:
-            raise ValueError(f"an epoch takes {one} {self.unit}, expected more than 0")
-        return max(1, round(self.amount / one))
+
+@dataclass(frozen=True)
+class Recipe:
+    """rate: highest learning rate of the cycle.  weight: of rare classes in the loss.  variant: settings of `build`."""
+
+    rate: float
+    weight: float = 1.0
+    variant: Mapping[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        more = "".join(f", {value}" for value in self.variant.values())
+        return f"{self.rate:g}, weight {self.weight:g}{more}"
 
 
 @dataclass(frozen=True)
 class Pretraining:
-    """What precedes the training: `settings` are keys of pretrain.json."""
+    """What precedes a training: `pretext` and, for artifacts, its `preset`, on the unlabelled heads of `cohort`.
 
-    cohort: Cohort
-    settings: Mapping[str, Any]
-    budget: Budget
+    cohort: a cohort of simulated heads, or "real" for scans of people, brought to cubic voxels of `spacing_mm`.
+    """
+
+    pretext: str
+    preset: str
+    cohort: Cohort | str
+    schedule: Schedule
+    rate: float
+    spacing_mm: float = 2.5
 
 
 @dataclass(frozen=True)
 class Arm:
-    """settings: keys of train.json.  labels: what tables and figures group by; with `seed` they name the arm.
+    """labels: what tables and figures group by; with `seed` they name the arm.
 
-    train_subjects: how many of the cohort's training part learn (None: all); `seed` draws them and the parts, initial
-    weights, crops and flips, so that arms of one seed are paired.  tests: cohorts of other heads.
+    method: a key of `METHODS`; size: arguments of its network.  learners: how many heads of `cohort` learn, of those
+    that are not among its last `validators`; `seed` draws them, the initial weights and the order, so that arms of one
+    seed are paired.  tests: cohorts of other heads; none for a trial of the recipe search.  precision: of the network's
+    arithmetic, "bfloat16" (autocast) or "float32".
     """
 
     experiment: str
     labels: Mapping[str, Any]
     seed: int
+    method: str
+    size: Mapping[str, Any]
+    task: str
+    recipe: Recipe
+    schedule: Schedule
     cohort: Cohort
-    settings: Mapping[str, Any]
-    budget: Budget
+    learners: int
+    validators: int
     tests: tuple[Cohort, ...] = ()
-    train_subjects: int | None = None
     pretraining: Pretraining | None = None
-    validation_share: float = field(default=0.2)
+    precision: str = "bfloat16"
 
     @property
     def key(self) -> str:
         """Hash of the arm's values; the order of keys does not matter.
 
-        Not of the code and of the bundle's defaults: who changes these removes the lines that depend on them, and the
-        cohorts in the working folder.
+        Not of the code: who changes it removes the lines that depend on it.  The usual precision is left out.
         """
-        return digest(asdict(self))
+        content = asdict(self)
+        if self.precision == "bfloat16":
+            content.pop("precision")
+        return digest([content, asdict(METHODS[self.method])])
 
-    def searched(self, rate: float) -> Arm:
-        """The trial of learning rate `rate`: validated, never tested."""
-        labels = {**self.labels, "trial": rate}
-        return replace(self, labels=labels, settings={**self.settings, "learning_rate": rate}, tests=())
-
-    def with_settings(self, **settings: Any) -> Arm:
-        """The arm with further keys of train.json."""
-        return replace(self, settings={**self.settings, **settings})
-
-    def with_seeds(self, count: int) -> list[Arm]:
+    def seeds(self, count: int) -> list[Arm]:
         """The arm with the seeds 0 ... `count` - 1."""
         return [replace(self, seed=seed) for seed in range(count)]
 

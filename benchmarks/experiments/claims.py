@@ -1,199 +1,317 @@
-"""The papers' claims as tests of the lines: what holds, what does not, what cannot be said yet."""
+"""The papers' questions as tests of the lines, and the sentences of the summary.
+
+A rival that did not learn its task proves nothing, and no claim is made against it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from itertools import product
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from benchmarks.experiments.sizes import WHOLE
+from benchmarks.experiments.figures import pretext_name
 from benchmarks.experiments.tables import (
     KEY_COLUMN,
+    Comparison,
     choose,
-    markdown,
-    paired,
+    compare,
+    corrected,
+    flat,
     scores,
-    spread,
     summary,
     values_of,
 )
-from benchmarks.experiments.voxelwise import VOXELWISE
+from benchmarks.experiments.trivial import CLASSICAL, TRIVIAL
 
-__all__ = ["claims", "lesion_claim", "pretraining_claim", "rotation_claim", "time_claim"]
+__all__ = ["Evidence", "summary_lines"]
 
 Line = Mapping[str, Any]
-Verdict = tuple[str, str]  # "holds", "does not hold" or "open", and why
+Experiments = Mapping[str, Sequence[Line]]
+OURS = ("equivariant", "any", "pq")
+LOWER = ("orientation",)
+NO_CLAIM = "this rival did not learn; no claim"
 
 
-def claims(experiments: Mapping[str, Sequence[Line]]) -> str:
-    """A table of one row a claim: what it says, whether it holds, and the figures."""
-    rows = []
-    for method in ("equivariant", "pq"):
-        for test, statement in (
-            (
-                "turned",
-                "at 10 to 50 % of the subjects, finds lesions on turned heads better than `plain` beyond the spread",
-            ),
-            ("upright", "at 10 to 50 %, is not worse than `plain` in the training orientation"),
-        ):
-            found = lesion_claim(experiments["lesions"], method, test)
-            rows.append((f"The {method} network, {statement}", found))
-        found = lesion_claim(experiments["lesions"], method, "turned", VOXELWISE)
-        statement = f"finds lesions on turned heads better than the {VOXELWISE} regression beyond the spread"
-        rows.append((f"The {method} network, at 10 to 50 %, {statement}", found))
-    for method in ("equivariant", "pq"):
-        for rival in ("plain", "plain, wide", WHOLE, "plain, rotated"):
-            text = f"In the same time of training, on all subjects, {method} beats `{rival}` on turned heads"
-            rows.append((text, time_claim(experiments["lesions"], method, rival)))
-    tuned = experiments["pretraining"]
-    numbers, presets = sorted(values_of(tuned, "labelled")) or [2], values_of(tuned, "preset") or ["all"]
-    for labelled, rival, network, preset in product(
-        numbers, ("none", "autoencoder"), ("plain", WHOLE, "equivariant"), presets
-    ):
-        if tuned and not choose(tuned, architecture=network, labelled=labelled, preset=preset):
+@dataclass(frozen=True)
+class Evidence:
+    """The lines of one size and all comparisons that its page makes, corrected for their number."""
+
+    experiments: Experiments
+
+    def __post_init__(self) -> None:
+        made = dict(_comparisons(self.experiments))
+        object.__setattr__(self, "comparisons", corrected(made))
+
+    comparisons: Mapping[tuple[Any, ...], Comparison] = None  # type: ignore[assignment]
+
+    def mean(self, experiment: str, test: str, column: str, **labels: Any) -> float:
+        """Mean score over seeds and heads; NaN where it was not run."""
+        own = choose(self.experiments[experiment], **labels)
+        return summary(scores(own, test, column)).mean if own else float("nan")
+
+    def best_trivial(self, task: str, heads: int | None = None) -> tuple[str, float]:
+        """The trivial method with the best mean on the protocol of the training, and that mean.
+
+        heads: that learn lesions; None: all.
+        """
+        where, test, labels = self.place(task, heads)
+        found = {name: self.mean(where, test, KEY_COLUMN[task], method=name, **labels) for name in TRIVIAL}
+        known = {name: value for name, value in found.items() if value == value}
+        if not known:
+            return "", float("nan")
+        pick = min if task in LOWER else max
+        name = pick(known, key=lambda n: known[n])
+        return name, known[name]
+
+    def learned(self, task: str, method: str, heads: int | None = None) -> bool | None:
+        """Whether a network beats every trivial method of its task and heads in every seed.
+
+        None where either was not run.
+        """
+        where, test, labels = self.place(task, heads)
+        own = choose(self.experiments[where], method=method, **labels)
+        _, limit = self.best_trivial(task, heads)
+        if not own or limit != limit:
+            return None
+        means = np.nanmean(scores(own, test, KEY_COLUMN[task]), axis=1)
+        return bool((means < limit).all() if task in LOWER else (means > limit).all())
+
+    def networks(self, task: str, ours: bool, heads: int | None = None) -> list[str]:
+        """Networks that were trained from scratch."""
+        where, _, labels = self.place(task, heads)
+        lines = [o for o in choose(self.experiments[where], **labels) if "recipe" in o]
+        return [m for m in values_of(lines, "method") if (m in OURS) == ours]
+
+    def failed(self, task: str, method: str, heads: int | None = None) -> bool:
+        """Whether a rival is known not to have learned."""
+        return method in self.networks(task, False, heads) and self.learned(task, method, heads) is False
+
+    def rivals(self, task: str, heads: int | None = None) -> list[str]:
+        """Networks of others that learned the task, and classical methods."""
+        where, _, labels = self.place(task, heads)
+        known = values_of(choose(self.experiments[where], **labels), "method")
+        learned = [m for m in self.networks(task, False, heads) if self.learned(task, m, heads)]
+        return learned + [m for m in CLASSICAL if m in known]
+
+    def place(self, task: str, heads: int | None = None) -> tuple[str, str, dict[str, Any]]:
+        """Experiment, test cohort and labels of trainings from scratch."""
+        if task != "lesion":
+            return "generalisation", "as trained", {"task": task}
+        every = values_of(choose(self.experiments["lesions"], study="data"), "heads")
+        return "lesions", "upright", {"study": "data", "heads": heads or max(every, default=0)}
+
+
+def _comparisons(experiments: Experiments) -> Iterator[tuple[tuple[Any, ...], Comparison | None]]:
+    """(experiment, what, ..., first, second) -> comparison; all that the page shows."""
+    yield from _of_lesions(choose(experiments["lesions"], study="data"))
+    yield from _of_generalisation(choose(experiments["generalisation"]))
+    yield from _of_pretraining(choose(experiments["pretraining"]))
+
+
+def _of_lesions(data: Sequence[Line]) -> Iterator[tuple[tuple[Any, ...], Comparison | None]]:
+    methods = values_of(data, "method")
+    for heads in sorted(values_of(data, "heads")):
+        for own in (m for m in methods if m in OURS):
+            for rival in (m for m in methods if m not in OURS):
+                a, b = (choose(data, method=m, heads=heads) for m in (own, rival))
+                for test in ("upright", "turned"):
+                    yield ("lesions", heads, test, own, rival), compare(a, b, test, "average_precision")
+
+
+def _of_generalisation(data: Sequence[Line]) -> Iterator[tuple[tuple[Any, ...], Comparison | None]]:
+    for task in values_of(data, "task"):
+        lines = choose(data, task=task)
+        methods = values_of(lines, "method")
+        column, lower = KEY_COLUMN[task], task in LOWER
+        for own in (m for m in methods if m in OURS):
+            for rival in (m for m in methods if m != own):
+                a, b = choose(lines, method=own), choose(lines, method=rival)
+                yield ("generalisation", task, own, rival), compare(a, b, "as trained", column, lower)
+
+
+def _of_pretraining(data: Sequence[Line]) -> Iterator[tuple[tuple[Any, ...], Comparison | None]]:
+    for task in values_of(data, "task"):
+        for method in values_of(data, "method"):
+            for labelled in sorted(values_of(data, "labelled")):
+                own = choose(data, task=task, method=method, labelled=labelled)
+                groups: dict[str, list[Line]] = {}
+                for line in own:
+                    groups.setdefault(pretext_name(line), []).append(line)
+                for name, lines in groups.items():
+                    for rival in ("none", "autoencoder"):
+                        if rival in groups and name not in ("none", rival):
+                            found = compare(lines, groups[rival], "test", KEY_COLUMN[task], task in LOWER)
+                            yield ("pretraining", task, method, labelled, name, rival), found
+
+
+def summary_lines(evidence: Evidence) -> list[str]:
+    """Sentences of the summary, each from the lines; those whose experiment was not run are left out."""
+    return [sentence for part in PARTS for sentence in part(evidence)]
+
+
+def _learned(evidence: Evidence) -> list[str]:
+    """Which networks learned each task, and by how much they beat the best trivial method."""
+    sentences = []
+    for task in KEY_COLUMN:
+        everyone = [*evidence.networks(task, True), *evidence.networks(task, False)]
+        name, limit = evidence.best_trivial(task)
+        if not everyone or not name:
             continue
-        text = f"With {labelled} labelled subjects pretraining on artifacts beats {rival} on two of the three tasks"
-        found = pretraining_claim(tuned, network, rival, labelled, preset)
-        rows.append((f"{text} ({network}; preset {preset})", found))
-    for method in ("equivariant", "pq"):
-        for rival in ("plain", WHOLE):
-            text = f"Turned heads cost the {method} network at most a third of the tissue Dice they cost `{rival}`"
-            rows.append((text, rotation_claim(experiments["generalisation"], method, rival)))
-    table = markdown(
-        ["claim", "", "figures"], [[statement, f"**{holds}**", why] for statement, (holds, why) in rows]
+        where, test, labels = evidence.place(task)
+        means = {m: evidence.mean(where, test, KEY_COLUMN[task], method=m, **labels) for m in everyone}
+        learned = ", ".join(f"`{m}` {means[m]:.2f}" for m in everyone if evidence.learned(task, m))
+        failed = ", ".join(f"`{m}` {means[m]:.2f}" for m in everyone if not evidence.learned(task, m))
+        text = f"**{task.capitalize()}.** Best trivial method: {name}, {_unit(task)} {limit:.2f}."
+        text += f" Learned: {learned or 'none'}."
+        sentences.append(text + (f" Did not learn, so no claim is made against: {failed}." if failed else ""))
+    return sentences
+
+
+def _unit(task: str) -> str:
+    return {"lesion": "AP", "tissue": "Dice", "crossings": "macro-F1", "orientation": "error (degrees)"}[task]
+
+
+def _lesion_heads(evidence: Evidence) -> list[str]:
+    """Ours against the best rival that learned from as many heads, upright and turned."""
+    data = choose(evidence.experiments["lesions"], study="data")
+    sentences = []
+    for own in (m for m in values_of(data, "method") if m in OURS):
+        for test in ("upright", "turned"):
+            parts = []
+            for heads in sorted(values_of(data, "heads")):
+                rivals = evidence.rivals("lesion", heads)
+                pairs = {r: evidence.comparisons.get(("lesions", heads, test, own, r)) for r in rivals}
+                known = {r: c for r, c in pairs.items() if c is not None}
+                if known:
+                    rival = min(known, key=lambda r: known[r].mean)
+                    parts.append(
+                        f"{heads}: {known[rival].mean:+.2f} against `{rival}`, {_word(known[rival])}"
+                    )
+            if parts:
+                text = f"**{own}, {test} lesions**, AP against the best rival that learned, by training heads"
+                sentences.append(f"{text}: {'; '.join(parts)}.")
+    return sentences
+
+
+def _word(comparison: Comparison) -> str:
+    if comparison.n_seeds == 1:
+        return "one seed alone"
+    return "better" if comparison.better else "worse" if comparison.worse else "not shown to differ"
+
+
+def _turning(evidence: Evidence) -> list[str]:
+    """What turning the test heads costs each network that learned."""
+    where, _, labels = evidence.place("lesion")
+    parts = []
+    for method in [*evidence.networks("lesion", True), *evidence.rivals("lesion")]:
+        own = choose(evidence.experiments[where], method=method, **labels)
+        change = summary(
+            scores(own, "turned", "average_precision") - scores(own, "upright", "average_precision")
+        )
+        parts.append(f"`{method}` {change.mean:+.2f}")
+    return [f"**Turning the test heads** changes the AP of lesions by: {', '.join(parts)}."] if parts else []
+
+
+def _precision(evidence: Evidence) -> list[str]:
+    """What float32 instead of bfloat16 changes, on the seeds that have both."""
+    lines = evidence.experiments["lesions"]
+    where, _, labels = evidence.place("lesion")
+    parts = []
+    for method in values_of(choose(lines, study="float32"), "method"):
+        exact, usual = choose(lines, study="float32", method=method), choose(lines, method=method, **labels)
+        shared = {line["seed"] for line in exact} & {line["seed"] for line in usual}
+        if shared:
+            means = [
+                [summary(scores([o for o in own if o["seed"] in shared], test, "average_precision")).mean
+                 for test in ("upright", "turned")]
+                for own in (usual, exact)
+            ]  # fmt: skip
+            (a, b), (c, d) = means
+            seeds = "1 seed" if len(shared) == 1 else f"{len(shared)} seeds"
+            parts.append(f"`{method}` {a:.2f} to {c:.2f} upright, {b:.2f} to {d:.2f} turned ({seeds})")
+    return (
+        [f"**Float32 instead of bfloat16** changes the AP of lesions, all heads: {'; '.join(parts)}."]
+        if parts
+        else []
     )
-    return f"The claims at this size:\n\n{table}"
 
 
-def lesion_claim(lines: Sequence[Line], method: str, test: str, rival: str = "plain") -> Verdict:
-    """AP of `method` against `rival` at 10-50 % of the subjects, judged on the heads `test`.
-
-    What holds against a rival that is itself below the regression is said to hold against a weak rival: it shows
-    little; less where `method` is below the regression, too.
-    """
-    data = choose(lines, study="data")
-    failed: list[str] = []
-    passed: list[str] = []
-    missing: list[str] = []
-    below: dict[str, list[str]] = {method: [], rival: []}
-    for share in sorted(s for s in values_of(data, "share") if 0.1 <= s <= 0.5):
-        own, other, yardstick = (choose(data, method=m, share=share) for m in (method, rival, VOXELWISE))
-        percent = f"{100 * share:g} %"
-        if not _comparable(own, other):
-            missing.append(percent)
-            continue
-        a, b = (scores(arm, test, "average_precision") for arm in (own, other))
-        gain, limit = paired(a, b).mean, spread(a, b)
-        ok = gain > limit if test == "turned" else gain >= -limit
-        (passed if ok else failed).append(f"{gain:+.3f} at {percent}, spread {limit:.3f}")
-        for name, arm in ((method, own), (rival, other)):
-            below[name] += [f"{text} at {percent}" for text in _below(arm, yardstick, test)]
-    if not passed and not failed:
-        return "open", "not run"
-    holds, why = "does not hold" if failed else "holds", "; ".join(passed + failed)
-    if missing and holds != "does not hold":
-        return "open", "; ".join([*passed, f"not run at {', '.join(missing)}"]) if passed else "not run"
-    return _qualified(holds, why, below)
+def _pretraining(evidence: Evidence) -> list[str]:
+    """On how many tasks each pretext beats none, and artifacts the autoencoder."""
+    data = choose(evidence.experiments["pretraining"])
+    sentences = []
+    for labelled in sorted(values_of(data, "labelled")):
+        for rival in ("none", "autoencoder"):
+            parts = []
+            for method in values_of(data, "method"):
+                found = {
+                    key: c for key, c in evidence.comparisons.items()
+                    if key[0] == "pretraining" and key[2:4] == (method, labelled) and key[5] == rival
+                }  # fmt: skip
+                for name in dict.fromkeys(key[4] for key in found):
+                    each = [c for key, c in found.items() if key[4] == name]
+                    better, worse = sum(c.better for c in each), sum(c.worse for c in each)
+                    parts.append(f"{method} {name}: better on {better}, worse on {worse} of {len(each)}")
+            if parts:
+                sentences.append(
+                    f"**Pretraining, {labelled} labelled heads, against {rival}** (tasks): {'; '.join(parts)}."
+                )
+    return sentences
 
 
-def _below(arm: Sequence[Line], yardstick: Sequence[Line], test: str) -> list[str]:
-    """The mean AP of `arm` and of the regression, where `arm` is below it."""
-    if not yardstick:
+def _protocols(evidence: Evidence) -> list[str]:
+    """The change that costs each network most tissue Dice."""
+    data = [o for o in choose(evidence.experiments["generalisation"], task="tissue") if "recipe" in o]
+    parts = []
+    for method in values_of(data, "method"):
+        own = choose(data, method=method)
+        means = {test: summary(scores(own, test, "dice")).mean for test in own[0]["tests"]}
+        worst = min((t for t in means if t != "as trained"), key=lambda t: means[t], default=None)
+        if worst:
+            parts.append(f"{method} {means[worst] - means['as trained']:+.2f} ({worst})")
+    return (
+        [f"**Other protocols**: the change that costs most tissue Dice: {', '.join(parts)}."] if parts else []
+    )
+
+
+def _any(evidence: Evidence) -> list[str]:
+    """The architecture `any` beside the equivariant network."""
+    parts = [
+        f"{key[1]} {comparison.mean:+.2f} ({_word(comparison)})"
+        for key, comparison in evidence.comparisons.items()
+        if key[0] == "generalisation" and key[2:] == ("any", "equivariant")
+    ]
+    return (
+        [f"**`any` against the equivariant network** (positive: `any` is better): {', '.join(parts)}."]
+        if parts
+        else []
+    )
+
+
+def _flat(evidence: Evidence) -> list[str]:
+    """How many trainings ended flat."""
+    every = [line for name in ("lesions", "generalisation") for line in choose(evidence.experiments[name])]
+    curved = [line for line in every if "curve" in line]
+    if not curved:
         return []
-    found, needed = (summary(scores(lines, test, "average_precision")).mean for lines in (arm, yardstick))
-    return [f"{found:.3f} against {needed:.3f}"] if found < needed else []
+    return [
+        f"**Curves**: {sum(map(flat, curved))} of {len(curved)} trainings from scratch ended flat: the last seventh of "
+        "their validations brought at most 2 % of the best score."
+    ]
 
 
-def _qualified(holds: str, why: str, below: Mapping[str, Sequence[str]]) -> Verdict:
-    """The verdict, and which of the two methods (own, rival) are below the regression, and by what."""
-    own, rival = below.values()
-    if holds != "holds" or not rival:
-        return holds, why
-    texts = [f"`{name}` is below the regression, AP {', '.join(t)}" for name, t in below.items() if t]
-    return f"holds {'below the regression' if own else 'against a weak rival'}", "; ".join([why, *texts])
+def _missing(evidence: Evidence) -> list[str]:
+    """Questions without an answer yet."""
+    names = {
+        "lesions": "lesions", "pretraining": "pretraining (on simulated and on real scans)",
+        "generalisation": "other protocols, other tasks and the architecture `any`",
+    }  # fmt: skip
+    open_ = [text for name, text in names.items() if not choose(evidence.experiments[name])]
+    return [f"**Not run yet by these rules, so nothing is said**: {'; '.join(open_)}."] if open_ else []
 
 
-def time_claim(lines: Sequence[Line], method: str, rival: str) -> Verdict:
-    """AP of `method` above that of `rival` by more than the spread, on turned heads, after the same training time.
-
-    A rival below the regression is named weak, as in :func:`lesion_claim`.
-    """
-    data = choose(lines, study="time")
-    own, other = choose(data, method=method), choose(data, method=rival)
-    if not _comparable(own, other):
-        return "open", "not run"
-    a, b = (scores(arm, "turned", "average_precision") for arm in (own, other))
-    gain, limit = paired(a, b).mean, spread(a, b)
-    why = f"{gain:+.3f}, spread {limit:.3f}"
-    if gain <= limit:
-        return "does not hold", why
-    yardstick = choose(lines, study="data", method=VOXELWISE, share=1.0)
-    below = {method: _below(own, yardstick, "turned"), rival: _below(other, yardstick, "turned")}
-    return _qualified("holds", why, below)
-
-
-def _comparable(own: Sequence[Line], other: Sequence[Line]) -> bool:
-    """Whether both arms have the same seeds, and several, since one has no spread."""
-    return len(own) > 1 and [line["seed"] for line in own] == [line["seed"] for line in other]
-
-
-def pretraining_claim(
-    lines: Sequence[Line], network: str, rival: str, labelled: int, preset: str = "all"
-) -> Verdict:
-    """Whether "artifacts" is better than `rival` on two tasks.
-
-    "holds": on two beyond the spread.  "holds in the mean only": on one beyond it and on two in the mean, and on none
-    worse beyond it.  "not decided": on two in the mean otherwise, which chance alone gives every second time.
-    """
-    data = choose(lines, architecture=network, labelled=labelled)
-    gains = {task: _gain(choose(data, task=task), task, rival, preset) for task in values_of(data, "task")}
-    known = {task: gain for task, gain in gains.items() if gain is not None}
-    why = "; ".join(
-        f"{task} {gain:+.3f} {'beyond' if abs(gain) > limit else 'within'} the spread"
-        for task, (gain, limit) in known.items()
-    )
-    above = sum(gain > 0 for gain, _ in known.values())
-    beyond = sum(gain > limit for gain, limit in known.values())
-    if not known:
-        return "open", "not run"
-    if len(known) < 3 and (beyond < 2 <= beyond + 3 - len(known)):
-        return "open", f"{why}; tasks are missing"
-    if beyond >= 2:
-        return "holds", why
-    if above < 2:
-        return "does not hold", why
-    worse = any(gain < -limit for gain, limit in known.values())
-    return "holds in the mean only" if beyond and not worse else "not decided", why
-
-
-def rotation_claim(lines: Sequence[Line], method: str, rival: str) -> Verdict:
-    """What turned heads cost `method` and `rival` in mean Dice.
-
-    Open where they cost the rival nothing, and where the seeds do not tell the cost from a third of the rival's.
-    """
-    arms = [choose(lines, method=name) for name in (method, rival)]
-    if not _comparable(*arms):
-        return "open", "not run"
-    own, other = (
-        np.nanmean(scores(arm, "turned heads", "dice") - scores(arm, "as trained", "dice"), axis=1)
-        for arm in arms
-    )
-    margin = own - other / 3
-    found, sd = float(margin.mean()), float(margin.std(ddof=1))
-    why = f"{own.mean():+.3f}, `{rival}` {other.mean():+.3f}; {found:+.3f} ± {sd:.3f} from a third"
-    if other.mean() >= 0 or abs(found) <= sd:
-        return "open", why
-    return "holds" if found > 0 else "does not hold", why
-
-
-def _gain(lines: Sequence[Line], task: str, rival: str, preset: str) -> tuple[float, float] | None:
-    """How much better artifacts are than `rival`, in units of the score, and the spread; None without both arms."""
-    own = choose(lines, pretext="artifacts", preset=preset)
-    other = choose(lines, pretext=rival)
-    if not _comparable(own, other):
-        return None
-    a, b = (scores(arm, "test", KEY_COLUMN[task]) for arm in (own, other))
-    gain = paired(a, b).mean
-    return (-gain if task == "orientation" else gain), spread(a, b)
+PARTS: tuple[Callable[[Evidence], list[str]], ...] = (
+    _learned, _lesion_heads, _turning, _precision, _pretraining, _protocols, _any, _flat, _missing,
+)  # fmt: skip

@@ -13,7 +13,8 @@ from monai.data import MetaTensor
 from torch import Tensor
 
 from dmri_monai.gradients import GradientTable
-from dmri_monai.phantom import Acquisition, Subject, make_subject, shell_table, write_subject
+from dmri_monai.io.writing import replacing
+from dmri_monai.phantom import Acquisition, Subject, make_subject, shell_table
 from dmri_monai.transforms.random_rotation import random_rotation
 
 __all__ = ["Cohort", "turned_subject", "upright_affine"]
@@ -45,14 +46,17 @@ class Cohort:
         made_from = json.dumps(asdict(self), sort_keys=True)
         return Path(root) / f"{self.name}-{hashlib.sha256(made_from.encode()).hexdigest()[:8]}"
 
-    def write(self, root: str | Path) -> Path:
-        """The BIDS folder under `root`, with what is missing of it written."""
-        folder = self.folder(root)
-        for number in range(self.subjects):
-            label = f"sub-{number + 1:02d}"
-            if not (folder / label / "dwi" / f"{label}_dwi.json").is_file():  # the last file of a subject
-                write_subject(folder, label, self.subject(number))
-        return folder
+    def stored(self, root: Path, number: int) -> Subject:
+        """Subject `number` from its file under `root`, where it is written first if it is not there."""
+        path = self.folder(root) / f"{number:03d}.pt"
+        if path.is_file():
+            kept: Subject = torch.load(path, weights_only=False)  # written by the next lines
+            return kept
+        path.parent.mkdir(parents=True, exist_ok=True)
+        subject = replace(self.subject(number), clean=torch.empty(0), maps={})  # what no experiment reads
+        with replacing(path) as (temporary,):
+            torch.save(subject, temporary)
+        return subject
 
     def subject(self, number: int) -> Subject:
         """Subject `number`, counted from 0."""

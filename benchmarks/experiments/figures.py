@@ -1,9 +1,8 @@
-"""One figure an experiment, drawn from its lines alone."""
+"""One figure a question, drawn from the lines alone."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from itertools import product
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,139 +14,278 @@ from dmri_monai.io.writing import replacing
 __all__ = ["FIGURES", "draw"]
 
 Line = Mapping[str, Any]
-COLOURS = {
-    "equivariant": "#0072b2", "pq": "#009e73", "plain": "#d55e00", "plain, rotated": "#e69f00",
-    "plain, whole scans": "#e69f00", "classical": "#666666", "voxelwise": "#666666",
-}  # fmt: skip
+Experiments = Mapping[str, Sequence[Line]]
+OURS = {"equivariant": "#0072b2", "any": "#56b4e9", "pq": "#009e73"}
+RIVALS = {"plain": "#d55e00", "SegResNet": "#a6761d", "DynUNet": "#cc79a7"}
+PRETEXTS = {"none": "#666666", "autoencoder": "#e69f00", "artifacts": "#0072b2", "masked": "#009e73"}
+GREY = "#888888"  # of methods without a network
+MARKERS = {"prevalence": "x", "k-means": "v", "regression": "^", "forest": "s"}
 SCORE = {
     "tissue": "Dice",
     "lesion": "average precision",
     "crossings": "macro-F1",
-    "orientation": "median angular error (degrees)",
+    "orientation": "median error (degrees)",
 }
 
 
-def draw(experiment: str, lines: Sequence[Line], path: Path) -> bool:
-    """Write the figure of `experiment` to `path`; False where the lines do not hold what it shows."""
+def draw(name: str, experiments: Experiments, path: Path) -> bool:
+    """Write the figure `name` to `path`; False where the lines do not hold what it shows."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     with plt.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
-        figure = FIGURES[experiment](plt, lines)
+        figure = FIGURES[name](plt, experiments)
         if figure is None:
             return False
         figure.tight_layout()
+        path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as (temporary,):
-            figure.savefig(temporary, dpi=110, format="png", metadata={"Software": None})
+            figure.savefig(temporary, dpi=110, format="png", metadata={"Software": None}, bbox_inches="tight")
         plt.close(figure)
     return True
 
 
-def _lesions(plt: Any, lines: Sequence[Line]) -> Any:
-    data = choose(lines, study="data")
+def _style(method: str) -> dict[str, Any]:
+    """Colour of the network; dashed where it learned from turned heads, dotted with invariants."""
+    name, _, more = method.partition(", ")
+    colour = {**OURS, **RIVALS}.get(name, GREY)
+    lines = {"rotated": "--", "invariants": ":"}
+    known = {"prevalence": ":", "k-means": "-.", "regression": "--", "forest": "-"}
+    return {"color": colour, "linestyle": lines.get(more, "-") if colour != GREY else known.get(name, "-")}
+
+
+def _legend(figure: Any, axes: Any) -> None:
+    found = {
+        label: handle
+        for axis in axes
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(found.values(), found.keys(), loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+
+
+def _against(
+    axis: Any, points: Sequence[tuple[float, Sequence[Line]]], test: str, column: str, **style: Any
+) -> None:
+    """Mean ± SD over seeds of every point (x, lines)."""
+    found = [(x, summary(scores(lines, test, column))) for x, lines in points if lines]
+    if found:
+        sds = [np.nan_to_num(s.sd) for _, s in found]
+        style = {"marker": "o", "ms": 4, "capsize": 2, **style}
+        axis.errorbar([x for x, _ in found], [s.mean for _, s in found], sds, **style)
+
+
+def _lesions(plt: Any, experiments: Experiments) -> Any:
+    data = choose(experiments["lesions"], study="data")
     if not data:
         return None
-    figure, axes = plt.subplots(1, 2, figsize=(8.5, 3.2), sharey=True)
+    heads = sorted(values_of(data, "heads"))
+    columns = {
+        "average_precision": "average precision",
+        "roc_auc": "area under the ROC curve",
+        "dice": "Dice",
+    }
+    figure, axes = plt.subplots(2, 3, figsize=(9.5, 5.6), sharex=True, sharey="col")
+    for row, test in zip(axes, ("upright", "turned"), strict=True):
+        for axis, (column, title) in zip(row, columns.items(), strict=True):
+            methods = values_of(data, "method")
+            for i, method in enumerate(methods):
+                beside = 1.02 ** (i - len(methods) / 2)  # so that no point hides another
+                points = [(n * beside, choose(data, method=method, heads=n)) for n in heads]
+                _against(
+                    axis,
+                    points,
+                    test,
+                    column,
+                    label=method,
+                    marker=MARKERS.get(method, "o"),
+                    **_style(method),
+                )
+            axis.set_title(f"{title}, {test}")
+            axis.set_xscale("log")
+            axis.set_xticks(heads, [str(n) for n in heads])
+            axis.minorticks_off()
+    for axis in axes[1]:
+        axis.set_xlabel("training heads")
+    _legend(figure, axes.flat)
+    return figure
+
+
+def _parameters(plt: Any, experiments: Experiments) -> Any:
+    lines = experiments["lesions"]
+    data = [one for one in choose(lines) if "n_parameters" in one and one["labels"]["study"] != "float32"]
+    if not choose(lines, study="parameters"):
+        return None
+    most = max(one["learners"] for one in data)
+    figure, axes = plt.subplots(1, 2, figsize=(8.0, 3.0), sharey=True)
     for axis, test in zip(axes, ("upright", "turned"), strict=True):
         for method in values_of(data, "method"):
-            shares = sorted(values_of(choose(data, method=method), "share"))
-            found = [
-                summary(scores(choose(data, method=method, share=s), test, "average_precision"))
-                for s in shares
-            ]
-            means, sds = [f.mean for f in found], [np.nan_to_num(f.sd) for f in found]
-            axis.errorbar(
-                [100 * s for s in shares], means, sds, label=method, color=COLOURS.get(method),
-                marker="o", capsize=3,
-            )  # fmt: skip
-        axis.set_title(f"{test} test heads")
-        axis.set_xlabel("share of the training subjects (%)")
+            own = [one for one in data if one["labels"]["method"] == method and one["learners"] == most]
+            counts = sorted({one["n_parameters"] for one in own})
+            points = [(n, _one_a_seed([o for o in own if o["n_parameters"] == n])) for n in counts]
+            _against(axis, points, test, "average_precision", label=method, **_style(method))
+        axis.set_xscale("log")
+        axis.set_xlabel("parameters")
+        axis.set_title(f"{test} heads")
     axes[0].set_ylabel("average precision")
-    axes[1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    _legend(figure, axes)
     return figure
 
 
-def _pretraining(plt: Any, lines: Sequence[Line]) -> Any:
-    data = choose(lines)
-    tasks = values_of(data, "task")
-    if not data:
+def _one_a_seed(lines: Sequence[Line]) -> list[Line]:
+    return list({one["seed"]: one for one in lines}.values())
+
+
+def _pretraining(plt: Any, experiments: Experiments) -> Any:
+    data = choose(experiments["pretraining"])
+    networks = [m for m in values_of(data, "method") if choose(data, method=m, pretext="none")]
+    tasks = [t for t in KEY_COLUMN if choose(data, task=t, pretext="none")]
+    if not networks:
         return None
-    numbers = sorted(values_of(data, "labelled"))
-    shape = len(numbers), len(tasks)
-    figure, axes = plt.subplots(*shape, figsize=(3.0 * shape[1], 3.2 * shape[0]), squeeze=False)
-    pretexts = values_of(data, "pretext")
-    for axis, (labelled, task) in zip(axes.flat, product(numbers, tasks), strict=True):
-        for i, network in enumerate(values_of(data, "architecture")):
-            for j, pretext in enumerate(pretexts):
-                chosen = choose(
-                    data,
-                    task=task,
-                    architecture=network,
-                    pretext=pretext,
-                    labelled=labelled,
-                    **_main(pretext),
-                )
-                if chosen:
-                    means = np.nanmean(scores(chosen, "test", KEY_COLUMN[task]), axis=1)
-                    axis.plot(
-                        np.full(len(means), j + 0.25 * i), means, "o", color=COLOURS[network], alpha=0.6
-                    )
-                    axis.plot([j + 0.25 * i], [means.mean()], "_", ms=14, color=COLOURS[network],
-                              label=network if j == 0 else None)  # fmt: skip
-        axis.set_xticks(range(len(pretexts)), pretexts, rotation=30, ha="right")
-        axis.set_title(f"{task}, {labelled} labelled")
-        axis.set_ylabel(SCORE[task])
-    axes[0][-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    figure, axes = plt.subplots(
+        len(networks),
+        len(tasks),
+        figsize=(3.1 * len(tasks), 2.7 * len(networks)),
+        squeeze=False,
+        sharey="col",
+    )
+    preset = _first_preset(data)
+    for row, method in zip(axes, networks, strict=True):
+        for axis, task in zip(row, tasks, strict=True):
+            for pretext, colour in PRETEXTS.items():
+                more = {} if pretext == "none" else {"on": "simulated"}
+                more |= {"preset": preset} if pretext == "artifacts" else {}
+                own = choose(data, method=method, task=task, pretext=pretext, **more)
+                numbers = sorted(values_of(own, "labelled"))
+                points = [(n, choose(own, labelled=n)) for n in numbers]
+                _against(axis, points, "test", KEY_COLUMN[task], label=pretext, color=colour)
+            axis.set_title(f"{task}, {method}")
+            axis.set_xlabel("labelled heads")
+            axis.set_ylabel(SCORE[task])
+            ticks = sorted(values_of(choose(data, pretext="none"), "labelled"))
+            axis.set_xscale("log")
+            axis.set_xticks(ticks, [str(n) for n in ticks])
+            axis.minorticks_off()
+    _legend(figure, axes.flat)
     return figure
 
 
-def _main(pretext: str) -> dict[str, str]:
-    return {"preset": "all"} if pretext == "artifacts" else {}
+def _first_preset(data: Sequence[Line]) -> str:
+    presets = values_of(choose(data, pretext="artifacts"), "preset")
+    return presets[0] if presets else "normal"
 
 
-def _generalisation(plt: Any, lines: Sequence[Line]) -> Any:
-    data = choose(lines)
+def _presets(plt: Any, experiments: Experiments) -> Any:
+    """Every pretext at the number of labelled heads where all were tried, real scans included."""
+    data = choose(experiments["pretraining"], labelled=2)
+    names = list(dict.fromkeys(pretext_name(one) for one in data if "pretext" in one["labels"]))
+    tasks = [t for t in KEY_COLUMN if choose(data, task=t, pretext="none")]
+    if len(names) < 3:
+        return None
+    networks = [m for m in values_of(data, "method") if choose(data, method=m, pretext="none")]
+    figure, axes = plt.subplots(1, len(tasks), figsize=(3.3 * len(tasks), 3.2), squeeze=False)
+    for axis, task in zip(axes[0], tasks, strict=True):
+        for i, method in enumerate(networks):
+            for j, name in enumerate(names):
+                own = [o for o in choose(data, task=task, method=method) if pretext_name(o) == name]
+                if own:
+                    means = np.nanmean(scores(own, "test", KEY_COLUMN[task]), axis=1)
+                    x, colour = j + 0.2 * i, _style(method)["color"]
+                    axis.plot(np.full(len(means), x), means, "o", ms=4, color=colour, alpha=0.6)
+                    axis.plot([x], [means.mean()], "_", ms=12, color=colour, label=method)
+        axis.set_xticks(range(len(names)), names, rotation=60, ha="right")
+        axis.set_title(task)
+        axis.set_ylabel(SCORE[task])
+    _legend(figure, axes[0])
+    return figure
+
+
+def pretext_name(line: Line) -> str:
+    """Pretext, preset and where, as tables and figures name them."""
+    labels = line["labels"]
+    name = labels.get("pretext", "")
+    name += f", {labels['preset']}" if "preset" in labels else ""
+    return f"{name}, real scans" if labels.get("on") == "real" else name
+
+
+def _generalisation(plt: Any, experiments: Experiments) -> Any:
+    data = [o for o in choose(experiments["generalisation"], task="tissue") if "recipe" in o]
     if not data:
         return None
     tests = list(data[0]["tests"])
-    figure, axis = plt.subplots(figsize=(7.5, 3.4))
     methods = values_of(data, "method")
+    figure, axis = plt.subplots(figsize=(8.0, 3.4))
     for i, method in enumerate(methods):
         found = [summary(scores(choose(data, method=method), test, "dice")) for test in tests]
+        style = _style(method)
         axis.errorbar(
-            np.arange(len(tests)) + 0.15 * (i - (len(methods) - 1) / 2), [f.mean for f in found],
-            [np.nan_to_num(f.sd) for f in found], fmt="o", capsize=3, label=method, color=COLOURS.get(method),
+            np.arange(len(tests)) + 0.12 * (i - (len(methods) - 1) / 2), [f.mean for f in found],
+            [np.nan_to_num(f.sd) for f in found], fmt="o" if style["linestyle"] == "-" else "s", ms=4, capsize=2,
+            label=method, color=style["color"], mfc=style["color"] if style["linestyle"] == "-" else "white",
         )  # fmt: skip
     axis.set_xticks(range(len(tests)), tests, rotation=45, ha="right")
-    axis.set_ylabel("Dice")
-    axis.legend(ncol=len(methods), loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
+    axis.set_ylabel("Dice of tissue")
+    _legend(figure, [axis])
     return figure
 
 
-def _classical(plt: Any, lines: Sequence[Line]) -> Any:
-    data = choose(lines)
-    tasks = values_of(data, "task")
-    if not data:
+def _methods(plt: Any, experiments: Experiments) -> Any:
+    """All methods on the protocol of the training, a point a head: networks old and new beside those without one."""
+    data = choose(experiments["generalisation"])
+    tasks = [t for t in KEY_COLUMN if choose(data, task=t)]
+    if not tasks:
         return None
-    figure, axes = plt.subplots(1, len(tasks), figsize=(2.6 * len(tasks), 3.2), squeeze=False)
+    figure, axes = plt.subplots(1, len(tasks), figsize=(3.4 * len(tasks), 3.4), squeeze=False)
     for axis, task in zip(axes[0], tasks, strict=True):
         methods = values_of(choose(data, task=task), "method")
         for i, method in enumerate(methods):
-            subjects = scores(choose(data, task=task, method=method), "test", KEY_COLUMN[task]).mean(axis=0)
-            axis.plot(np.full(len(subjects), i), subjects, "o", color=COLOURS.get(method), alpha=0.6)
-            axis.plot([i], [np.nanmean(subjects)], "_", ms=20, color=COLOURS.get(method))
-        axis.set_xticks(range(len(methods)), methods, rotation=30, ha="right")
-        axis.set_xlim(-0.5, len(methods) - 0.5)
+            heads = scores(choose(data, task=task, method=method), "as trained", KEY_COLUMN[task]).mean(
+                axis=0
+            )
+            colour = _style(method)["color"]
+            axis.plot(np.full(len(heads), i), heads, "o", ms=4, color=colour, alpha=0.5)
+            axis.plot([i], [np.nanmean(heads)], "_", ms=16, color=colour)
+        axis.set_xticks(range(len(methods)), methods, rotation=60, ha="right")
         axis.set_title(task)
         axis.set_ylabel(SCORE[task])
     return figure
 
 
-FIGURES = {
+def _curves(plt: Any, experiments: Experiments) -> Any:
+    """Validation during every training from scratch on all heads, seed 0."""
+    tasks = {"lesion": "lesions", "tissue": "generalisation", "crossings": "generalisation",
+             "orientation": "generalisation"}  # fmt: skip
+    shown = {}
+    for task, experiment in tasks.items():
+        found = [o for o in choose(experiments[experiment]) if o.get("task") == task and o.get("curve")]
+        most = max((o["learners"] for o in found), default=0)
+        first = [o for o in found if o["learners"] == most and o["seed"] == 0]
+        first = [o for o in first if o["labels"].get("study", "data") == "data"]
+        if first:
+            shown[task] = first
+    if not shown:
+        return None
+    figure, axes = plt.subplots(1, len(shown), figsize=(3.4 * len(shown), 3.0), squeeze=False)
+    for axis, (task, lines) in zip(axes[0], shown.items(), strict=True):
+        for line in lines:
+            steps, _, values = np.array(line["curve"]).T
+            axis.plot(
+                steps, np.abs(values), label=line["labels"]["method"], **_style(line["labels"]["method"])
+            )
+        axis.set_title(task)
+        axis.set_xlabel("step")
+        axis.set_ylabel(f"{SCORE[task]}, validation")
+    _legend(figure, axes[0])
+    return figure
+
+
+FIGURES: dict[str, Callable[[Any, Experiments], Any]] = {
     "lesions": _lesions,
+    "parameters": _parameters,
     "pretraining": _pretraining,
+    "presets": _presets,
     "generalisation": _generalisation,
-    "classical": _classical,
+    "methods": _methods,
+    "curves": _curves,
 }

@@ -1,77 +1,141 @@
-"""What the experiments compare: fair arms, and no head both in training and in a test."""
+"""What the experiments compare: fair arms, no head both in training and in a test, and one search for all."""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from dataclasses import asdict, replace
 
 import pytest
+import torch
 
-from benchmarks.experiments import classical, generalisation, lesions, pretraining
-from benchmarks.experiments.arms import Arm
+from benchmarks.experiments import generalisation, lesions, pretraining, recipes
+from benchmarks.experiments.arms import Arm, Recipe
+from benchmarks.experiments.methods import METHODS, build
+from benchmarks.experiments.objectives import OBJECTIVES
+from benchmarks.experiments.recipes import recipe_of
 from benchmarks.experiments.results import Results
-from benchmarks.experiments.run import config_keys, workflow
-from benchmarks.experiments.sizes import SIZES
-from dmri_monai.inference.architectures import build_network
-from dmri_monai.inference.spec import ModelSpec
-from tests.experiments.examples import Recorder
+from benchmarks.experiments.runner import Runner, learners_of
+from benchmarks.experiments.sizes import CPU, SIZES, SMALL
+from tests.experiments.examples import ARM
 
-EXPERIMENTS = {m.NAME: m for m in (lesions, pretraining, generalisation, classical)}
-
-
-def arms_of(name: str, size: str, tmp_path: Path, monkeypatch) -> list[Arm]:
-    """All arms of an experiment, trials included."""
-    found: list[Arm] = []
-    monkeypatch.setattr(classical, "_classical", lambda *_: None)
-    monkeypatch.setattr(lesions, "voxelwise_line", lambda *_: None)
-    runner = Recorder(tmp_path, Results(tmp_path / "results.jsonl"))
-    monkeypatch.setattr(Recorder, "line", lambda self, arm: found.append(arm) or self._run(arm))
-    EXPERIMENTS[name].run(runner, SIZES[size])
-    return found
+KNOWN = Recipe(0.01)
+PLANS = {
+    "lesions": lambda size: lesions.arms(size, lambda method: KNOWN),
+    "pretraining": lambda size: pretraining.arms(size, lambda task, method: KNOWN),
+    "generalisation": lambda size: generalisation.arms(size, lambda task, method: KNOWN),
+}
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("name", EXPERIMENTS)
-def test_arms_are_distinct_and_set_only_keys_of_the_bundle(name, size, tmp_path, monkeypatch):
-    arms = arms_of(name, size, tmp_path, monkeypatch)
-    tested = [arm for arm in arms if arm.tests]
+@pytest.mark.parametrize("name", PLANS)
+def test_arms_are_distinct_and_have_the_seeds_of_their_size(name, size):
+    arms: list[Arm] = list(PLANS[name](SIZES[size]))
     assert len({arm.key for arm in arms}) == len(arms)
-    assert {key for arm in arms for key in arm.settings} <= config_keys("train")
-    assert {key for arm in arms if arm.pretraining for key in arm.pretraining.settings} <= config_keys(
-        "pretrain"
-    )
-    seeds = {json.dumps(arm.labels): set() for arm in tested}
-    for arm in tested:
-        seeds[json.dumps(arm.labels)].add(arm.seed)
-    assert min(map(len, seeds.values())) >= (1 if size == "small" else 3)
+    seeds: dict[str, set[int]] = {}
+    for arm in arms:
+        seeds.setdefault(json.dumps(arm.labels), set()).add(arm.seed)
+    assert {len(own) for own in seeds.values()} == {SIZES[size].seeds}
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("name", EXPERIMENTS)
-def test_no_head_is_in_training_and_in_a_test(name, size, tmp_path, monkeypatch):
-    for arm in arms_of(name, size, tmp_path, monkeypatch):
-        seen = {arm.cohort.seed} | ({arm.pretraining.cohort.seed} if arm.pretraining else set())
+@pytest.mark.parametrize("name", PLANS)
+def test_no_head_is_in_training_and_in_a_test(name, size):
+    for arm in PLANS[name](SIZES[size]):
+        step = arm.pretraining
+        seen = {arm.cohort.seed} | (
+            {step.cohort.seed} if step and not isinstance(step.cohort, str) else set()
+        )
         assert seen.isdisjoint(test.seed for test in arm.tests)
+        assert set(learners_of(arm)[0]).isdisjoint(learners_of(arm)[1])
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_every_method_has_as_many_trials(size, tmp_path, monkeypatch):
-    arms = arms_of("lesions", size, tmp_path, monkeypatch)
-    trials = [arm.labels["method"] for arm in arms if "trial" in arm.labels]
-    rates = len(SIZES[size].rates)
-    assert {trials.count(method) for method in lesions.METHODS} == {rates if rates > 1 else 0}
+def test_fewer_heads_of_a_seed_are_among_more_and_no_seed_asks_for_too_many():
+    few, many = (replace(ARM, learners=n) for n in (1, 3))
+    assert set(learners_of(few)[0]) < set(learners_of(many)[0])
+    with pytest.raises(ValueError, match="4 heads cannot learn from 3"):
+        learners_of(replace(ARM, learners=4))
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_plain_and_equivariant_have_about_the_same_number_of_parameters(size):
-    counts = []
-    for method in ("plain", "equivariant"):
-        own = SIZES[size].networks[method]
-        network = build_network(ModelSpec.of({**own, "task": "lesion"}))
-        counts.append(sum(p.numel() for p in network.parameters()))
-    assert max(counts) / min(counts) < 1.1
+@pytest.mark.parametrize(
+    "change",
+    [{"seed": 1}, {"labels": {"method": "pq"}}, {"recipe": Recipe(0.02)}, {"learners": 1}, {"tests": ()},
+     {"size": {"filters": 2}}, {"precision": "bfloat16"}, {"method": "plain, rotated"},
+     {"pretraining": next(arm.pretraining for arm in PLANS["pretraining"](SMALL) if arm.pretraining)}],
+    ids=lambda change: next(iter(change)),
+)  # fmt: skip
+def test_key_changes_with_every_field(change):
+    assert replace(ARM, **change).key != ARM.key
 
 
-def test_unknown_key_of_a_config_is_named():
-    with pytest.raises(ValueError, match=r"train\.json has no key 'learning_rat'"):
-        workflow("train", learning_rat=0.1)
+@pytest.mark.parametrize("size", ["cpu", "full"])
+@pytest.mark.parametrize("method", ["plain", "SegResNet", "DynUNet"])
+def test_every_norm_of_a_rival_is_in_its_network(method, size):
+    counts = set()
+    for variant in METHODS[method].variants:
+        network = build(method, "2x0e+1x2e+1x4e", "1x0e", SIZES[size].networks[method], **variant)
+        names = {type(module).__name__ for module in network.modules() if "Norm" in type(module).__name__}
+        assert names == {
+            {"instance": "InstanceNorm3d", "batch": "BatchNorm3d", "group": "GroupNorm"}[variant["norm"]]
+        }
+        counts.add(len(names))
+    assert counts == {1}
+
+
+@pytest.mark.parametrize("method", sorted({recipes.base(m) for m in METHODS} - {"pq", "any"}))
+def test_networks_take_harmonics_and_give_the_tasks_channels(method):
+    network = build(METHODS[method].network, "2x0e+1x2e+1x4e", "4x0e", CPU.networks[METHODS[method].network])
+    assert network(torch.zeros(1, 16, 16, 16, 8)).shape == (1, 4, 16, 16, 8)
+
+
+class Scripted(Runner):
+    """A runner whose trials validate as a function of the recipe says."""
+
+    def line(self, arm: Arm) -> dict:
+        return self.made_once(
+            arm.key,
+            lambda: {"labels": arm.labels, "seed": arm.seed, "tests": {}, "recipe": asdict(arm.recipe),
+                     "validation": VALUES[arm.labels["task"]](arm.recipe)},
+        )  # fmt: skip
+
+
+VALUES = {
+    "tissue": lambda r: 0.01 * (r.weight == 3) + (r.variant.get("norm") == "group") - abs(r.rate - 0.003),
+    "lesion": lambda recipe: recipe.rate,  # ever larger
+}  # fmt: skip
+
+
+def trials_of(task: str, method: str, tmp_path) -> tuple[Recipe, list[dict]]:
+    results = Results(tmp_path / "recipes.jsonl")
+    size = replace(CPU, thorough=True)
+    found = recipe_of(Scripted(tmp_path, results, results), size, task, method)
+    return found, results.lines()
+
+
+def test_search_takes_the_best_of_rates_weights_and_norms(tmp_path):
+    found, lines = trials_of("tissue", "plain", tmp_path)
+    assert found == Recipe(0.003, 3.0, {"norm": "group"})
+    assert len(lines) == len(CPU.rates) + len(OBJECTIVES["tissue"].weights) - 1 + 2
+    assert all(not line["tests"] for line in lines)
+
+
+def test_search_goes_beyond_a_rate_at_the_end_of_its_range(tmp_path):
+    found, lines = trials_of("lesion", "plain", tmp_path)
+    assert found.rate > max(CPU.rates)
+    assert len({line["recipe"]["rate"] for line in lines}) == len(CPU.rates) + recipes.MOST_BEYOND
+
+
+def test_method_that_learns_from_turned_heads_takes_over_the_recipe(tmp_path):
+    found, lines = trials_of("tissue", "plain", tmp_path)
+    again, more = trials_of("tissue", "plain, rotated", tmp_path)
+    assert (again, len(more)) == (found, len(lines))
+
+
+def test_every_method_of_a_task_has_the_same_learning_rates(tmp_path):
+    for method in ("plain", "DynUNet", "equivariant"):
+        trials_of("tissue", method, tmp_path)
+    lines = Results(tmp_path / "recipes.jsonl").lines()
+    rates = {
+        m: {line["recipe"]["rate"] for line in lines if line["labels"]["method"] == m}
+        for m in ("plain", "DynUNet", "equivariant")
+    }
+    assert rates["plain"] == rates["DynUNet"] == rates["equivariant"] == set(CPU.rates)

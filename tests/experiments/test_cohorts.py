@@ -40,10 +40,10 @@ def test_table_that_did_not_turn_disagrees_with_the_peaks():
     assert directions_error_deg(subject, subject.table.bvecs @ turn) > 20.0
 
 
-def test_cohort_is_completed_not_rewritten(tmp_path):
-    few = dataclasses.replace(COHORT, subjects=1)
-    folder = few.write(tmp_path)
-    scan = folder / "sub-01" / "dwi" / "sub-01_dwi.nii.gz"
-    before = scan.stat().st_mtime_ns
-    few.write(tmp_path)
-    assert scan.stat().st_mtime_ns == before
+def test_stored_head_is_simulated_once_and_the_same(tmp_path, monkeypatch):
+    first = COHORT.stored(tmp_path, 1)
+    monkeypatch.setattr(type(COHORT), "subject", lambda self, number: pytest.fail("simulated again"))
+    again = COHORT.stored(tmp_path, 1)
+    torch.testing.assert_close(first.image.as_tensor(), again.image.as_tensor())
+    assert again.parameters["HeadTurn"] == first.parameters["HeadTurn"]
+    assert dataclasses.replace(COHORT, snr=(9.0, 9.0)).folder(tmp_path) != COHORT.folder(tmp_path)

@@ -150,7 +150,8 @@ def test_what_is_run_can_be_imported_without_what_is_not_there(machine: dict[str
     modules = [
         "benchmarks.gpu.__main__",
         "benchmarks.gpu.test_lines",
-        "benchmarks.experiments.run",
+        "benchmarks.experiments.runner",
+        "benchmarks.experiments.pretexts",
         "monai.engines",
     ]
     code = f"import importlib; [importlib.import_module(name) for name in {modules!r}]; print('imported')"
