@@ -291,7 +291,10 @@ def test_too_few_directions_are_an_error_without_such_training(prepare, dataset_
     ("settings", "message"),
     [
         ({"task": None, "objective#task": "tisue"}, "task is 'tisue': expected one of tissue, lesion"),
-        ({"architecture": "unet"}, "architecture is 'unet': Input should be 'any', 'invariants', 'equivariant'"),
+        (
+            {"architecture": "unet"},
+            "architecture is 'unet': Input should be 'any', 'invariants', 'equivariant'",
+        ),
         ({"monitor": "metrics"}, "monitor is 'metrics', expected one of ('metric', 'loss')"),
         ({"masked": "yes"}, "masked is 'yes', expected true or false"),
         ({"fold": 9}, "fold is 9, expected 0 to"),
