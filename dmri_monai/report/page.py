@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -49,12 +50,25 @@ def write_report(
         provenance=dict(provenance or {}),
         convention=convention,
         style=Markup(_asset("style.css")),
-        script=Markup(_asset("scroller.js")),
+        script=Markup(_asset("pictures.js")),
     )
     target = Path(path_html)
     with replacing(target) as (temporary,):
-        temporary.write_text(html, encoding="utf-8", errors="xmlcharrefreplace")
+        temporary.write_text(_each_picture_once(html), encoding="utf-8", errors="xmlcharrefreplace")
     return target
+
+
+def _each_picture_once(html: str) -> str:
+    """`html` in which a picture that is there already points to the first: several tasks show the same b0."""
+    known: dict[str, int] = {}
+
+    def once(match: re.Match[str]) -> str:
+        if (number := known.get(match[1])) is not None:
+            return f'data-same="{number}"'
+        known[match[1]] = len(known)
+        return f'{match[0]} data-picture="{known[match[1]]}"'
+
+    return re.sub(r'src="(data:image/[^"]+)"', once, html)
 
 
 def _template() -> Template:

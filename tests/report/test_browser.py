@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -80,9 +81,9 @@ def page(tmp_path_factory) -> Path:
     labels = blob_at((5, 0, 0), affine)
     maps = {"Uncertainty": torch.rand(labels.shape)}
     case = Case("sub-01 with a rather long name", scan, None, labels, labels, CLASSES, maps=maps)
-    return write_report(
-        folder / "report.html", [case], title="Report", provenance={"hash": "0123456789abcdef" * 8}
-    )
+    own = {"title": "Report", "provenance": {"hash": "0123456789abcdef" * 8}}
+    write_report(folder / "twice.html", [case, replace(case, name="sub-01 again")], **own)
+    return write_report(folder / "report.html", [case], **own)
 
 
 def framed(page: Path, width: int, height: int = 900) -> Path:
@@ -113,6 +114,17 @@ def test_page_shows_all_pictures_without_sideways_scrolling(page, tmp_path, widt
     assert seen["overflow"] == "0"
     assert seen["loaded"] == "true"
     assert seen["small"] == "0"
+
+
+def test_pictures_that_are_stored_once_are_shown_in_both_cases(page, tmp_path):
+    twice = page.with_name("twice.html")
+    assert "data-same" in twice.read_text(encoding="utf-8")
+    assert probe(twice, tmp_path, 1280)["loaded"] == "true"
+    cut = tmp_path / "cut.html"
+    cut.write_text(
+        twice.read_text(encoding="utf-8").replace("image.src =", "image.title ="), encoding="utf-8"
+    )
+    assert probe(cut, tmp_path, 1280)["loaded"] == "false"
 
 
 def test_pictures_are_large_enough_on_a_phone_and_sticks_take_its_width(page, tmp_path):

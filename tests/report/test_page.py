@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import re
 from html.parser import HTMLParser
@@ -94,6 +95,17 @@ def test_page_needs_no_network(page):
     assert not tags.all("link")
     assert not re.search(r"url\(|@import|https?://", page)
     assert any("default-src 'none'" in m.get("content", "") for m in tags.all("meta"))
+
+
+def test_a_picture_that_two_cases_show_is_stored_once(case, page, tmp_path):
+    both = [case, dataclasses.replace(case, name="again", prediction=case.truth, truth=case.prediction)]
+    html = write_report(tmp_path / "r.html", both, title="t").read_text(encoding="utf-8")
+    images = Tags(html).all("img")
+    stored = [image["src"] for image in images if "src" in image]
+    assert len(stored) == len(set(stored)) < len(images) == 2 * len(Tags(page).all("img"))
+    numbers = {image["data-picture"] for image in images if "src" in image}
+    assert {image["data-same"] for image in images if "src" not in image} <= numbers
+    assert len(html) < 1.5 * len(page)
 
 
 def test_every_picture_has_a_text_alternative(page):

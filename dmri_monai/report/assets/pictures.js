@@ -1,4 +1,7 @@
 "use strict";
+for (const image of document.querySelectorAll("img[data-same]")) {
+  image.src = document.querySelector(`img[data-picture="${image.dataset.same}"]`).src;
+}
 for (const input of document.querySelectorAll("input.scroll")) {
   const slices = input.dataset.slices.split(",").map(Number);
   const plane = input.closest(".plane");
