@@ -113,7 +113,7 @@ $(LABEL_STAMP): requirements-label.lock pyproject.toml
 # serves the demo's model and data, before any demo the released model and three heads, on 127.0.0.1 until Ctrl-C
 PORT ?= 8000
 DEMO_MODEL := $(wildcard demo/runs/training/model.pt)
-LABEL_MODEL := $(or $(DEMO_MODEL),bundle/models/tissue.pt)
+LABEL_MODEL := $(or $(DEMO_MODEL),bundle/models/tissue-shells.pt)
 LABEL_DATA := $(if $(DEMO_MODEL),demo/data,demo/label/data)
 LABEL_PHANTOM := --subjects 3 --seed 900 --anatomy mni152 --scheme clinical-32 --shape 72 88 72 --snr 15 20
 

@@ -183,7 +183,7 @@ def test_check_writes_the_sphere_and_a_report(scan, tmp_path):
         (["export-bundle", "pretrained", "-o", "x"], "no task yet"),
         (["export-bundle", "tissue", "-o", "."], "not empty"),
         (["label-bundle", "orientation", "x"], "draws classes"),
-        (["label-bundle", "crossings", "x"], "and the task 'fod'"),
+        (["label-bundle", "crossings", "x"], "has learned fod"),
         (["labels", "a.nii", "b.nii", "--out", "x", "--mask", "m.nii"], "single scan, got 2 scans"),
     ],
     ids=lambda v: "-".join(v) if isinstance(v, list) else "",

@@ -27,7 +27,12 @@ def predict(
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Folder to write to; of a study: BIDS derivatives.")
     ],
-    task: Annotated[str, typer.Option(help="Which released model, or all of them.")] = "tissue",
+    task: Annotated[
+        str,
+        typer.Option(
+            help="A released model: tissue, fod, orientation, crossings, ...; or all, one per task."
+        ),
+    ] = "tissue",
     checkpoint: Annotated[
         Path | None, typer.Option(help="A model of your own, with its model.json beside it.")
     ] = None,
@@ -115,8 +120,8 @@ def _models(task: str, checkpoint: Path | None) -> list[str | Path]:
     if task == "all":
         return list(released_tasks())
     if task not in released_models():
-        known = ", ".join(released_tasks())
-        raise ValueError(f"no released model for task {task!r}, only for {known}; give a --checkpoint")
+        known = ", ".join(name for name in released_models() if name != "pretrained")
+        raise ValueError(f"no released model for task {task!r}, only {known}, or all; give a --checkpoint")
     return [task]
 
 

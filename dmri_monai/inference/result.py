@@ -211,7 +211,7 @@ def _check_ours(places: Mapping[str, Path], overwrite: bool) -> None:
         ours = False
     if not ours:
         raise FileExistsError(
-            f"{there[0]} exists and was not written by a prediction: choose another folder, or overwrite it"
+            f"{there[0]} exists and was not written by a prediction: choose another folder, or --overwrite it"
         )
 
 

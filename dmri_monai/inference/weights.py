@@ -60,7 +60,12 @@ def _describes_the_same(path: Path, spec: ModelSpec) -> bool:
     except (ValueError, OSError):
         return False
     names = ("task", "shells", *ModelSpec.meaning())
-    return all(getattr(old, name) == getattr(spec, name) for name in names)
+    return all(_setting(old, name) == _setting(spec, name) for name in names)
+
+
+def _setting(spec: ModelSpec, name: str) -> Any:
+    """A setting of what the network is; its task is the one it was trained for."""
+    return spec.learned or spec.task if name == "task" else getattr(spec, name)
 
 
 def read_whole(path: str | Path) -> Any:
@@ -134,7 +139,7 @@ def check_same_model(
         return
     theirs = ModelSpec.load(spec_path(path))
     for name in names:
-        one, other = (_without(but, getattr(side, name)) for side in (theirs, spec))
+        one, other = (_without(but, _setting(side, name)) for side in (theirs, spec))
         if one != other:
             _refuse(path, name, one, other)
     if spec.takes == "samples" and spec.b_max != theirs.b_max:

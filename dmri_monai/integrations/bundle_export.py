@@ -92,10 +92,14 @@ def _readme(model: TrainedModel) -> str:
     trained = (
         "; ".join(f"{name} {low:g} to {high:g}" for name, (low, high) in ranges.items()) or "not recorded"
     )
+    parameters = sum(parameter.numel() for parameter in model.network.parameters())
+    labels = "labels"
+    if spec.learned is not None:
+        labels = f"labels of the task {spec.learned}, which the network has learned and from which {task.name} follows"
     return f"""# {task.title}
 
-A MONAI bundle of one model for diffusion MRI: {spec.architecture} network of size {spec.size}, for raw scans with
-{_shells_of(spec)}.  It needs the package dmri-monai.
+A MONAI bundle of one model for diffusion MRI: {type(model.network).__name__}, {parameters} parameters, for raw scans
+with {_shells_of(spec)}.  It needs the package dmri-monai.  Run in this folder, or with `--bundle_root FOLDER`:
 
     python -m monai.bundle run inferring --config_file configs/inference.json \\
         --dataset_dir SCAN_OR_FOLDER --output_dir OUT
@@ -103,7 +107,7 @@ A MONAI bundle of one model for diffusion MRI: {spec.architecture} network of si
 `SCAN_OR_FOLDER` is a NIfTI file with its gradient table, or a folder of scans (BIDS, HCP, or files side by side).
 Results are `*_{task.label}.nii.gz` with a JSON sidecar each, and `report.html`.  `evaluating` with
 `configs/evaluate.json` and `training` with `configs/train.json`, which goes on from these weights, take a BIDS folder
-with labels.
+with {labels}.
 
 Ranges of the training scans: {trained}.  Research only, not for clinical use.
 """

@@ -35,7 +35,7 @@ def bundle_metadata(spec: ModelSpec) -> dict[str, Any]:
         "name": f"Diffusion MRI: {task.title[:1].lower()}{task.title[1:]}",
         "task": task.title,
         "description": f"{task.title} from raw diffusion MRI with any gradient table{_shells_needed(spec)}",
-        "label_classes": task.output.describes(task.class_names),
+        "label_classes": learned.output.describes(learned.class_names),
         "pred_classes": "as label_classes",
         "network_data_format": {
             "inputs": {"image": _image(_input_format(spec), input_channels(spec), modality="MR")},

@@ -172,8 +172,8 @@ def write_label_bundle(checkpoint: str | Path, out: str | Path) -> Path:
     model = load_model(checkpoint, "cpu")
     if model.spec.takes == "samples" or model.learned.n_classes is None:
         raise ValueError(
-            f"{model.weights}: MONAI Label hands a network the image alone and draws classes, but the architecture is "
-            f"{model.spec.architecture!r} and the task {model.learned.name!r}"
+            f"{model.weights} cannot be served: MONAI Label hands a network the image alone and draws classes, such as "
+            f"tissue's; this one has learned {model.learned.name} (architecture {model.spec.architecture!r})"
         )
     return write_bundle(model, Path(out), _for_the_server)
 

@@ -21,7 +21,7 @@ __all__ = ["export_model", "load_exported"]
 def export_model(checkpoint: str | Path, out: str | Path) -> Path:
     """Write the network of `checkpoint` (a model.pt with its model.json, or a released model) as TorchScript to `out`.
 
-    Input and output are those of the network, for any size: harmonic channels or directions (1, C, X, Y, Z), logits.
+    Input and output are those of the network, for any size: harmonic channels or directions (1, C, X, Y, Z).
     The file also holds the model's description, as `model.json`, and its metadata, as MONAI's `ckpt_export` adds them;
     the description beside it has the digest of the exported file.  A full disk leaves no file, unlike there.
     ValueError for the "pq" architecture, which computes its kernels from the table; FileExistsError where the file

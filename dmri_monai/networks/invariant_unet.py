@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["InvariantUNet"]
 
+MULTIPLE = 16  # of the size: four poolings
 SIZES = {  # filters of the five levels
     "tiny": (4, 8, 12, 16, 24),
     "small": (8, 16, 24, 32, 48),
@@ -44,8 +45,9 @@ class InvariantUNet(PlainInvariantUNet):
 
     forward: (B, irreps_in.dim, X, Y, Z) as `SphericalHarmonicsd(shells="auto")` makes it, any number of shells at any
     b-values -> (B, irreps_out.dim, X, Y, Z), or the features of the finest level without `irreps_out`.  Sizes of at
-    least 16 voxels.  For answers without a direction: ValueError where irreps_out holds other irreps than 0e.  Turning
-    the b-vectors changes nothing; turning the image may, as the convolutions are ordinary ones.
+    least 16 voxels per axis; in training with a single item, 32 along one, as batch norm needs more than one value.
+    For answers without a direction: ValueError where irreps_out holds other irreps than 0e.  Turning the b-vectors
+    changes nothing; turning the image may, as the convolutions are ordinary ones.
 
     size: "tiny", "small", "base".  All parameters of the head, and no others, are called `head.*`.
     """
@@ -71,6 +73,14 @@ class InvariantUNet(PlainInvariantUNet):
 
     def forward(self, image: Tensor) -> Tensor:
         check_harmonics(image, self.expected, type(self).__name__)
+        sizes = list(image.shape[2:])
+        if min(sizes) < MULTIPLE:
+            raise ValueError(f"InvariantUNet: spatial size {sizes}, expected at least {MULTIPLE} per axis")
+        if self.training and len(image) == 1 and max(sizes) < 2 * MULTIPLE:
+            raise ValueError(
+                f"InvariantUNet: one item of size {sizes} in training, expected two or an axis of {2 * MULTIPLE}: "
+                "batch norm needs more than one value"
+            )
         return with_meta_of(image, super().forward(as_plain(image)))
 
     def __prepare_scriptable__(self) -> PlainInvariantUNet:

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from dmri_monai.equivariant import PQConv3d
 from dmri_monai.inference.architectures import build_network
 from dmri_monai.inference.precision import CpuAutocast, autocast, cuda_amp
 from dmri_monai.inference.spec import ModelSpec
@@ -60,6 +61,18 @@ def test_kernel_larger_than_the_grid_has_the_gradient_of_float32(layer, stride, 
         output.square().mean().backward()
         gradients.append(network.weight.grad.clone())
     torch.testing.assert_close(*gradients)
+
+
+def test_recomputed_convolution_of_a_small_grid_is_in_float32_too():
+    torch.manual_seed(0)
+    layer = PQConv3d("2x0e", "2x0e+1x1o", 3, checkpoint=True)
+    image, q = torch.randn(1, 2, 4, 2, 2, 2), torch.randn(4, 3)
+    gradients = []
+    for run in (layer, CpuAutocast(layer)):
+        layer.zero_grad()
+        run(image, q_in=q).square().mean().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in layer.parameters()]))
+    assert (gradients[1] - gradients[0]).norm() < 0.05 * gradients[0].norm()
 
 
 def test_kernel_of_a_larger_grid_runs_in_bf16(dtypes):

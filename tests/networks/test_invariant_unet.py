@@ -1,5 +1,7 @@
 """`InvariantUNet`: the frame of the b-vectors does not matter, what is refused, export, memory format."""
 
+import re
+
 import pytest
 import torch
 
@@ -38,9 +40,20 @@ def test_another_scan_gives_another_answer():
     assert (first - second).abs().max() > 0.1 * first.std()
 
 
+@pytest.mark.parametrize(
+    ("size", "training"), [((16, 15, 16), False), ((8, 8, 8), False), ((16, 31, 16), True)]
+)
+def test_a_size_that_is_too_small_is_named(size, training):
+    own, image = network().train(training), torch.zeros(1, 37, *size)
+    with pytest.raises(ValueError, match=re.escape(f"size {list(size)}")):
+        own(image)
+    larger = torch.rand(1, 37, 32 if training else 16, *(max(n, 16) for n in size[1:]))
+    assert own(larger).shape[1:] == (4, *larger.shape[2:])
+
+
 def test_sizes_and_features():
     with torch.no_grad():
-        assert network()(shells()[..., :16, :16, :16]).shape == (2, 4, 16, 16, 16)
+        assert network()(shells()).shape == (2, 4, 16, 16, 16)
         assert network(None)(shells()).shape == (2, 4, 16, 16, 16)
     counts = [sum(p.numel() for p in network(size=size).parameters()) for size in ("tiny", "small", "base")]
     assert counts == sorted(counts)

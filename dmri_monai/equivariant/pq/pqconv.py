@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import _get_current_function_mode_stack
 from torch.utils.checkpoint import checkpoint
 
 from dmri_monai.equivariant.finite_values import check_finite
@@ -33,6 +35,20 @@ if TYPE_CHECKING:
 __all__ = ["PQConv3d"]
 
 LARGEST_KEPT = 2**28  # bytes: dense kernels of long tables take gigabytes, and a network has several layers
+
+
+def _modes_again() -> dict[str, Any]:
+    """Option of `checkpoint`: modes of torch functions that are on now are on in the recomputation too."""
+    modes = _get_current_function_mode_stack()
+
+    @contextmanager
+    def again() -> Iterator[None]:
+        with ExitStack() as stack:
+            for mode in modes:
+                stack.enter_context(mode)
+            yield
+
+    return {"context_fn": lambda: (nullcontext(), again())} if modes else {}
 
 
 class PQConv3d(nn.Module):
@@ -148,7 +164,8 @@ class PQConv3d(nn.Module):
         """The operator applied to weighted samples, with what was kept from the last call where that fits."""
         if not may_keep(self):
             if self.checkpoint and torch.is_grad_enabled():
-                return checkpoint(self.operator, samples, q_out, q_in, self.options, use_reentrant=False)
+                arguments = (samples, q_out, q_in, self.options)
+                return checkpoint(self.operator, *arguments, use_reentrant=False, **_modes_again())
             return self.operator(samples, q_out, q_in, self.options)
         state, kept = state_of_weights(self.operator), self._kept
         if kept is None or not kept.fits(state, (q_out, q_in), samples):
