@@ -88,7 +88,7 @@ def test_bundle_is_complete(exported):
 
 def test_page_of_a_bundle_for_any_protocol_names_no_shell(tmp_path):
     out = export_bundle(save_model(tmp_path / "model.pt", architecture="any"), tmp_path / "out")
-    assert "for raw scans with\nany shells." in (out / "docs" / "README.md").read_text(encoding="utf-8")
+    assert "for raw scans\nwith any shells." in (out / "docs" / "README.md").read_text(encoding="utf-8")
     assert "whatever its shells" in config(out, "metadata")["description"]
 
 
