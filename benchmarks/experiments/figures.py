@@ -139,7 +139,7 @@ def _one_a_seed(lines: Sequence[Line]) -> list[Line]:
 
 def _pretraining(plt: Any, experiments: Experiments) -> Any:
     data = choose(experiments["pretraining"])
-    networks = [m for m in values_of(data, "method") if choose(data, method=m, pretext="none")]
+    networks = _networks(data)
     tasks = [t for t in KEY_COLUMN if choose(data, task=t, pretext="none")]
     if not networks:
         return None
@@ -171,6 +171,12 @@ def _pretraining(plt: Any, experiments: Experiments) -> Any:
     return figure
 
 
+def _networks(data: Sequence[Line]) -> list[str]:
+    return [
+        m for m in values_of(data, "method") if m not in MARKERS and choose(data, method=m, pretext="none")
+    ]
+
+
 def _first_preset(data: Sequence[Line]) -> str:
     presets = values_of(choose(data, pretext="artifacts"), "preset")
     return presets[0] if presets else "normal"
@@ -183,7 +189,7 @@ def _presets(plt: Any, experiments: Experiments) -> Any:
     tasks = [t for t in KEY_COLUMN if choose(data, task=t, pretext="none")]
     if len(names) < 3:
         return None
-    networks = [m for m in values_of(data, "method") if choose(data, method=m, pretext="none")]
+    networks = _networks(data)
     figure, axes = plt.subplots(1, len(tasks), figsize=(3.3 * len(tasks), 3.2), squeeze=False)
     for axis, task in zip(axes[0], tasks, strict=True):
         for i, method in enumerate(networks):
