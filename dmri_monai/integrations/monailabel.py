@@ -173,7 +173,7 @@ def write_label_bundle(checkpoint: str | Path, out: str | Path) -> Path:
     if model.spec.takes == "samples" or model.learned.n_classes is None:
         raise ValueError(
             f"{model.weights} cannot be served: MONAI Label hands a network the image alone and draws classes, such as "
-            f"tissue's; this one has learned {model.learned.name} (architecture {model.spec.architecture!r})"
+            f"tissue's; this one, {model.spec.architecture!r}, has learned {model.learned.name}"
         )
     return write_bundle(model, Path(out), _for_the_server)
 
