@@ -175,15 +175,17 @@ def _keep(process: subprocess.Popen[str], name: str, lines: Lines, rest: Any) ->
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """The process and all that it started."""
+    """The process and all that it started, gone before the next part wants their memory."""
     for number in (signal.SIGTERM, signal.SIGKILL):
+        end = time.monotonic() + GRACE
         try:
             os.killpg(process.pid, number)
-            process.wait(timeout=GRACE)
+            while time.monotonic() < end:
+                process.poll()  # or its entry would stay
+                os.killpg(process.pid, 0)
+                time.sleep(0.05)
         except ProcessLookupError:
             return
-        except subprocess.TimeoutExpired:
-            continue
 
 
 def _reason(code: int | None, log: Path) -> dict[str, Any]:
