@@ -40,7 +40,14 @@ def main() -> None:
     parser.add_argument("--all", action="store_true", help="a line for every choice")
     options = parser.parse_args()
     model = load_model(options.model, "cpu")
-    batch = draw_batch(SEED, PROTOCOLS, VOXELS, slots=model.spec.slots, l_max=model.spec.l_max)
+    batch = draw_batch(
+        SEED,
+        PROTOCOLS,
+        VOXELS,
+        slots=model.spec.slots,
+        l_max=model.spec.l_max,
+        rescaled=model.spec.deconvolution,
+    )
     with torch.no_grad():
         scans = batch.channels.unflatten(1, (PROTOCOLS, *SCAN)).movedim(1, 0)
         density = model.network(scans).movedim(1, 0).flatten(1)

@@ -49,13 +49,15 @@ def train(options: argparse.Namespace) -> None:
     first, seconds = _resumed(options.out, network, optimizer)
     parameters = sum(p.numel() for p in network.parameters())
     print(json.dumps({"parameters": parameters, "steps": options.steps, "first": first}), flush=True)
-    held_out = draw_batch(VALIDATION_SEED, 64, 64)
+    rescaled = network.deconvolution
+    held_out = draw_batch(VALIDATION_SEED, 64, 64, rescaled=rescaled)
     started, total = time.perf_counter() - seconds, 0.0
     for step in range(first, options.steps):
         for group in optimizer.param_groups:
             group["lr"] = options.rate * _schedule(step / options.steps)
         seed = (options.seed << 24) + step
-        batch = draw_batch(seed, options.protocols, options.voxels, slots=SLOTS[step % len(SLOTS)])
+        slots = SLOTS[step % len(SLOTS)]
+        batch = draw_batch(seed, options.protocols, options.voxels, slots=slots, rescaled=rescaled)
         total += _step(network, optimizer, batch)
         if (step + 1) % options.report == 0 or step + 1 == options.steps:
             seconds = time.perf_counter() - started
@@ -66,7 +68,6 @@ def train(options: argparse.Namespace) -> None:
                 "seconds": seconds,
                 "voxels_per_s": done / seconds,
             }
-            line["voxels_per_s"] = done / seconds
             print(json.dumps({**line, **_validated(network, held_out)}), flush=True)
             total = 0.0
             _save(options, network, optimizer, step + 1, seconds)

@@ -24,6 +24,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Literal
 
 import torch
 from dipy.data import get_fnames
@@ -114,7 +115,8 @@ def parts(scan: Scan) -> Iterator[tuple[str, Tensor]]:
 def predicted(network: VoxelwiseNet, scan: Scan, slots: int) -> Found:
     """World frame in, world frame out: the density is found voxel by voxel."""
     shells = shell_set(scan.table.bvals, scan.table.bvecs, slots=slots)
-    channels = shell_channels(scan.image, scan.table.bvals, shells, brain=scan.mask[None])
+    response: Literal["scan"] | None = "scan" if network.deconvolution else None
+    channels = shell_channels(scan.image, scan.table.bvals, shells, brain=scan.mask[None], response=response)
     out = network(channels[:, scan.mask].unsqueeze(0))[0]
     peaks = peaks_of_density(out[:45])
     directions = torch.nan_to_num(normalize(peaks.T.unflatten(1, (3, 3)), dim=2))

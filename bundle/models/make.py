@@ -125,7 +125,7 @@ def density_network(state: dict[str, Any]) -> AnyProtocolUNet:
 @torch.no_grad()
 def mass_row(own: VoxelwiseNet) -> tuple[Tensor, Tensor]:
     """Weights (scalars,) and bias of the density's degree 0."""
-    batch = draw_batch(FIT_SEED, 64, 128)
+    batch = draw_batch(FIT_SEED, 64, 128, rescaled=own.deconvolution)
     scalars, functions = own.features(batch.channels.unsqueeze(0))
     target = own.fractions(scalars, functions).softmax(1)[0, 0] / math.sqrt(4 * math.pi)
     design = torch.cat([scalars[0].T, torch.ones(scalars.shape[2], 1)], dim=1)

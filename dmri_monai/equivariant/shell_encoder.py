@@ -60,13 +60,9 @@ class ShellEncoder(nn.Module):
 
     def encode(self, shells: Tensor) -> tuple[Tensor, Tensor]:
         """(B, C, V) -> scalars (B, scalars, V) and functions (B, channels, n_coef, V)."""
-        slots = self._slots(shells.shape[1])
-        b0, rest = shells[:, :1], shells[:, 1:]
-        mean, presence, b, log_n = rest[:, : self.scalars_per_shell * slots].split(slots, dim=1)
-        others = rest[:, self.scalars_per_shell * slots :]
-        c = to_functions(torch.cat([mean, others], dim=1), slots, self.l_max)
-        presence = presence.unsqueeze(2)
-        c = torch.where(presence > 0, c, torch.zeros_like(c))  # (B, S, n_coef, V)
+        b0 = shells[:, :1]
+        c, b, log_n, presence = self.parts(shells)
+        slots, presence = c.shape[1], presence.unsqueeze(2)
         code = self.shell(self._invariants(c, b0, b, log_n)) * presence  # (B, S, hidden, V)
         total = torch.cat([code.sum(1), b0.clamp(max=8.0)], dim=1)
         pooled = self.pool(total)  # (B, scalars, V)
@@ -74,6 +70,15 @@ class ShellEncoder(nn.Module):
         gates = self.gate(torch.cat([code, context], dim=2)) * presence
         gates = gates.unflatten(2, [self.channels, len(self.degrees)])  # (B, S, K, L, V)
         return pooled, self._weighted(gates, c, slots)
+
+    def parts(self, shells: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Of (B, C, V): harmonics (B, S, n_coef, V), 0 for absent slots; b, log n and presence, each (B, S, V)."""
+        slots = self._slots(shells.shape[1])
+        rest = shells[:, 1:]
+        mean, presence, b, log_n = rest[:, : self.scalars_per_shell * slots].split(slots, dim=1)
+        others = rest[:, self.scalars_per_shell * slots :]
+        c = to_functions(torch.cat([mean, others], dim=1), slots, self.l_max)
+        return torch.where(presence.unsqueeze(2) > 0, c, torch.zeros_like(c)), b, log_n, presence
 
     def _weighted(self, gates: Tensor, c: Tensor, slots: int) -> Tensor:
         """Sum over shells of gate times coefficients, degree by degree: (B, channels, n_coef, V)."""

@@ -238,6 +238,11 @@ class ModelSpec(Strict):
         return self.spacing_mm or (-1.0, -1.0, -1.0)
 
     @property
+    def deconvolution(self) -> bool:
+        """Whether the network deconvolves its shells, which are then rescaled to the nominal response of a fibre."""
+        return self.takes == "shell-set" and bool(self.network_options.get("deconvolution", False))
+
+    @property
     def b_max(self) -> float:
         """s/mm² at which |q| is 1 for a network on samples: with another one its weights mean something else."""
         return float(self.network_options.get("b_max", max(self.shells)))

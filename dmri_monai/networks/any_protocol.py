@@ -48,7 +48,7 @@ class AnyProtocolUNet(VoxelsFirst):
     starts from what a voxel tells, and v passes no bottleneck.  Without `irreps_out` the output is the features of
     the U-Net and `CONTEXT`.  Equivariant as :class:`EquivariantUNet`.
 
-    size: of the U-Net, "tiny", "small", "base" or the irreps of every level.  channels, scalars, hidden, blocks: of
+    size: of the U-Net, "tiny", "small", "base" or the irreps of every level.  The other arguments: of
     :class:`SphereFeatures`, whose weights, called `voxelwise.*`, may come from a `VoxelwiseNet` (`load_voxelwise`).
     Voxels without signal are all alike and computed once; the others by chunks.
     """
@@ -65,6 +65,7 @@ class AnyProtocolUNet(VoxelsFirst):
         scalars: int = SCALARS,
         hidden: int = HIDDEN,
         blocks: int = BLOCKS,
+        deconvolution: bool = False,
     ) -> None:
         fields = as_irreps(irreps_in)
         outputs = (
@@ -74,7 +75,7 @@ class AnyProtocolUNet(VoxelsFirst):
         self.expected, self.irreps_in = channels_of(fields), str(fields)
         self.told = as_irreps(CONTEXT).dim
         self.deep_supervision = deep_supervision
-        self.voxelwise = SphereFeatures(channels, scalars, hidden, blocks, self.l_shells)
+        self.voxelwise = SphereFeatures(channels, scalars, hidden, blocks, self.l_shells, deconvolution)
         self.tell = VoxelHead(channels, scalars, CONTEXT)
         levels = SIZES.get(size, size) if isinstance(size, str) else size
         self.context = EquivariantUNet(CONTEXT, None, levels, spacing=spacing)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dmri_monai.equivariant.shell_encoder import ShellEncoder
 from dmri_monai.equivariant.sphere_activation import Pointwise, SphereActivation
+from dmri_monai.networks.fibre_deconvolution import FibreDeconvolution
 from dmri_monai.networks.voxels_first import CHUNK
 from dmri_monai.so3 import as_irreps
 
@@ -68,6 +69,8 @@ class SphereBlock(nn.Module):
 class SphereFeatures(nn.Module):
     """The encoder of shells and `blocks` steps on the sphere.
 
+    deconvolution: whether the last of the functions that the steps begin with is the density that
+    :class:`FibreDeconvolution` finds, for which the shells must be rescaled to the nominal response.
     forward: (B, C, V) as :class:`ShellEncoder` takes it -> scalars (B, P, V) and functions (B, K, 45, V).
     """
 
@@ -78,17 +81,24 @@ class SphereFeatures(nn.Module):
         hidden: int = HIDDEN,
         blocks: int = BLOCKS,
         l_shells: int = 6,
+        deconvolution: bool = False,
     ) -> None:
         super().__init__()
         self.channels, self.scalars, self.sizes = channels, scalars, SIZES
-        self.encoder = ShellEncoder(channels, scalars=scalars, l_max=l_shells)
+        self.encoder = ShellEncoder(channels - deconvolution, scalars=scalars, l_max=l_shells)
+        self.deconvolution = nn.ModuleList([FibreDeconvolution(l_shells)] if deconvolution else [])
+        first = L_MAX if deconvolution else l_shells
         self.blocks = nn.ModuleList(
-            SphereBlock(channels, scalars, hidden, l_shells if i == 0 else L_MAX) for i in range(blocks)
+            SphereBlock(channels, scalars, hidden, first if i == 0 else L_MAX) for i in range(blocks)
         )
         self.read = _reader(channels * len(SIZES), scalars)
 
     def forward(self, shells: Tensor) -> tuple[Tensor, Tensor]:
         scalars, functions = self.encoder.encode(shells)
+        for layer in self.deconvolution:
+            own = layer(self.encoder.parts(shells)).unsqueeze(1).to(functions.dtype)
+            missing = own.shape[2] - functions.shape[2]
+            functions = torch.cat([torch.nn.functional.pad(functions, [0, 0, 0, missing]), own], dim=1)
         for block in self.blocks:
             scalars, functions = block(scalars, functions)
         found = torch.cat([scalars, powers(functions, self.sizes)], dim=1)
@@ -153,9 +163,11 @@ class VoxelwiseNet(nn.Module):
         hidden: int = HIDDEN,
         blocks: int = BLOCKS,
         l_shells: int = 6,
+        deconvolution: bool = False,
     ) -> None:
         super().__init__()
-        self.features = SphereFeatures(channels, scalars, hidden, blocks, l_shells)
+        self.deconvolution = deconvolution
+        self.features = SphereFeatures(channels, scalars, hidden, blocks, l_shells, deconvolution)
         self.density = VoxelHead(channels, scalars, DENSITY.removeprefix("1x0e+"))
         self.fractions = VoxelHead(channels, scalars, f"{FRACTIONS}x0e")
 

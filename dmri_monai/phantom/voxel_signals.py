@@ -11,11 +11,12 @@ import torch
 from numpy.polynomial import legendre
 from torch import Tensor
 
-from dmri_monai.gradients import GradientTable
 from dmri_monai.phantom.microstructure import find_peaks
 from dmri_monai.phantom.protocols import draw_protocol, played_out
+from dmri_monai.qspace.harmonics import channel_layout
 from dmri_monai.qspace.shell_fit import sh_orders
-from dmri_monai.qspace.shell_set import ShellSet, shell_channels, shell_set
+from dmri_monai.qspace.shell_response import zonal_response
+from dmri_monai.qspace.shell_set import shell_channels, shell_set
 from dmri_monai.so3 import n_coefficients, sh_basis
 
 __all__ = ["FIBRES", "FRACTIONS", "Batch", "Voxels", "draw_batch", "draw_voxels", "simulate_voxels"]
@@ -24,6 +25,8 @@ FRACTIONS = ("wm", "gm", "csf", "other")  # other: air, skull, fat, muscle
 FIBRES = 3
 BIAS = 0.45  # SD of the log of the receive coils' gain, which no correction precedes: b0 hardly tells grey from white
 MISMATCH = 0.15  # largest SD of a voxel's signal from volume to volume, relative
+COHERENT = 32  # voxels of a scan that its response is taken from
+RESPONSE_ERROR = 0.07  # relative, SD
 FAN_SHARE = 0.2  # of the voxels whose second fibre is close to the first, as where fibres fan out or bend
 TRUTH_ORDER = 8
 SIGNAL_ORDER = 12  # enough for b d <= 8: error of a stick below 1e-3
@@ -86,15 +89,21 @@ class Voxels:
         return _density(self, self.spread + TARGET_SPREAD)[:, : n_coefficients(TRUTH_ORDER)]
 
 
-def draw_voxels(count: int, generator: torch.Generator) -> Voxels:
-    """`count` voxels, seeded by `generator`; every range is wide around values of adult brains at 1.5 and 3 T."""
+def draw_voxels(count: int, generator: torch.Generator, scans: int = 1) -> Voxels:
+    """`count` voxels, seeded by `generator`; every range is wide around values of adult brains at 1.5 and 3 T.
+
+    White matter's are those of `scans` scans, of as many voxels each.
+    """
+
+    def per_scan(low: float, high: float) -> Tensor:
+        return (low + (high - low) * torch.rand(scans, generator=generator)).repeat_interleave(count // scans)
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
         return low + (high - low) * torch.rand(count, *shape, generator=generator)
 
     shares, directions = _draw_fibres(count, generator)
     spread = 0.12 * torch.rand(count, FIBRES, generator=generator) ** 3
-    d_parallel = uniform(1.0, 2.2)
+    d_parallel = per_scan(1.0, 2.2)
     ratio = torch.stack([torch.ones(count), uniform(0.95, 2.0), uniform(1.3, 4.5), uniform(0.05, 0.8)], dim=1)
     air = (torch.rand(count, generator=generator) < 0.5).float()
     ratio[:, 3] *= 1 - air * uniform(0.9, 1.0)
@@ -104,11 +113,11 @@ def draw_voxels(count: int, generator: torch.Generator) -> Voxels:
         directions=directions,
         lobes=sh_basis(directions, SIGNAL_ORDER),
         spread=spread,
-        base_spread=uniform(0.02, 0.18),
-        intra=uniform(0.35, 0.85),
-        d_intra=uniform(1.4, 2.5),
-        d_parallel=d_parallel,
-        d_perpendicular=d_parallel * uniform(0.2, 0.65),
+        base_spread=per_scan(0.02, 0.14) + uniform(0.0, 0.02),
+        intra=per_scan(0.45, 0.85) * uniform(0.8, 1.0),
+        d_intra=per_scan(1.4, 2.5) * uniform(0.95, 1.05),
+        d_parallel=d_parallel * uniform(0.95, 1.05),
+        d_perpendicular=d_parallel * per_scan(0.2, 0.6) * uniform(1.0, 1.2),
         grey=torch.stack(
             [uniform(0.08, 0.42), uniform(1.5, 2.5), uniform(0.2, 0.8), uniform(0.65, 1.4)], dim=1
         ),
@@ -227,19 +236,41 @@ class Batch:
     voxels: Voxels
 
 
-def draw_batch(seed: int, protocols: int = 8, voxels: int = 128, *, slots: int = 4, l_max: int = 6) -> Batch:
-    """`protocols` times `voxels` voxels, each group with a protocol, SNR and reference of its own; seeded."""
+def draw_batch(
+    seed: int,
+    protocols: int = 8,
+    voxels: int = 128,
+    *,
+    slots: int = 4,
+    l_max: int = 6,
+    rescaled: bool = False,
+) -> Batch:
+    """`protocols` times `voxels` voxels, each group with a protocol, SNR, white matter and reference of its own;
+    seeded.  rescaled: to the nominal response, by that of further voxels, coherent ones, of the same white matter."""
     rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
-    drawn = draw_voxels(protocols * voxels, generator)
-    groups = [drawn.part(slice(i * voxels, (i + 1) * voxels)) for i in range(protocols)]
-    channels = torch.cat([_acquired(group, rng, generator, slots, l_max) for group in groups], dim=1)
+    each = voxels + COHERENT
+    drawn = draw_voxels(protocols * each, generator, protocols)
+    coherent = (torch.arange(protocols * each) % each) >= voxels
+    drawn.fractions[coherent] = torch.tensor([1.0, 0.0, 0.0, 0.0])
+    drawn.shares[coherent] = torch.tensor([1.0, 0.0, 0.0])
+    drawn.spread[coherent] = 0.0
+    groups = [drawn.part(slice(i * each, (i + 1) * each)) for i in range(protocols)]
+    channels = torch.cat(
+        [_acquired(group, rng, generator, slots, l_max, rescaled) for group in groups], dim=1
+    )
+    drawn = Voxels(**{name: tensor[~coherent] for name, tensor in vars(drawn).items()})
     return Batch(channels, drawn.orientation_density().T, drawn.fractions.T, drawn)
 
 
 def _acquired(
-    voxels: Voxels, rng: np.random.Generator, generator: torch.Generator, slots: int, l_max: int
+    voxels: Voxels,
+    rng: np.random.Generator,
+    generator: torch.Generator,
+    slots: int,
+    l_max: int,
+    rescaled: bool,
 ) -> Tensor:
-    """(C, V) channels of `voxels` in one random protocol."""
+    """(C, V - COHERENT) channels of `voxels` in one random protocol; the last ones give its response."""
     table = draw_protocol(rng)
     snr = math.exp(rng.uniform(math.log(8.0), math.log(45.0)))
     bvals, bvecs = played_out(table, rng)
@@ -248,16 +279,21 @@ def _acquired(
     unsteady = MISMATCH * rng.random() ** 2 * torch.randn(signal.shape, generator=generator)
     signal = noisy(signal * (1 + unsteady), 1 / snr, generator)
     reference = math.exp(0.15 * rng.normal()) * rng.uniform(1.0, 1.25)
-    return _channels(signal, table, shell_set(table.bvals, table.bvecs, slots=slots, l_max=l_max), reference)
+    shells = shell_set(table.bvals, table.bvecs, slots=slots, l_max=l_max)
+    image = (signal / reference).T[:, :, None, None]
+    coherent = image[:, -COHERENT:]
+    response: Tensor | None = None
+    if rescaled:
+        relative = coherent / coherent[table.b0_mask].mean(0)
+        layout = channel_layout(slots, l_max)
+        fitted = shells.matrix.float().flatten(0, 1)[layout] @ relative.clamp(0, 2).flatten(1)
+        response = zonal_response(fitted, slots, voxels.directions[-COHERENT:, 0])
+        response = response * torch.exp(RESPONSE_ERROR * torch.randn(response.shape, generator=generator))
+    image = image[:, :-COHERENT]
+    return shell_channels(image, table.bvals, shells, reference=1.0, response=response).flatten(1)
 
 
 def noisy(signal: Tensor, sigma: float, generator: torch.Generator) -> Tensor:
     """Rician: the magnitude of `signal` with complex Gaussian noise of SD `sigma` in both parts."""
     real, imaginary = torch.randn(2, *signal.shape, generator=generator).mul_(sigma)
     return torch.hypot(signal + real, imaginary)
-
-
-def _channels(signal: Tensor, table: GradientTable, shells: ShellSet, reference: float) -> Tensor:
-    """(C, V) of signals (V, N); `reference`: the median b0 of the brain the voxels come from."""
-    image = (signal / reference).T[:, :, None, None]
-    return shell_channels(image, table.bvals, shells, reference=1.0).flatten(1)

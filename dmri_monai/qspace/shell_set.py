@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from dmri_monai.gradients import B0_THRESHOLD, Shell, cluster_shells
 from dmri_monai.qspace.b0 import b0_reference, mean_b0
 from dmri_monai.qspace.harmonics import channel_layout
 from dmri_monai.qspace.shell_fit import sh_orders
+from dmri_monai.qspace.shell_response import bundle_response, response_factors
 from dmri_monai.so3 import n_coefficients, sh_basis
 
 __all__ = ["ShellSet", "merged_shells", "shell_channels", "shell_irreps", "shell_set"]
@@ -129,6 +131,7 @@ def shell_channels(
     clip: float | None = 2.0,
     min_b0: float = 0.1,
     b0_threshold: float = B0_THRESHOLD,
+    response: Tensor | Literal["scan"] | None = None,
 ) -> Tensor:
     """(C, X, Y, Z) float32 channels of raw signals `image` (N, X, Y, Z), as `ShellEncoder` takes them.
 
@@ -136,6 +139,8 @@ def shell_channels(
     `brain` (1, X, Y, Z), else the foreground); l = 0 of S/S0 of every slot; presence; b / 1000 s/mm²; log of the number
     of measurements; l = 2 of every slot, l = 4, ....  S/S0 is clipped to [0, clip], and 0 where the mean b0 is at
     most `min_b0` of its median.  reference: in place of that median, where it is known.
+    response: None, or rescale the shells as if one fibre looked the same in every scan
+    (:mod:`dmri_monai.qspace.shell_response`): by what "scan", that is `image`, looks like, or (slots, L).
     ValueError for a scan without b0.
     """
     b0 = mean_b0(image, bvals, b0_threshold)
@@ -150,6 +155,12 @@ def shell_channels(
         part = slice(start, start + CHUNK)
         fitted[:, part] = matrix @ (flat[:, part].float() * inverse[part]).nan_to_num_(0.0).clamp_(0.0, clip)
     relative = (b0 / unit).nan_to_num(0.0, 0.0, 0.0).flatten().unsqueeze(0)
+    if response is not None:
+        if isinstance(response, str):
+            response = bundle_response(fitted, shells.counts > 0, relative.view(b0.shape))
+        factors = response_factors(response, shells.bvals).T.flatten()  # by degree, then slot
+        sizes = torch.arange(1, 2 * l_max + 2, 4).repeat_interleave(slots)
+        fitted *= factors.repeat_interleave(sizes).to(fitted).unsqueeze(1)
     channels = torch.cat([relative, fitted[:slots], _scalars(shells, fitted), fitted[slots:]])
     return channels.view(-1, *image.shape[1:])
 

@@ -102,6 +102,8 @@ class SphericalHarmonicsd(MapTransform):
     shells="auto": the scan's own shells, whatever their number and b-values, ascending in `slots` slots, in the
     layout of :func:`dmri_monai.qspace.shell_set.shell_channels`, which `ShellEncoder` takes (to l_max = 6 by default).
     No shell is refused; more shells than slots are merged by nearest b, with a message.
+    rescale: with shells="auto", rescale the shells as if one fibre looked the same in every scan, by the most coherent
+    voxels of this one (:mod:`dmri_monai.qspace.shell_response`); crop afterwards, not before.
     mask_key: brain mask (1, X, Y, Z) for the median of the b0.  weights_key: weights (N,) of the
     measurements.
     fit: fields of :class:`dmri_monai.qspace.shell_fit.ShellFit`, for example `missing="zero"`; with shells="auto"
@@ -117,6 +119,7 @@ class SphericalHarmonicsd(MapTransform):
         l_max: int = 4,
         *,
         slots: int = 4,
+        rescale: bool = False,
         mask_key: str | None = None,
         weights_key: str | None = None,
         allow_lambda: bool = False,
@@ -124,13 +127,15 @@ class SphericalHarmonicsd(MapTransform):
         **fit: Any,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.l_max, self.slots, self.fit = l_max, slots, ShellFit(**fit)
+        self.l_max, self.slots, self.rescale, self.fit = l_max, slots, rescale, ShellFit(**fit)
         self.mask_key, self.weights_key, self.allow_lambda = mask_key, weights_key, allow_lambda
         if isinstance(shells, str):
             _checked_auto(shells, weights_key, fit)
             self.shells: list[float] | None = None
             self.irreps = shell_irreps(slots, l_max)
         else:
+            if rescale:
+                raise ValueError("SphericalHarmonicsd: rescale=True needs shells='auto'")
             self.shells = [float(b) for b in shells]
             self.irreps = harmonic_irreps(len(self.shells), l_max, presence=self.fit.missing == "zero")
 
@@ -177,6 +182,7 @@ class SphericalHarmonicsd(MapTransform):
             clip=self.fit.clip,
             min_b0=self.fit.min_b0,
             b0_threshold=threshold,
+            response="scan" if self.rescale else None,
         )
 
     def _weights(self, item: dict[Hashable, Any], n: int) -> Tensor | None:

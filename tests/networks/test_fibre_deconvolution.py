@@ -1,0 +1,193 @@
+"""Deconvolution of rescaled shells: sharp, nowhere negative, in the right frame, at least as good as DIPY's."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+from torch.nn.functional import normalize
+from torch.testing import assert_close
+
+from dmri_monai.equivariant import ShellEncoder
+from dmri_monai.gradients import GradientTable
+from dmri_monai.metrics.angles import axial_angle_deg
+from dmri_monai.networks.fibre_deconvolution import FibreDeconvolution
+from dmri_monai.networks.voxelwise import VoxelwiseNet
+from dmri_monai.phantom.voxel_signals import draw_batch
+from dmri_monai.qspace.direction_sets import spread_directions
+from dmri_monai.qspace.peaks import harmonic_peaks
+from dmri_monai.qspace.shell_response import NOMINAL
+from dmri_monai.qspace.shell_set import shell_irreps
+from dmri_monai.reference.deconvolution import dipy_table
+from dmri_monai.so3 import sh_basis
+from dmri_monai.testing import assert_equivariant, cube_rotations
+from dmri_monai.transforms import SphericalHarmonicsd
+
+DENSITY = "1x0e+1x2e+1x4e+1x6e+1x8e"
+# anisotropic, oblique, right- and left-handed
+TURN = np.linalg.qr(np.random.default_rng(3).normal(size=(3, 3)))[0]
+AFFINES = [np.diag([2.0, 2.0, 3.0, 1.0]), np.eye(4), np.eye(4)]
+AFFINES[1][:3, :3] = TURN * np.sign(np.linalg.det(TURN)) @ np.diag([2.0, 1.5, 4.0])
+AFFINES[2][:3, :3] = -AFFINES[1][:3, :3]
+
+
+def table(shells: dict[float, int]) -> GradientTable:
+    bvals = torch.cat([torch.zeros(3), *(torch.full((n,), b) for b, n in shells.items())]).double()
+    vectors = [torch.zeros(3, 3, dtype=torch.float64), *(spread_directions(n) for n in shells.values())]
+    return GradientTable(bvals, torch.cat(vectors))
+
+
+def crossing(bvals: torch.Tensor, bvecs: torch.Tensor, axes: torch.Tensor) -> torch.Tensor:
+    """(N, V) signal of equal shares of the fibres along axes (V, F, 3): tensors with the nominal fibre's contrast."""
+    b = (bvals / 1000).view(-1, 1, 1)
+    cosine = torch.einsum("ni,vfi->nvf", bvecs.double(), axes.double())
+    return torch.exp(-b * (0.45 + 1.0 * cosine.square())).mean(2)
+
+
+def pairs(degrees: float, count: int, seed: int = 0) -> torch.Tensor:
+    """(count, 2, 3) unit vectors at an angle."""
+    drawn = torch.randn(count, 2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    first = normalize(drawn[:, 0], dim=1)
+    aside = normalize(drawn[:, 1] - (drawn[:, 1] * first).sum(1, keepdim=True) * first, dim=1)
+    angle = math.radians(degrees)
+    return torch.stack([first, math.cos(angle) * first + math.sin(angle) * aside], dim=1)
+
+
+def volume(axes: torch.Tensor, gradients: GradientTable, noise: float = 0.0) -> torch.Tensor:
+    """(N, V, 6, 1): each crossing beside coherent fibres, of which the response is taken."""
+    single = axes[:, :1].expand(-1, 2, -1)
+    both = torch.stack([axes, *([single] * 5)], dim=1)  # (V, 6, 2, 3)
+    signal = crossing(gradients.bvals, gradients.bvecs, both.flatten(0, 1))
+    generator = torch.Generator().manual_seed(1)
+    parts = noise * torch.randn(2, *signal.shape, generator=generator, dtype=torch.float64)
+    return 900 * torch.hypot(signal + parts[0], parts[1]).unflatten(1, both.shape[:2]).unsqueeze(-1)
+
+
+def density(item: torch.Tensor) -> torch.Tensor:
+    """(45, ...) of channels (C, ...)."""
+    encoder = ShellEncoder(2, scalars=4, l_max=6)
+    return FibreDeconvolution()(encoder.parts(item.flatten(1).unsqueeze(0)))[0]
+
+
+@pytest.mark.parametrize("affine", AFFINES)
+@pytest.mark.parametrize("shells", [{1000.0: 32, 2500.0: 60}, {3000.0: 64}])
+def test_crossings_are_found_in_the_world_frame(affine, shells):
+    axes, gradients = pairs(60.0, 12), table(shells)
+    image = MetaTensor(volume(axes, gradients), affine=affine)
+    item = {"image": image, "bvals": gradients.bvals, "bvecs": gradients.bvecs}
+    encoded = SphericalHarmonicsd("image", "auto", 6, rescale=True)(item)["image"]
+    found = harmonic_peaks(density(encoded.as_tensor()[:, :, :1]), separation_degrees=25.0)
+    to_voxel = gradients.in_voxel_frame(torch.as_tensor(affine))  # world -> voxel, as the table turns
+    rotation = torch.linalg.lstsq(gradients.bvecs[3:], to_voxel[3:]).solution
+    world = found.directions[:, :2].double() @ rotation.T
+    assert worst(world, axes) < 6.0
+    if not np.allclose(affine, AFFINES[0]):
+        assert worst(found.directions[:, :2].double(), axes) > 20.0  # left in the frame of the voxels
+
+
+def worst(found: torch.Tensor, axes: torch.Tensor) -> float:
+    """Largest angle between a true axis and the nearest found one."""
+    angles = torch.stack([axial_angle_deg(found[:, i], axes[:, j]) for i in (0, 1) for j in (0, 1)])
+    return float(angles.unflatten(0, (2, 2)).amin(0).max())
+
+
+def test_more_crossings_are_found_than_by_dipys_deconvolution():
+    from dipy.reconst.csdeconv import ConstrainedSphericalDeconvModel, auto_response_ssst
+    from dipy.direction import peaks_from_model
+
+    axes, gradients = torch.cat([pairs(a, 30, int(a)) for a in (50.0, 65.0, 80.0)]), table({1500.0: 45})
+    image = volume(axes, gradients, noise=1 / 25)
+    item = {"image": MetaTensor(image, affine=np.eye(4)), "bvals": gradients.bvals, "bvecs": gradients.bvecs}
+    encoded = SphericalHarmonicsd("image", "auto", 6, rescale=True)(item)["image"].as_tensor()
+    peaks = harmonic_peaks(density(encoded[:, :, :1]), relative=0.25, separation_degrees=25.0).directions
+    ours = recall(peaks.double(), axes)
+    signal = image.movedim(0, -1).numpy()
+    response, _ = auto_response_ssst(dipy_table(gradients), signal[:, 1:], roi_radii=50, fa_thr=0.3)
+    model = ConstrainedSphericalDeconvModel(dipy_table(gradients), response, sh_order_max=8)
+    from dipy.data import default_sphere
+
+    fit = peaks_from_model(
+        model, signal[:, :1], default_sphere, relative_peak_threshold=0.25, min_separation_angle=25, npeaks=3
+    )
+    theirs = recall(torch.from_numpy(fit.peak_dirs[:, 0, 0]).double(), axes)
+    assert theirs > 0.5
+    assert ours >= theirs - 0.02
+
+
+def recall(found: torch.Tensor, axes: torch.Tensor) -> float:
+    near = torch.einsum("vic,vjc->vij", found, axes).abs() >= math.cos(math.radians(20))
+    return float(near.any(1).double().mean())
+
+
+def test_it_commutes_with_the_cube_and_closely_with_every_rotation():
+    batch = draw_batch(0, 2, 16, slots=2, rescaled=True)
+    x = batch.channels.double().view(1, -1, 4, 4, 2)
+    encoder = ShellEncoder(2, scalars=4, l_max=6).double()
+    layer = FibreDeconvolution().double()
+
+    def module(image: torch.Tensor) -> torch.Tensor:
+        return layer(encoder.parts(image.flatten(2))).unflatten(2, image.shape[2:])
+
+    group = [cube_rotations(reflections=True)[i] for i in (1, 9, 30, 44)]
+    assert_equivariant(module, x, shell_irreps(2, 6), DENSITY, group, rtol=1e-8)
+    with pytest.raises(AssertionError, match="relative error"):
+        assert_equivariant(lambda i: module(i).relu(), x, shell_irreps(2, 6), DENSITY, group, rtol=1e-2)
+
+
+def test_density_is_hardly_negative_and_would_be_without_the_steps():
+    batch = draw_batch(1, 4, 32, rescaled=True)
+    white = batch.fractions[0] > 0.8
+    layer, encoder = FibreDeconvolution(), ShellEncoder(2, scalars=4, l_max=6)
+    directions = sh_basis(spread_directions(200), 8).float()
+
+    def lowest() -> float:
+        values = directions @ layer(encoder.parts(batch.channels.unsqueeze(0)))[0][:, white]
+        return float((values.amin(0) / values.amax(0)).median())
+
+    constrained = lowest()
+    layer.steps = 0
+    assert constrained > -0.1
+    assert lowest() < 2 * constrained - 0.05
+
+
+def test_what_it_finds_resembles_the_truth_more_than_the_first_step_does():
+    batch = draw_batch(2, 8, 32, rescaled=True)
+    white = batch.fractions[0] > 0.8
+    layer, encoder = FibreDeconvolution(), ShellEncoder(2, scalars=4, l_max=6)
+
+    def resemblance() -> float:
+        found = layer(encoder.parts(batch.channels.unsqueeze(0)))[0][6:28, white]
+        return float(torch.corrcoef(torch.stack([found.flatten(), batch.density[6:28, white].flatten()]))[0, 1])
+
+    whole = resemblance()
+    layer.steps = 0
+    assert whole > 0.6
+    assert whole > resemblance() + 0.1
+
+
+def test_absent_slots_and_half_precision_change_little():
+    batch = draw_batch(3, 1, 64, slots=2, rescaled=True)
+    layer, encoder = FibreDeconvolution(), ShellEncoder(2, scalars=4, l_max=6)
+    harmonics, b, log_n, presence = encoder.parts(batch.channels.unsqueeze(0))
+    whole = layer((harmonics, b, log_n, presence))
+    more = [torch.cat([part, torch.zeros_like(part[:, :1])], dim=1) for part in (harmonics, b, log_n, presence)]
+    assert_close(layer((more[0], more[1], more[2], more[3])), whole)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        coarse = layer((harmonics, b, log_n, presence))
+    assert coarse.dtype == torch.float32
+    assert_close(coarse, whole, atol=1e-3, rtol=1e-3)
+
+
+def test_a_network_with_it_is_exported_unchanged_and_its_density_is_part_of_the_functions():
+    torch.manual_seed(0)
+    network = VoxelwiseNet(3, 6, 4, 2, deconvolution=True).eval()
+    x = draw_batch(4, 1, 32, rescaled=True).channels.unsqueeze(0)
+    script = torch.jit.script(network.features)
+    with torch.no_grad():
+        for ours, theirs in zip(network.features(x), script(x), strict=True):
+            assert_close(ours, theirs)
+    assert NOMINAL.spread > 0
+    assert not any("deconvolution" in name for name in network.state_dict())  # nothing is learned in it
