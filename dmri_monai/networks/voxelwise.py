@@ -71,14 +71,7 @@ class SphereFeatures(nn.Module):
     forward: (B, C, V) as :class:`ShellEncoder` takes it -> scalars (B, P, V) and functions (B, K, 45, V).
     """
 
-    def __init__(
-        self,
-        channels: int = CHANNELS,
-        scalars: int = SCALARS,
-        hidden: int = HIDDEN,
-        blocks: int = BLOCKS,
-        l_shells: int = 6,
-    ) -> None:
+    def __init__(self, channels: int, scalars: int, hidden: int, blocks: int, l_shells: int) -> None:
         super().__init__()
         self.channels, self.scalars, self.sizes = channels, scalars, SIZES
         self.encoder = ShellEncoder(channels, scalars=scalars, l_max=l_shells)

@@ -58,6 +58,11 @@ def angle(affine: torch.Tensor, plane: str, convention: str, vector: np.ndarray)
 
 
 @pytest.mark.parametrize("convention", ["radiological", "neurological"])
+def test_unknown_plane_is_refused_with_the_choices():
+    with pytest.raises(ValueError, match="^plane is 'foo', expected one of axial, coronal, sagittal$"):
+        Cut(np.eye(4), SHAPE, "foo")
+
+
 @pytest.mark.parametrize("plane", PLANES)
 def test_a_shape_lies_along_its_fibre_in_the_world(standard_affine, plane, convention):
     assert angle(standard_affine, plane, convention, FIBRE) < 4
