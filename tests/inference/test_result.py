@@ -57,8 +57,10 @@ def test_prediction_and_model_are_shown_in_a_line(found, plain, checkpoint, tmp_
     assert repr(model) == f"TrainedModel(tissue, EquivariantUNet, {str(checkpoint)!r}, cpu)"
     values = "(1, 20, 24, 20) 0 background, 1 WM, 2 GM, 3 CSF"
     warned = replace(plain, warnings=("a", "b"))
-    assert repr(warned) == f"Prediction(tissue of sub-01_dwi; {values}; 2 warnings)"
-    assert repr(replace(found, warnings=())) == f"Prediction(tissue of sub-01_dwi; {values}; uncertainty)"
+    assert repr(warned) == f"Prediction(tissue of sub-01_dwi.nii.gz; {values}; 2 warnings)"
+    assert (
+        repr(replace(found, warnings=())) == f"Prediction(tissue of sub-01_dwi.nii.gz; {values}; uncertainty)"
+    )
     assert repr(replace(warned, warnings=()).write(tmp_path)).endswith("; 2 files)")
 
 
