@@ -76,6 +76,7 @@ which files and by which model it was made. Not for clinical use.
 | `*_model-dmrimonai_param-fodpeaks_dwimap` | x, y, z of its peaks, largest first, in the scanner's axes (RAS+) |
 | `*_model-dmrimonai_param-fodcount_dwimap` | number of its peaks |
 | `*_desc-tissue_probseg` | volume fractions of white matter, grey matter, cerebrospinal fluid |
+| `*_model-dmrimonai_param-<task>spread_dwimap` | spread of the predictions for turned copies of the scan |
 """
 
 
