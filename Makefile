@@ -120,10 +120,10 @@ LABEL_PHANTOM := --subjects 3 --seed 900 --anatomy mni152 --scheme clinical-32 -
 label-demo: install label-env
 	rm -rf demo/label
 	test -n "$(DEMO_MODEL)" || $(BIN)/dmri-monai phantom --out $(LABEL_DATA) $(LABEL_PHANTOM)
-	$(BIN)/dmri-monai label-studies $(LABEL_DATA) demo/label/studies --labels dseg
+	$(BIN)/dmri-monai label-studies $(LABEL_DATA) -o demo/label/studies --labels dseg
 	cd demo/label && MONAI_ZOO_SOURCE=local PYTHONPATH=../../tests/label_server \
 		../../$(LABEL_VENV)/bin/python -m monailabel.main apps --download --name monaibundle --output apps
-	$(BIN)/dmri-monai label-bundle $(LABEL_MODEL) demo/label/apps/monaibundle/model/dmri_tissue
+	$(BIN)/dmri-monai label-bundle $(LABEL_MODEL) -o demo/label/apps/monaibundle/model/dmri_tissue
 	cd demo/label && MONAI_ZOO_SOURCE=local MONAI_LABEL_DATASTORE_FILE_EXT='["*.nii.gz"]' \
 		PYTHONPATH=../../tests/label_server ../../$(LABEL_VENV)/bin/python -m monailabel.main start_server \
 		--app apps/monaibundle --studies studies --host 127.0.0.1 --port $(PORT) --conf models dmri_tissue

@@ -80,8 +80,8 @@ def losses(found: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
     return density, fractions
 
 
-def _step(network: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch) -> float:
-    density, fractions = losses(network(batch.channels.unsqueeze(0)), batch)
+def _step(network: VoxelwiseNet, optimizer: torch.optim.Optimizer, batch: Batch) -> float:
+    density, fractions = losses(network.learned(batch.channels.unsqueeze(0))[0], batch)
     loss = density + FRACTION_WEIGHT * fractions
     optimizer.zero_grad()
     loss.backward()
@@ -95,8 +95,8 @@ def _schedule(done: float) -> float:
 
 
 @torch.no_grad()
-def _validated(network: nn.Module, batch: Batch) -> dict[str, float]:
-    found = network(batch.channels.unsqueeze(0))
+def _validated(network: VoxelwiseNet, batch: Batch) -> dict[str, float]:
+    found = network.learned(batch.channels.unsqueeze(0))[0]
     density, _ = losses(found, batch)
     relative = density / batch.density[1:].square().sum(0).mean()
     error = (found[0, 45:] - batch.fractions).abs().mean()

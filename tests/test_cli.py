@@ -182,8 +182,8 @@ def test_check_writes_the_sphere_and_a_report(scan, tmp_path):
         (["export-bundle", "tumour", "-o", "x"], "none of the released models (crossings, fod, fractions"),
         (["export-bundle", "pretrained", "-o", "x"], "no task yet"),
         (["export-bundle", "tissue", "-o", "."], "not empty"),
-        (["label-bundle", "orientation", "x"], "draws classes"),
-        (["label-bundle", "crossings", "x"], "has learned fod"),
+        (["label-bundle", "orientation", "-o", "x"], "draws classes"),
+        (["label-bundle", "crossings", "-o", "x"], "has learned fod"),
         (["labels", "a.nii", "b.nii", "--out", "x", "--mask", "m.nii"], "single scan, got 2 scans"),
     ],
     ids=lambda v: "-".join(v) if isinstance(v, list) else "",
@@ -197,6 +197,17 @@ def test_a_users_mistake_is_one_line_on_stderr_and_code_two(arguments, message, 
     assert result.stderr.startswith("error: ")
     assert message in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "command", ["export", "export-bundle", "fix", "label-bundle", "label-studies", "predict"]
+)
+def test_where_to_write_is_an_option_and_its_lack_is_named(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = run(command, "tissue", "somewhere")
+    assert result.exit_code == 2
+    assert "Missing option '--out' / '-o'" in result.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("command", [["phantom", "--out", "x"], ["predict", "x.nii.gz", "-o", "x"]])
@@ -291,7 +302,10 @@ def test_predict_writes_what_it_prints_and_a_report_on_request_alone(scan, model
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["sub-01_dseg.json", "sub-01_dseg.nii.gz"]
     result = run("predict", scan, *options, "--report", "--ensemble", "flips")
     assert result.exit_code == 0, result.output
-    names = {"sub-01_dseg.nii.gz", "sub-01_dseg.json", "sub-01_dseguncertainty.nii.gz", "sub-01_dseg.html"}
+    maps = {
+        f"sub-01_{name}.{ending}" for name in ("dseg", "dseguncertainty") for ending in ("nii.gz", "json")
+    }
+    names = {*maps, "sub-01_dseg.html"}
     assert {Path(line).name for line in result.stdout.split()} == names
     assert {path.name for path in (tmp_path / "out").iterdir()} == names
 

@@ -28,11 +28,11 @@ from dmri_monai.inference.spec import ModelSpec
 from dmri_monai.inference.training_range import TrainingRange
 from dmri_monai.inference.weights import save_model
 from dmri_monai.networks import AnyProtocolUNet, InvariantUNet
-from dmri_monai.networks.voxelwise import BLOCKS, CHANNELS, HIDDEN, VoxelwiseNet
+from dmri_monai.networks.voxelwise import DECONVOLVED, VoxelwiseNet
 from dmri_monai.phantom.voxel_signals import draw_batch
 
 ROOT = Path(__file__).parents[2]
-NETWORK = {"channels": CHANNELS, "hidden": HIDDEN, "blocks": BLOCKS}
+NETWORK = {"channels": 10, "hidden": 20, "blocks": 2, "deconvolution": True}
 STEPS = {"voxelwise": 3000, "heads": 300}
 ALONE = ("4x0e", "4x0e")  # levels of a network whose surroundings say nothing
 # what `phantom.protocols`, `phantom.voxel_signals` and `phantom.head_protocol` draw
@@ -105,8 +105,8 @@ def heads_spec(task: str, network: dict[str, Any]) -> ModelSpec:
 def density_network(state: dict[str, Any]) -> AnyProtocolUNet:
     """The network of task `fod` whose answer is the density of a `VoxelwiseNet`.
 
-    Degrees 2 to 8 are the same numbers.  Degree 0, there the softmax of the fractions, here is linear in the
-    scalars: the least-squares fit on simulated voxels.
+    Where that one has the softmax of the fractions, this one has what is linear in the scalars: the least-squares fit
+    on simulated voxels.  So degree 0, and by how much the deconvolved density counts; the rest are the same numbers.
     """
     own = VoxelwiseNet(**state["network"])
     own.load_state_dict(state["model"])
@@ -116,8 +116,12 @@ def density_network(state: dict[str, Any]) -> AnyProtocolUNet:
     weight, bias = mass_row(own)
     turned = network.state_dict()
     for name, first in (("weight", weight[None]), ("bias", bias[None])):
-        rows = torch.cat([first, state["model"][f"density.weights.{name}"]])
-        turned[f"head.voxel.weights.{name}"] = rows
+        rows = state["model"][f"density.weights.{name}"]
+        if own.deconvolution:
+            of_degrees = rows.unflatten(0, (-1, own.features.channels))
+            added = (DECONVOLVED * math.sqrt(4 * math.pi) * first).expand(len(of_degrees), *first.shape)
+            rows = torch.cat([(1 - DECONVOLVED) * of_degrees, added], dim=1).flatten(0, 1)
+        turned[f"head.voxel.weights.{name}"] = torch.cat([first, rows])
     network.load_state_dict(turned)
     return network
 
@@ -126,8 +130,8 @@ def density_network(state: dict[str, Any]) -> AnyProtocolUNet:
 def mass_row(own: VoxelwiseNet) -> tuple[Tensor, Tensor]:
     """Weights (scalars,) and bias of the density's degree 0."""
     batch = draw_batch(FIT_SEED, 64, 128, rescaled=own.deconvolution)
-    scalars, functions = own.features(batch.channels.unsqueeze(0))
-    target = own.fractions(scalars, functions).softmax(1)[0, 0] / math.sqrt(4 * math.pi)
+    scalars, _ = own.features(batch.channels.unsqueeze(0))
+    target = own.learned(batch.channels.unsqueeze(0))[0][0, 0]
     design = torch.cat([scalars[0].T, torch.ones(scalars.shape[2], 1)], dim=1)
     solution = torch.linalg.lstsq(design, target.unsqueeze(1)).solution[:, 0]
     return solution[:-1], solution[-1]

@@ -40,7 +40,7 @@ def export_bundle(
 @command("label-studies")
 def label_studies(
     bids_dir: Annotated[Path, typer.Argument(help="BIDS folder.")],
-    out: Annotated[Path, typer.Argument(help="Studies folder for MONAI Label.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Studies folder for MONAI Label.")],
     preview: Annotated[Literal["b0", "fa", "none"], typer.Option(help="3-D study for viewers.")] = "b0",
     labels: Annotated[
         str | None, typer.Option(help="Ending of derivatives that are final labels: dseg, lesion.")
@@ -60,7 +60,9 @@ def label_studies(
 @command("label-bundle")
 def label_bundle(
     checkpoint: Trained,
-    out: Annotated[Path, typer.Argument(help="Folder to make: the model of a MONAI Label server.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder to make: the model of a MONAI Label server.")
+    ],
 ) -> None:
     """Make a self-contained bundle of a trained model for a MONAI Label server."""
     from dmri_monai.integrations.monailabel import write_label_bundle

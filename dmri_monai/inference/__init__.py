@@ -32,6 +32,7 @@ __getattr__, __dir__ = lazy_names(
         "prepare_batch": "architectures",
         "released_models": "released",
         "resample_scan": "encoding",
+        "smallest_size": "architectures",
         "split_uncertainty": "ensemble",
         "subsample_measurements": "encoding",
         "to_device": "architectures",

@@ -14,7 +14,7 @@ from dmri_monai.inference.spec import BY_LEVELS, ModelSpec
 from dmri_monai.networks import AnyProtocolUNet, EquivariantUNet, InvariantUNet, PlainUNet, PQSegmentationNet
 from dmri_monai.so3 import as_irreps
 
-__all__ = ["build_network", "prepare_batch", "to_device"]
+__all__ = ["build_network", "prepare_batch", "smallest_size", "to_device"]
 
 FILTERS = {"tiny": 8, "small": 16, "base": 32}  # of PlainUNet; 16 as published
 PQ_SIZES: dict[str, dict[str, Any]] = {
@@ -54,6 +54,14 @@ def _constructor(spec: ModelSpec, irreps_out: str) -> tuple[type[nn.Module], tup
     assert spec.in_channels is not None  # of samples alone
     channels = (spec.in_channels, as_irreps(irreps_out).dim)
     return PlainUNet, channels, {"filters": FILTERS[spec.size], **own}
+
+
+def smallest_size(network: nn.Module) -> int:
+    """Voxels that one axis of an image needs at least: statistics over a coarsest level of one voxel are empty."""
+    if isinstance(network, PlainUNet):
+        return 9  # padded to 16, of which its three poolings leave two
+    unet = network.context if isinstance(network, AnyProtocolUNet) else network
+    return 2 ** (len(unet.irreps_levels) - 1) + 1 if isinstance(unet, EquivariantUNet) else 1
 
 
 def to_device(network: nn.Module, device: torch.device | str) -> nn.Module:

@@ -48,18 +48,21 @@ class SymmetricWindowInferer(Inferer):
     """MONAI's sliding windows with Gaussian weights, placed so that a mirrored or turned volume has the mirrored ones.
 
     window: largest size an axis; sizes are reduced until evenly spaced starts end exactly at the far side.
-    multiple: of the sizes, where that is possible; windows are padded to it anyway.
+    multiple: of the sizes, where that is possible; windows are padded to it anyway.  smallest: voxels that the network
+    needs along one axis; ValueError for windows below, with a size that does for every volume.
     After a call `deviation` holds the disagreement of overlapping windows: the weighted standard deviation of their
     predictions, relative to the prediction, both as root mean square over the volume.
     """
 
-    def __init__(self, window: Sequence[int], overlap: float = 0.5, multiple: int = 1) -> None:
+    def __init__(
+        self, window: Sequence[int], overlap: float = 0.5, multiple: int = 1, smallest: int = 1
+    ) -> None:
         super().__init__()
         if not 0 <= overlap < 1:
             raise ValueError(f"overlap is {overlap}, expected a fraction of at least 0 and below 1")
         if len(window) != 3 or min(window) < 1:
             raise ValueError(f"window is {list(window)}, expected three sizes of at least 1")
-        self.window, self.overlap, self.multiple = tuple(window), overlap, multiple
+        self.window, self.overlap, self.multiple, self.smallest = tuple(window), overlap, multiple, smallest
         self.deviation = float("nan")
 
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
@@ -76,6 +79,12 @@ class SymmetricWindowInferer(Inferer):
             ),
             strict=True,
         )
+        if max(sizes) < self.smallest:
+            raise ValueError(
+                f"window is {_times(self.window)}, cut to {_times(sizes)}: of so few voxels the network's coarsest "
+                "level is a single one, which has no spread to normalise by; give at least "
+                f"{2 * (self.smallest - 1)} along one axis"
+            )
         # half a voxel more, because MONAI rounds size x (1 - overlap) down
         overlaps = [
             1 - (step + 0.5) / size if step < size else 0.0 for size, step in zip(sizes, steps, strict=True)
@@ -87,6 +96,10 @@ class SymmetricWindowInferer(Inferer):
             (variance.mean() / mean.as_subclass(Tensor).square().mean().clamp(min=1e-30)).sqrt()
         )
         return mean
+
+
+def _times(sizes: Sequence[int]) -> str:
+    return " x ".join(map(str, sizes))
 
 
 def symmetric_windows(n: int, window: int, overlap: float = 0.5, multiple: int = 1) -> tuple[int, int]:
@@ -114,7 +127,8 @@ class VolumeInferer(Inferer):
     """The whole volume at once if it fits into memory, otherwise :class:`SymmetricWindowInferer`.
 
     window: sizes to use whether it fits or not; None decides.  memory_gib: what may be used; None for what is
-    available.  The estimate comes from a small piece (:func:`dmri_monai.inference.memory.estimated_bytes`).
+    available.  multiple, overlap, smallest: as there.  The estimate comes from a small piece
+    (:func:`dmri_monai.inference.memory.estimated_bytes`).
     `deviation` of the last call: 0 for a whole volume, else that of the windows, which is also logged.
     """
 
@@ -124,9 +138,11 @@ class VolumeInferer(Inferer):
         window: Sequence[int] | None = None,
         memory_gib: float | None = None,
         overlap: float = 0.5,
+        smallest: int = 1,
     ) -> None:
         super().__init__()
         self.multiple, self.window, self.memory_gib, self.overlap = multiple, window, memory_gib, overlap
+        self.smallest = smallest
         self.deviation = 0.0
         self._per_voxel: dict[tuple[int, int], float] = {}  # bytes, by network and number of channels
 
@@ -138,12 +154,12 @@ class VolumeInferer(Inferer):
         if window is None or all(w >= n for w, n in zip(window, inputs.shape[2:], strict=True)):
             self.deviation = 0.0
             return whole(inputs, network, *args, **kwargs)  # type: ignore[no-any-return]
-        windows = SymmetricWindowInferer(window, self.overlap, self.multiple)
+        windows = SymmetricWindowInferer(window, self.overlap, self.multiple, self.smallest)
         output = windows(inputs, network, *args, **kwargs)
         self.deviation = windows.deviation
         logger.warning(
             "the volume was inferred in windows of %s voxels; they disagree by %.2g of the prediction",
-            " x ".join(map(str, window)),
+            _times(window),
             self.deviation,
         )
         return output

@@ -19,7 +19,7 @@ from dmri_monai.check import check, quick_check
 from dmri_monai.check.quality import estimate_snr
 from dmri_monai.failures import detached_cause, first_cause, naming_scan
 from dmri_monai.gradients import B0_THRESHOLD
-from dmri_monai.inference.architectures import SAMPLE_KEYS, build_network, to_device
+from dmri_monai.inference.architectures import SAMPLE_KEYS, build_network, smallest_size, to_device
 from dmri_monai.inference.encoding import encode, resample_scan
 from dmri_monai.inference.ensemble import Group, ensemble_of, split_uncertainty
 from dmri_monai.inference.inferers import VolumeInferer
@@ -48,6 +48,11 @@ class TrainedModel:
 
     def __init__(self, spec: ModelSpec, network: nn.Module, device: torch.device, weights: Path) -> None:
         self.spec, self.network, self.device, self.weights = spec, network, device, weights
+
+    def __repr__(self) -> str:
+        learned = "" if self.spec.learned is None else f" from {self.spec.learned}"
+        made = f"{self.spec.task or 'no task yet'}{learned}, {type(self.network).__name__}"
+        return f"TrainedModel({made}, {str(self.weights)!r}, {self.device})"
 
     @property
     def task(self) -> Task:
@@ -135,39 +140,33 @@ class TrainedModel:
         window: tuple[int, int, int] | None = None,
         memory_gib: float | None = None,
     ) -> Prediction:
+        """The prediction of the task that the network has learned."""
         with telling_memory(f"{scan.name} on {self.device}", MEMORY_ADVICE), naming_scan(scan.path):
-            return self._predict(scan, ensemble, window, memory_gib)
-
-    def _predict(
-        self,
-        scan: Scan,
-        ensemble: Group | None,
-        window: tuple[int, int, int] | None,
-        memory_gib: float | None,
-    ) -> Prediction:
-        task, preprocessing = self.learned, self.preprocessing(scan)
-        warnings = self.examine(scan)
-        whole = VolumeInferer(self.spec.multiple, window=window, memory_gib=memory_gib)
-        inferer = ensemble_of(whole, ensemble, self.spec, task)
-        batch = collate_dwi([self._apply(preprocessing, scan.item())])
-        table = {k: batch[v] for k, v in SAMPLE_KEYS.items()} if self.spec.takes == "samples" else {}
-        with torch.no_grad():
-            inputs = batch["image"].to(self.device)
-            output = inferer(inputs, self.network, **{k: v.to(self.device) for k, v in table.items()})
-        if bad := int((~output.isfinite()).sum()):
-            raise ValueError(f"{bad} of {output.numel()} values predicted for {scan.name} are not finite")
-        item = decollate_batch({**batch, "pred": output})[0]
-        found = self._apply(self._decided(preprocessing, ensemble), item)
-        return Prediction(
-            task=task.name,
-            image=found["pred"].cpu(),
-            uncertainty=found["uncertainty"].cpu() if "uncertainty" in found else None,
-            deviation=whole.deviation,
-            warnings=warnings,
-            provenance=self.provenance(scan),
-            scan=scan,
-            files={},
-        )
+            task, preprocessing = self.learned, self.preprocessing(scan)
+            warnings = self.examine(scan)
+            whole = VolumeInferer(
+                self.spec.multiple, window, memory_gib, smallest=smallest_size(self.network)
+            )
+            inferer = ensemble_of(whole, ensemble, self.spec, task)
+            batch = collate_dwi([self._apply(preprocessing, scan.item())])
+            table = {k: batch[v] for k, v in SAMPLE_KEYS.items()} if self.spec.takes == "samples" else {}
+            with torch.no_grad():
+                inputs = batch["image"].to(self.device)
+                output = inferer(inputs, self.network, **{k: v.to(self.device) for k, v in table.items()})
+            if bad := int((~output.isfinite()).sum()):
+                raise ValueError(f"{bad} of {output.numel()} values predicted for {scan.name} are not finite")
+            item = decollate_batch({**batch, "pred": output})[0]
+            found = self._apply(self._decided(preprocessing, ensemble), item)
+            return Prediction(
+                task=task.name,
+                image=found["pred"].cpu(),
+                uncertainty=found["uncertainty"].cpu() if "uncertainty" in found else None,
+                deviation=whole.deviation,
+                warnings=warnings,
+                provenance=self.provenance(scan),
+                scan=scan,
+                files={},
+            )
 
     def examine(self, scan: Scan) -> tuple[str, ...]:
         """What about `scan` makes a prediction doubtful, one sentence each.

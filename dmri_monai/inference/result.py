@@ -29,10 +29,15 @@ if TYPE_CHECKING:
 __all__ = ["Prediction", "result_stem"]
 
 MADE_BY = "dmri_monai"
+SPREAD = {  # sidecar of an uncertainty
+    "Description": "Spread of the predictions for turned copies of the scan, 0 where all agree",
+    "Units": "arbitrary",
+    "Values": "square root of the variance over the copies, summed over what the network tells of a voxel",
+}
 OTHERS_S = 60.0  # seconds to wait for another process that writes the same names
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Prediction:
     """What a model says of one scan.
 
@@ -53,6 +58,16 @@ class Prediction:
     provenance: Mapping[str, Any]
     scan: Scan
     files: Mapping[str, Path]
+
+    def __repr__(self) -> str:
+        values = self._task.output.describes(self.class_names)
+        notes = [
+            f"{n} {word}" for n, word in ((len(self.warnings), "warnings"), (len(self.files), "files")) if n
+        ]
+        if self.uncertainty is not None:
+            notes.insert(0, "uncertainty")
+        shown = [f"{self.task} of {self.scan.name}", f"{tuple(self.image.shape)} {values}", *notes]
+        return f"Prediction({'; '.join(shown)})"
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -95,8 +110,8 @@ class Prediction:
         report: bool = False,
         overwrite: bool = False,
     ) -> Prediction:
-        """Write map, JSON sidecar, what derives from the map, uncertainty and, if wanted, report, all or none of them;
-        `files` names them.
+        """Write the map, what derives from it, and uncertainty, each with a JSON sidecar, and, if wanted, a report: all
+        or none of them; `files` names them.
 
         name: begins the files' names; by default that of the scan without `_dwi`.  What an earlier prediction of the
         same name left and this one has not, goes.  FileExistsError for a file there that no prediction wrote, without
@@ -112,49 +127,68 @@ class Prediction:
         places: Mapping[str, Path],
         *,
         more: Mapping[str, Any] | None = None,
+        meaning: Mapping[str, Any] | None = None,
         report: bool = False,
         overwrite: bool = False,
     ) -> Prediction:
-        """:meth:`write` under names of one's own, with `more` entries in the sidecar.
+        """:meth:`write` under names of one's own, with `more` entries in every sidecar, `meaning` in the prediction's.
 
         places: paths of "prediction", "sidecar", "uncertainty", "report" and every kind of `derived`, whether they will
-            be written or not.
+            be written or not; the sidecars of the latter lie beside them.
         """
-        wanted = ["prediction", "sidecar", *(["uncertainty"] if self.uncertainty is not None else [])]
-        wanted += [*self.derived, *(["report"] if report else [])]
-        files = {kind: places[kind] for kind in wanted}
+        records = {"prediction": {**self.sidecar, **(more or {}), **(meaning or {})}}
+        records |= {kind: {**record, **(more or {})} for kind, record in self._companions.items()}
+        maps = ("prediction", "uncertainty", *self._task.output.derived_meaning())
+        places = {**{_sidecar_of(kind): _json_beside(places[kind]) for kind in maps}, **places}
+        wanted = [name for kind in records for name in (kind, _sidecar_of(kind))]
+        files = {kind: places[kind] for kind in [*wanted, *(["report"] if report else [])]}
         stale = [places[kind] for kind in places if kind not in files]
         with alone_with(places["sidecar"], OTHERS_S):
             finish_renames(places["sidecar"].parent)
             _check_ours(places, overwrite)
-            self._write_files(files, stale, more or {})
+            self._write_files(files, stale, records)
         return replace(self, files=files)
 
-    def _write_files(self, files: Mapping[str, Path], stale: list[Path], more: Mapping[str, Any]) -> None:
+    def _write_files(
+        self, files: Mapping[str, Path], stale: list[Path], records: Mapping[str, Mapping[str, Any]]
+    ) -> None:
+        maps = {"prediction": self.values, **self.derived}
+        if self.uncertainty is not None:
+            maps["uncertainty"] = self.uncertainty.as_subclass(Tensor)[0].float().cpu()
         with _replacing(files, stale) as aside:
-            save_nifti(aside["prediction"], self.values, self.image.affine, name=files["prediction"])
-            text = json.dumps({**self.sidecar, **more}, indent=4, ensure_ascii=False)
-            # names of files may hold bytes that are no text
-            aside["sidecar"].write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
-            for kind, values in self.derived.items():
-                save_nifti(aside[kind], values, self.image.affine, name=files[kind])
-            if self.uncertainty is not None:
-                spread = self.uncertainty.as_subclass(Tensor)[0].float().cpu()
-                save_nifti(aside["uncertainty"], spread, self.image.affine, name=files["uncertainty"])
+            for kind, record in records.items():
+                save_nifti(aside[kind], maps[kind], self.image.affine, name=files[kind])
+                text = json.dumps(record, indent=4, ensure_ascii=False)
+                # names of files may hold bytes that are no text
+                aside[_sidecar_of(kind)].write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
             if "report" in files:
                 self._write_report(aside["report"])
 
     @property
     def sidecar(self) -> dict[str, Any]:
-        """What the JSON sidecar says."""
+        """What the JSON sidecar of the map says."""
         return {
             "Task": self.task,
             "Warnings": list(self.warnings),
             **({"WindowDeviation": self.deviation} if self.deviation else {}),
             **self._task.output.meaning(self.class_names),
-            **self.provenance,
-            "GeneratedBy": [{"Name": MADE_BY, "Version": self.provenance["Versions"][MADE_BY]}],
+            **self._origin,
         }
+
+    @property
+    def _companions(self) -> dict[str, dict[str, Any]]:
+        """Kinds of the maps that are written beside the prediction -> what their JSON sidecars say.
+
+        They have no `Task`, by which the prediction of a task is known.
+        """
+        told = self._task.output.derived_meaning()
+        told |= {} if self.uncertainty is None else {"uncertainty": SPREAD}
+        return {kind: {**meaning, **self._origin} for kind, meaning in told.items()}
+
+    @property
+    def _origin(self) -> dict[str, Any]:
+        made_by = {"Name": MADE_BY, "Version": self.provenance["Versions"][MADE_BY]}
+        return {**self.provenance, "GeneratedBy": [made_by]}
 
     def case(self, truth: Tensor | None = None, metrics: Mapping[str, float] | None = None) -> Case:
         """The prediction as a case of a report, beside a `truth` on the scan's grid where there is one."""
@@ -198,6 +232,15 @@ def _places(folder: Path, stem: str, derived: Iterable[str]) -> dict[str, Path]:
         "uncertainty": folder / f"{stem}uncertainty.nii.gz",
         "report": folder / f"{stem}.html",
     }
+
+
+def _sidecar_of(kind: str) -> str:
+    """The kind of the JSON sidecar of a map of `kind`."""
+    return "sidecar" if kind == "prediction" else f"{kind} sidecar"
+
+
+def _json_beside(image: Path) -> Path:
+    return image.with_name(f"{nifti_stem(image)}.json")
 
 
 def _check_ours(places: Mapping[str, Path], overwrite: bool) -> None:

@@ -20,6 +20,7 @@ from dmri_monai.inference.ensemble import Group
 from dmri_monai.inference.model import TrainedModel, load_model, predict_all
 from dmri_monai.inference.study_files import (
     is_done,
+    made_by,
     meaning,
     places_of,
     relative_to,
@@ -220,8 +221,9 @@ def _predict_scan(
         warnings: dict[str, None] = {}
         found_all = predict_all(models, scan, ensemble=options.ensemble, window=options.window)
         for model, found in zip(models, found_all, strict=True):
-            more = {**sources, **meaning(model.task.name, uri, model.weights.name)}
-            found.write_to(places[model.task.name], more=more, overwrite=options.overwrite or options.resume)
+            more = {**sources, **made_by(model.weights.name)}
+            task, overwrite = model.task.name, options.overwrite or options.resume
+            found.write_to(places[task], more=more, meaning=meaning(task, uri), overwrite=overwrite)
             warnings |= dict.fromkeys(found.warnings)
         return Outcome(str(path), "predicted", tuple(warnings))
     except (ValueError, TypeError, OSError, RuntimeError, MemoryError) as error:

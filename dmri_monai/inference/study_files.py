@@ -18,7 +18,7 @@ from dmri_monai.io.writing import replacing
 from dmri_monai.tasks.registry import find_task
 from dmri_monai.transforms import LoadDWId
 
-__all__ = ["is_done", "meaning", "places_of", "relative_to", "sources_digest", "write_description"]
+__all__ = ["is_done", "made_by", "meaning", "places_of", "relative_to", "sources_digest", "write_description"]
 
 BIDS_VERSION = "1.10.0"
 # how the maps are called: entities and suffix after those of the scan (BIDS derivatives, and BEP016 for diffusion
@@ -76,6 +76,7 @@ which files and by which model it was made. Not for clinical use.
 | `*_model-dmrimonai_param-fodpeaks_dwimap` | x, y, z of its peaks, largest first, in the scanner's axes (RAS+) |
 | `*_model-dmrimonai_param-fodcount_dwimap` | number of its peaks |
 | `*_desc-tissue_probseg` | volume fractions of white matter, grey matter, cerebrospinal fluid |
+| `*_model-dmrimonai_param-<task>spread_dwimap` | spread of the predictions for turned copies of the scan |
 """
 
 
@@ -110,16 +111,17 @@ def places_of(path: Path, source: Path, out: Path, task: str) -> dict[str, Path]
     }
 
 
-def meaning(task: str, scan: str, weights: str) -> dict[str, Any]:
-    """What a sidecar says of a map of `task`, in BIDS's words.
+def made_by(weights: str) -> dict[str, Any]:
+    """What every sidecar says of the model, in BIDS's words, by the file name of its weights."""
+    return {"Model": {"Description": "neural network of dmri_monai", "Parameters": {"Weights": weights}}}
 
-    scan: BIDS URI of the scan on whose grid it lies.  weights: file name of the model's.
+
+def meaning(task: str, scan: str) -> dict[str, Any]:
+    """What a sidecar says of the prediction of `task`, in BIDS's words.
+
+    scan: BIDS URI of the scan on whose grid it lies.
     """
-    common = {
-        "Description": DESCRIPTIONS[task],
-        "Units": UNITS.get(task, "arbitrary"),
-        "Model": {"Description": "neural network of dmri_monai", "Parameters": {"Weights": weights}},
-    }
+    common = {"Description": DESCRIPTIONS[task], "Units": UNITS.get(task, "arbitrary")}
     if task == "tissue":
         return {**common, "SpatialReference": scan, "Manual": False}
     if task == "lesion":

@@ -53,11 +53,11 @@ def write_subject_page(scans: Iterable[Path], source: Path, out: Path, reader: M
 
 
 def _record(places: Mapping[str, Path]) -> dict[str, Any]:
-    """The sidecar of a prediction; empty where it is not there, whole."""
+    """The sidecar of the prediction of a task; empty where it is not there, whole."""
     if not (places["prediction"].is_file() and places["sidecar"].is_file()):
         return {}
     record = read_json(places["sidecar"])
-    return record if "ModelSHA256" in record else {}
+    return record if {"ModelSHA256", "Task"} <= record.keys() else {}
 
 
 def _warnings(record: Mapping[str, Any]) -> list[str]:

@@ -5,13 +5,20 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from dmri_monai.inference.released import bundle_folder
+from dmri_monai.inference.released import bundle_folder, released_models
 from dmri_monai.inference.spec import ModelSpec
+from dmri_monai.io.json_sidecar import read_json
 from dmri_monai.so3 import even_orders
 from dmri_monai.tasks.registry import find_task
 
 __all__ = ["bundle_metadata", "input_channels"]
 
+# on what the released models learned that list no scans, by the task that was learned (`bundle/models/README.md`)
+SIMULATED = {
+    "fod": "simulated voxels of dmri_monai.phantom",
+    "fractions": "simulated heads of dmri_monai.phantom",
+    "tissue": "simulated heads of dmri_monai.phantom",
+}
 MULTIPLE = 16  # voxels per axis that every network takes
 
 
@@ -35,8 +42,9 @@ def bundle_metadata(spec: ModelSpec) -> dict[str, Any]:
         "name": f"Diffusion MRI: {task.title[:1].lower()}{task.title[1:]}",
         "task": task.title,
         "description": f"{task.title} from raw diffusion MRI with any gradient table{_shells_needed(spec)}",
+        "data_source": _data_source(spec),
         "label_classes": learned.output.describes(learned.class_names),
-        "pred_classes": "as label_classes",
+        "pred_classes": _predicted(spec),
         "network_data_format": {
             "inputs": {"image": _image(_input_format(spec), input_channels(spec), modality="MR")},
             "outputs": {"pred": _image(learned.output.form, learned.output.channels(learned.class_names))},
@@ -62,6 +70,29 @@ def input_channels(spec: ModelSpec) -> list[str]:
         for shell in shells:
             names += [f"S/S0 {shell} l={degree} m={m}" for m in range(-degree, degree + 1)]
     return names
+
+
+def _data_source(spec: ModelSpec) -> str:
+    """What the network learned from, which for a task that follows from another's is that one's data."""
+    learned = spec.learned or spec.task or ""
+    if spec.scans:
+        source = (
+            f"{len(spec.scans)} scans, listed in models/model.json with the hashes of their gradient tables"
+        )
+    else:
+        known = [read_json(path.with_suffix(".json")).get("sha256") for path in released_models().values()]
+        source = SIMULATED[learned] if spec.sha256 and spec.sha256 in known else "not recorded"
+    return (
+        source if spec.learned is None else f"that of task {learned}, which the network has learned: {source}"
+    )
+
+
+def _predicted(spec: ModelSpec) -> str:
+    """What is written, from the network's output where it follows from that."""
+    if spec.learned is None:
+        return "as label_classes"
+    task = find_task(spec.task or "")
+    return f"{task.output.describes(task.class_names)}; follows from the network's output, which is as label_classes"
 
 
 def _shells_needed(spec: ModelSpec) -> str:

@@ -18,6 +18,7 @@ __all__ = ["BvecsChoice", "Sidecars", "find_sidecars", "sidecars_of"]
 logger = logging.getLogger(__name__)
 
 BvecsChoice = Literal["auto", "fsl", "dipy", "mrtrix", "eddy"]
+WORDS = {"bval": "b-values", "bvec": "b-vectors"}
 
 
 @dataclass(frozen=True)
@@ -107,10 +108,13 @@ def _missing(image: Path, found: Sidecars, bvecs: BvecsChoice) -> str:
         return f"no {stem}.b beside {image}"
     if bvecs == "eddy" and not found.bvec:
         return f"no {stem}{EDDY_ENDING} beside {image}"
-    lacking = [kind for kind, path in (("b-values", found.bval), ("b-vectors", found.bvec)) if path is None]
-    message = (
-        f"no {' and no '.join(lacking)} for {image}: no {stem}.bval/.bvec, {stem}.b, BIDS table, bvals/bvecs"
-    )
+    lacking = [kind for kind in WORDS if getattr(found, kind) is None]
+    sought = [name for kind in lacking for name in (f"{stem}.{kind}", f"{stem}.{kind}s", TABLE_NAMES[kind])]
+    sought += [f"a .{kind} inherited as BIDS allows" for kind in lacking]
+    sought += [f"{stem}.b"] if bvecs == "auto" else []
+    there = "".join(f"{path} is there; " for path in found.tables)
+    words = " and no ".join(WORDS[kind] for kind in lacking)
+    message = f"no {words} for {image}: {there}looked in vain for {', '.join(sought)}"
     if bvecs == "auto" and present(image.with_name(stem + EDDY_ENDING)):
         message += f"; {stem}{EDDY_ENDING} is there: pass bvecs='eddy'"
     return message

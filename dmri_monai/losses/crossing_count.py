@@ -1,4 +1,4 @@
-"""Loss of the number of fibre crossings, a class with an order."""
+"""Loss of the number of fibres, a class with an order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scores of class maps, such as the number of fibre crossings, where some voxels do not count."""
+"""Scores of class maps, such as the number of fibres, where some voxels do not count."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ class AnyProtocolUNet(VoxelsFirst):
     Voxels without signal are all alike and computed once; the others by chunks.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  sizes
         self,
         irreps_in: str | Irreps,
         irreps_out: str | Irreps | None = None,
@@ -76,7 +76,8 @@ class AnyProtocolUNet(VoxelsFirst):
         self.told = as_irreps(CONTEXT).dim
         self.deep_supervision = deep_supervision
         self.voxelwise = SphereFeatures(channels, scalars, hidden, blocks, self.l_shells, deconvolution)
-        self.tell = VoxelHead(channels, scalars, CONTEXT)
+        functions = channels + deconvolution
+        self.tell = VoxelHead(functions, scalars, CONTEXT)
         levels = SIZES.get(size, size) if isinstance(size, str) else size
         self.context = EquivariantUNet(CONTEXT, None, levels, spacing=spacing)
         self.pool = EquivariantAvgPool3d()
@@ -84,7 +85,7 @@ class AnyProtocolUNet(VoxelsFirst):
         self.irreps_out = self.irreps_features if irreps_out is None else str(as_irreps(irreps_out))
         self.head = nn.ModuleDict()
         if irreps_out is not None:
-            self.head["voxel"] = VoxelHead(channels, scalars, irreps_out)
+            self.head["voxel"] = VoxelHead(functions, scalars, irreps_out)
             self.head["levels"] = self._level_heads(as_irreps(irreps_out), spacing)
 
     def _level_heads(self, irreps_out: Irreps, spacing: Sequence[float]) -> nn.ModuleList:

@@ -36,6 +36,7 @@ CHANNELS, SCALARS, HIDDEN, BLOCKS = 8, 32, 16, 2  # of the released models
 L_MAX = 8  # of the functions after the first step
 SIZES = [2 * degree + 1 for degree in range(0, L_MAX + 1, 2)]
 DENSITY = "+".join(f"1x{degree}e" for degree in range(0, L_MAX + 1, 2))
+DECONVOLVED = 0.5  # share of the deconvolved density, chosen in simulated voxels (`benchmarks/peak_rule.py`)
 FRACTIONS = 4  # white matter, grey matter, CSF, other
 
 
@@ -69,19 +70,14 @@ class SphereBlock(nn.Module):
 class SphereFeatures(nn.Module):
     """The encoder of shells and `blocks` steps on the sphere.
 
-    deconvolution: whether the last of the functions that the steps begin with is the density that
-    :class:`FibreDeconvolution` finds, for which the shells must be rescaled to the nominal response.
-    forward: (B, C, V) as :class:`ShellEncoder` takes it -> scalars (B, P, V) and functions (B, K, 45, V).
+    deconvolution: whether the last of the functions that the steps begin with, and a further one after them, is the
+    density that :class:`FibreDeconvolution` finds; the shells must then be rescaled to the nominal response.
+    forward: (B, C, V) as :class:`ShellEncoder` takes it -> scalars (B, P, V) and functions (B, K, 45, V), K =
+    `channels`, one more with `deconvolution`.
     """
 
-    def __init__(
-        self,
-        channels: int = CHANNELS,
-        scalars: int = SCALARS,
-        hidden: int = HIDDEN,
-        blocks: int = BLOCKS,
-        l_shells: int = 6,
-        deconvolution: bool = False,
+    def __init__(  # noqa: PLR0913  sizes
+        self, channels: int, scalars: int, hidden: int, blocks: int, l_shells: int, deconvolution: bool = False
     ) -> None:
         super().__init__()
         self.channels, self.scalars, self.sizes = channels, scalars, SIZES
@@ -95,14 +91,16 @@ class SphereFeatures(nn.Module):
 
     def forward(self, shells: Tensor) -> tuple[Tensor, Tensor]:
         scalars, functions = self.encoder.encode(shells)
-        for layer in self.deconvolution:
-            own = layer(self.encoder.parts(shells)).unsqueeze(1).to(functions.dtype)
-            missing = own.shape[2] - functions.shape[2]
-            functions = torch.cat([torch.nn.functional.pad(functions, [0, 0, 0, missing]), own], dim=1)
+        deconvolved: list[Tensor] = []
+        for layer in self.deconvolution:  # none or one
+            deconvolved.append(layer(self.encoder.parts(shells)).unsqueeze(1).to(functions.dtype))
+            missing = deconvolved[0].shape[2] - functions.shape[2]
+            padded = torch.nn.functional.pad(functions, [0, 0, 0, missing])
+            functions = torch.cat([padded, deconvolved[0]], dim=1)
         for block in self.blocks:
             scalars, functions = block(scalars, functions)
         found = torch.cat([scalars, powers(functions, self.sizes)], dim=1)
-        return bounded(scalars + self.read(found)), functions
+        return bounded(scalars + self.read(found)), torch.cat([functions, *deconvolved], dim=1)
 
 
 class VoxelHead(nn.Module):
@@ -154,6 +152,10 @@ class VoxelwiseNet(nn.Module):
     (B, 45 + 4, ...): orthonormal even harmonics to l = 8 of the fibre orientation density, in the frame of the input,
     then the volume fractions of white matter, grey matter, CSF and anything else, which sum to 1.  The mass of the
     density is the white-matter fraction.
+
+    deconvolution: the density is the mean of two, the learned one (`learned`, what training aims at) and the deconvolved
+    one times the white-matter fraction.  Where little is known the learned one is blurred, as means of all that may be
+    are, and the lobes of crossings merge; the deconvolved one is sharp, also where it is wrong.
     """
 
     def __init__(
@@ -181,10 +183,21 @@ class VoxelwiseNet(nn.Module):
 
     def predict(self, shells: Tensor) -> Tensor:
         """(B, C, V) -> (B, 49, V)."""
+        learned, deconvolved = self.learned(shells)
+        if deconvolved is None:
+            return learned
+        white = learned[:, 45:46]
+        mean = (1 - DECONVOLVED) * learned[:, 1:45] + DECONVOLVED * white * deconvolved[:, 1:]
+        return torch.cat([learned[:, :1], mean, learned[:, 45:]], dim=1)
+
+    def learned(self, shells: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(B, 49, V) of (B, C, V) by the network alone, and the deconvolved density (B, 45, V)."""
         scalars, functions = self.features(shells)
-        fractions = self.fractions(scalars, functions).float().softmax(dim=1)
-        density = self.density(scalars, functions).to(fractions.dtype)
-        return torch.cat([fractions[:, :1] / sqrt(4 * pi), density, fractions], dim=1)
+        own = functions[:, : self.features.channels]
+        fractions = self.fractions(scalars, own).float().softmax(dim=1)
+        density = self.density(scalars, own).to(fractions.dtype)
+        found = torch.cat([fractions[:, :1] / sqrt(4 * pi), density, fractions], dim=1)
+        return found, functions[:, -1] if self.deconvolution else None
 
 
 def _functions(channels: int, l_max: int) -> str:

@@ -20,7 +20,7 @@ DENSITY_ORDER = 8
 DENSITY_IRREPS = "+".join(f"1x{order}e" for order in even_orders(DENSITY_ORDER))
 DISPERSION = 0.03  # rad² per axis, of peaks that do not say theirs
 # what counts fibres best in simulated voxels (`benchmarks/peak_rule.py`)
-RELATIVE = 0.15
+RELATIVE = 0.2
 ABSOLUTE = 0.05  # of the density: a coherent bundle that fills a voxel has about 2
 SEPARATION_DEGREES = 25.0
 LEAST_FRACTION = 0.05  # of fibres in a voxel, below which no peak is looked for

@@ -42,6 +42,10 @@ class Cut:
     width_mm: float | None = None
     convention: Convention = "radiological"
 
+    def __post_init__(self) -> None:
+        if self.plane not in PLANES:
+            raise ValueError(f"plane is {self.plane!r}, expected one of {', '.join(PLANES)}")
+
     def show(self, axes: Axes, volume: Tensor | np.ndarray, **options: Any) -> Any:
         """Draw `volume` (X, Y, Z), or (X, Y, Z, 3) of colours; options: of matplotlib's `imshow`, whose image it
         returns.  Letters at the edges say where left, right, front, back, up and down are.

@@ -1,4 +1,4 @@
-"""What is learned: tissue and its fractions, lesions, number of fibre crossings, fibre orientation and its density."""
+"""What is learned: tissue and its fractions, lesions, number of fibres, fibre orientation and its density."""
 
 from dmri_monai.tasks.registry import TASKS, find_task
 from dmri_monai.tasks.task import Task

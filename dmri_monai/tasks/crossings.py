@@ -8,7 +8,7 @@ __all__ = ["CROSSINGS"]
 
 CROSSINGS = Task(
     name="crossings",
-    title="Number of fibre crossings",
+    title="Number of fibres",
     label="npeaks",
     output=Classes(4),
     class_names=("1 fibre", "2 fibres", "3 fibres"),

@@ -90,6 +90,10 @@ class Output:
         """Maps that follow from a prediction (C, X, Y, Z) and are written with it, by the kind of their file."""
         return {}
 
+    def derived_meaning(self) -> dict[str, dict[str, Any]]:
+        """Entries of the sidecars of these maps, in BIDS's words, by kind."""
+        return {}
+
     def shown(self, values: Tensor, derived: Mapping[str, Tensor]) -> Tensor:
         """What a report shows of a prediction (C, X, Y, Z): class numbers (X, Y, Z) or peaks (3n, X, Y, Z)."""
         return self.stored(values)
@@ -227,6 +231,22 @@ class Density(Output):
     def derived(self, values: Tensor) -> dict[str, Tensor]:
         peaks = peaks_of_density(values)
         return {"peaks": peaks, "npeaks": number_of_peaks(peaks)}
+
+    def derived_meaning(self) -> dict[str, dict[str, Any]]:
+        encoding = {"Type": "3vector", "EncodingAxis": 3, "Reference": "xyz", "AntipodalSymmetry": True}
+        return {
+            "peaks": {
+                "Description": "Peaks of the fibre orientation density, largest first, NaN for none",
+                "Units": "fraction of the voxel per steradian",
+                "Frame": "RAS+ world",
+                "Values": "x y z of each peak, as long as the density is there",
+                "OrientationEncoding": encoding,
+            },
+            "npeaks": {
+                "Description": "Number of peaks of the fibre orientation density",
+                "Units": "number of fibre populations",
+            },
+        }
 
     def shown(self, values: Tensor, derived: Mapping[str, Tensor]) -> Tensor:
         return derived["peaks"]

@@ -84,9 +84,8 @@ def test_dipy_finds_the_world_directions_in_the_file(affine, tmp_path):
 @pytest.mark.parametrize("affine", GRIDS.values(), ids=GRIDS.keys())
 def test_files_beside_the_density_hold_its_peaks_and_their_number(affine, tmp_path):
     files = written(density_of_peaks(peaks()), affine, tmp_path).files
-    assert {path.name for path in files.values()} == {
-        "scan_fod.nii.gz", "scan_fod.json", "scan_fodpeaks.nii.gz", "scan_fodnpeaks.nii.gz",
-    }  # fmt: skip
+    stems = ("scan_fod", "scan_fodpeaks", "scan_fodnpeaks")
+    assert {path.name for path in files.values()} == {f"{s}.{e}" for s in stems for e in ("nii.gz", "json")}
     found = nibabel.load(files["peaks"])
     np.testing.assert_allclose(found.affine, affine, atol=1e-4)
     vectors = found.get_fdata()
@@ -96,6 +95,11 @@ def test_files_beside_the_density_hold_its_peaks_and_their_number(affine, tmp_pa
     assert (np.asarray(nibabel.load(files["npeaks"]).dataobj) == 2).all()
     sidecar = json.loads(files["sidecar"].read_text())
     assert sidecar["OrientationEncoding"]["SphericalHarmonicBasis"] == "MRtrix3"
+    peaks_said, count_said = (
+        json.loads(files[f"{kind} sidecar"].read_text()) for kind in ("peaks", "npeaks")
+    )
+    assert peaks_said["OrientationEncoding"]["Type"] == "3vector"  # not of length 1
+    assert (peaks_said["Frame"], count_said["Units"]) == ("RAS+ world", "number of fibre populations")
 
 
 def mrtrix_peaks(path, out):

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from dmri_monai.inference.architectures import build_network
+from dmri_monai.inference.architectures import build_network, smallest_size
 from dmri_monai.inference.inferers import (
     FullVolumeInferer,
     SymmetricWindowInferer,
@@ -90,6 +90,37 @@ def test_a_volume_that_does_not_fit_is_inferred_in_windows_and_says_so(caplog):
     assert inferer.deviation > 0
     assert "needs about" in caplog.text
     assert "disagree by" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("settings", "least"),
+    [
+        ({"architecture": "equivariant", "size": "tiny"}, 5),
+        ({"architecture": "equivariant", "size": ["2x0e", "2x0e"]}, 3),
+        ({"architecture": "any", "slots": 1, "size": ["2x0e", "2x0e"]}, 3),
+        ({"architecture": "plain", "network_options": {"filters": 2}}, 9),
+        ({"architecture": "invariants", "size": "tiny"}, 1),
+    ],
+    ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else "",
+)
+def test_smallest_size_is_what_the_network_can_take_and_no_less(settings, least):
+    spec = ModelSpec(task="tissue", **settings)
+    network = build_network(spec).eval()
+    assert smallest_size(network) == least
+    run = FullVolumeInferer(spec.multiple)
+    with torch.no_grad():
+        run(torch.rand(1, spec.in_channels, least, 1, 1), network)
+        if least > 1:
+            with pytest.raises(ValueError, match="too small"):
+                run(torch.rand(1, spec.in_channels, *[least - 1] * 3), network)
+
+
+@pytest.mark.parametrize("n", range(9, 30))
+def test_windows_of_the_least_size_that_is_named_do_for_every_volume(n):
+    image = volume(n, 9, 9)
+    with pytest.raises(ValueError, match=r"^window is 4 x 4 x 4, cut to .* give at least 8 along one axis$"):
+        VolumeInferer(window=(4, 4, 4), smallest=5)(image, normalizing())
+    assert VolumeInferer(window=(8, 4, 4), smallest=5)(image, lambda part: part).shape == image.shape
 
 
 def test_window_of_wrong_length_is_refused():

@@ -11,7 +11,13 @@ from dmri_monai.inference.model import load_model
 from dmri_monai.scan import Scan
 from tests.small_models import save_model
 
-EVERYTHING = ["sub-01_dseg.html", "sub-01_dseg.json", "sub-01_dseg.nii.gz", "sub-01_dseguncertainty.nii.gz"]
+EVERYTHING = [
+    "sub-01_dseg.html",
+    "sub-01_dseg.json",
+    "sub-01_dseg.nii.gz",
+    "sub-01_dseguncertainty.json",
+    "sub-01_dseguncertainty.nii.gz",
+]
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +41,27 @@ def test_files_of_a_prediction_are_those_it_names(found, tmp_path):
     assert names(tmp_path) == EVERYTHING
     assert sorted(path.name for path in written.files.values()) == EVERYTHING
     assert found.files == {}  # the prediction itself is left alone
+
+
+def test_sidecar_of_an_uncertainty_tells_what_it_is_and_from_what_it_was_made(found, tmp_path):
+    files = found.write(tmp_path).files
+    said, main = (json.loads(files[kind].read_text()) for kind in ("uncertainty sidecar", "sidecar"))
+    assert said["Description"].startswith("Spread of the predictions")
+    assert {name: said[name] for name in found.provenance} == dict(found.provenance)
+    assert said["GeneratedBy"] == main["GeneratedBy"]
+    assert not {"Task", "Labels"} & set(said)  # which are of the map
+
+
+def test_prediction_and_model_are_shown_in_a_line(found, plain, checkpoint, tmp_path):
+    model = load_model(checkpoint, "cpu")
+    assert repr(model) == f"TrainedModel(tissue, EquivariantUNet, {str(checkpoint)!r}, cpu)"
+    values = "(1, 20, 24, 20) 0 background, 1 WM, 2 GM, 3 CSF"
+    warned = replace(plain, warnings=("a", "b"))
+    assert repr(warned) == f"Prediction(tissue of sub-01_dwi.nii.gz; {values}; 2 warnings)"
+    assert (
+        repr(replace(found, warnings=())) == f"Prediction(tissue of sub-01_dwi.nii.gz; {values}; uncertainty)"
+    )
+    assert repr(replace(warned, warnings=()).write(tmp_path)).endswith("; 2 files)")
 
 
 def test_report_is_written_on_request_alone(plain, tmp_path):

@@ -51,6 +51,14 @@ def test_lack_of_memory_names_the_scan_and_what_to_try(model, read, monkeypatch,
     assert caught.value.__cause__ is None
 
 
+def test_window_that_is_too_small_names_the_least_that_does(model, read):
+    with pytest.raises(
+        ValueError, match=r"^window is 4 x 4 x 4, cut to .* give at least 8 along one axis.*sub-01_dwi"
+    ):
+        model.predict(read, window=(4, 4, 4))
+    assert model.predict(read, window=(8, 4, 4)).deviation > 0
+
+
 def test_second_study_in_a_folder_is_refused(checkpoint, tmp_path):
     options = StudyOptions(models=(str(checkpoint),), device="cpu")
     with (

@@ -14,10 +14,11 @@ from typer.testing import CliRunner
 
 from dmri_monai.cli import app
 from dmri_monai.inference.study import own_share
-from dmri_monai.inference.study_files import meaning, places_of
+from dmri_monai.inference.study_files import made_by, meaning, places_of
 from dmri_monai.inference.study_pages import write_study_index, write_subject_page
 from dmri_monai.phantom import write_dataset
 from dmri_monai.tasks import TASKS
+from tests.small_models import save_model
 
 SCANS = ("sub-01", "sub-02", "sub-03")
 
@@ -88,8 +89,6 @@ def test_resumed_study_passes_over_what_is_done_and_redoes_the_rest(study, check
 
 
 def test_prediction_of_other_weights_is_not_taken_for_done(study, checkpoint, tmp_path):
-    from tests.small_models import save_model
-
     run(study, "-o", tmp_path / "out", "--checkpoint", checkpoint, "--no-report")
     other = save_model(tmp_path / "other.pt", l_max=2, order_scale=(1.0, 15.0))
     again = run(study, "-o", tmp_path / "out", "--checkpoint", other, "--no-report", "--resume")
@@ -251,17 +250,39 @@ def test_root_of_the_derivatives_explains_them(done):
 
 def test_sidecars_say_what_bids_asks_of_each_map():
     scan = "bids:raw:sub-01/dwi/sub-01_dwi.nii.gz"
-    said = {task: meaning(task, scan, "own.pt") for task in TASKS}
-    assert all({"Description", "Units", "Model"} <= set(record) for record in said.values())
+    said = {task: meaning(task, scan) for task in TASKS}
+    assert all({"Description", "Units"} <= set(record) for record in said.values())
     assert said["tissue"]["SpatialReference"] == scan
     assert said["lesion"]["Type"] == "Lesion"
-    assert said["crossings"]["Model"]["Parameters"] == {"Weights": "own.pt"}
+    assert made_by("own.pt")["Model"]["Parameters"] == {"Weights": "own.pt"}
     assert said["orientation"]["OrientationEncoding"] == {
         "Type": "unit3vector",
         "EncodingAxis": 3,
         "Reference": "xyz",
         "AntipodalSymmetry": True,
     }
+
+
+def test_every_map_has_a_sidecar_of_its_own_and_counts_as_one_prediction(study, tmp_path):
+    model = save_model(tmp_path / "fod.pt", "fod", architecture="any", size=["4x0e", "4x0e"], slots=1)
+    out = tmp_path / "out"
+    run(study, "-o", out, "--checkpoint", model, "--ensemble", "flips", "--no-report")
+    folder, stem = out / "sub-01" / "dwi", "sub-01_model-dmrimonai_param-{}_dwimap"
+    kinds = ("fod", "fodpeaks", "fodcount", "fodspread")
+    assert {path.name.split(".")[0] for path in folder.glob("*.nii.gz")} == {stem.format(k) for k in kinds}
+    said = {
+        kind: json.loads((folder / f"{stem.format(kind)}.json").read_text(encoding="utf-8")) for kind in kinds
+    }
+    for record in said.values():
+        assert {"Description", "Units", "GeneratedBy", "ModelSHA256", "SourcesSHA256"} <= set(record)
+        assert record["Sources"] == ["bids:raw:sub-01/dwi/sub-01_dwi.nii.gz"]
+        assert record["Model"]["Parameters"] == {"Weights": "fod.pt"}
+    encodings = {kind: record.get("OrientationEncoding", {}).get("Type") for kind, record in said.items()}
+    assert encodings == {"fod": "sh", "fodpeaks": "3vector", "fodcount": None, "fodspread": None}
+    assert len({record["Description"] for record in said.values()}) == len(kinds)
+    index = (out / "index.html").read_text(encoding="utf-8")
+    assert "fod" in index
+    assert "fod, " not in index  # as it would read if a map beside the density were a prediction of its own
 
 
 def test_folder_of_another_tool_is_not_written_into(study, checkpoint, tmp_path):

@@ -199,7 +199,7 @@ def test_model_in_a_folder_of_any_name_is_used_exported_and_packed(
     commands = {
         "export": ["-o", f"out/{name}.ts", "--", f"{name}/model.pt"],
         "export-bundle": ["-o", f"out/bundle/{name}", "--", f"{name}/model.pt"],
-        "label-bundle": ["--", f"{name}/model.pt", f"out/label/{name}"],
+        "label-bundle": ["-o", f"out/label/{name}", "--", f"{name}/model.pt"],
     }
     for command, words in commands.items():
         done = CliRunner().invoke(app, [command, *words])

@@ -116,6 +116,33 @@ def test_metadata_are_true_and_pass_monais_checks(tmp_path, name):
     assert config(out, "metadata") == bundle_metadata(load_model(model, "cpu").spec)
 
 
+SOURCES = {
+    "tissue": "simulated heads of dmri_monai.phantom",
+    "fod": "simulated voxels of dmri_monai.phantom",
+    "orientation": "that of task fod, which the network has learned: simulated voxels of dmri_monai.phantom",
+    "crossings": "that of task fod, which the network has learned: simulated voxels of dmri_monai.phantom",
+    "tissue-shells": "18 scans, listed in models/model.json with the hashes of their gradient tables",
+}
+
+
+@pytest.mark.parametrize(("name", "source"), SOURCES.items(), ids=SOURCES.keys())
+def test_metadata_say_on_what_a_released_network_learned(name, source):
+    spec = load_model(name, "cpu").spec
+    assert bundle_metadata(spec)["data_source"] == source
+    assert (
+        bundle_metadata(spec.untrained())["data_source"] == "not recorded"
+    )  # other weights learned elsewhere
+
+
+def test_metadata_of_a_task_that_follows_say_what_is_written_and_from_what():
+    found = bundle_metadata(load_model("crossings", "cpu").spec)
+    assert found["pred_classes"].startswith("0 background, 1 1 fibre, 2 2 fibres, 3 3 fibres; follows from")
+    assert found["label_classes"].startswith("fibre orientation density")
+    assert found["network_data_format"]["outputs"]["pred"]["num_channels"] == 45
+    assert found["task"] == "Number of fibres"
+    assert bundle_metadata(load_model("fod", "cpu").spec)["pred_classes"] == "as label_classes"
+
+
 def test_metadata_name_what_the_channels_hold():
     """A signal of the angle to the polar axis alone, in two of three shells: only m = 0, nothing of the absent one."""
     spec = load_model("tissue-shells", "cpu").spec

@@ -123,12 +123,20 @@ def test_a_link_to_a_scan_finds_the_sidecars_of_its_target(tmp_path):
     assert shell_read(link) == 1000
 
 
-@pytest.mark.parametrize(("kind", "name"), [("bval", "b-values"), ("bvec", "b-vectors")])
-def test_a_missing_sidecar_is_an_error_saying_which(tmp_path, kind, name):
+@pytest.mark.parametrize(
+    ("kind", "other", "name"), [("bval", "bvec", "b-values"), ("bvec", "bval", "b-vectors")]
+)
+def test_a_missing_sidecar_is_an_error_saying_which_what_is_there_and_what_was_looked_for(
+    tmp_path, kind, other, name
+):
     image = write_scan(tmp_path / "dwi.nii.gz")
     image.with_name(f"dwi.{kind}").unlink()
-    with pytest.raises(FileNotFoundError, match=rf"^no {name} for .*dwi\.nii\.gz"):
+    with pytest.raises(FileNotFoundError) as error:
         read_dwi(image)
+    message, there = str(error.value), image.with_name(f"dwi.{other}")
+    sought = f"dwi.{kind}, dwi.{kind}s, {kind}s, a .{kind} inherited as BIDS allows, dwi.b"
+    assert message == f"no {name} for {image}: {there} is there; looked in vain for {sought}"
+    assert message.count(f".{other}") == 1  # what is there is not said to lack
 
 
 def test_two_sidecars_of_one_stem_are_an_error(tmp_path):

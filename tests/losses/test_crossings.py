@@ -1,4 +1,4 @@
-"""Loss of the number of crossings against torch's cross entropy and the definition of the ranked score."""
+"""Loss of the number of fibres against torch's cross entropy and the definition of the ranked score."""
 
 from __future__ import annotations
 

@@ -144,7 +144,7 @@ def test_fractions_sum_to_one_and_the_density_has_the_mass_of_white_matter():
 
 
 def test_fields_that_a_voxel_cannot_know_are_zero():
-    features, head = SphereFeatures(3, 6, 4, 2).double(), VoxelHead(3, 6, "1x1o+1x0o+1x2e").double()
+    features, head = SphereFeatures(3, 6, 4, 2, 6).double(), VoxelHead(3, 6, "1x1o+1x0o+1x2e").double()
     out = head(*features(shells().flatten(2)))
     assert out.shape[1] == 9
     assert out[:, :4].abs().max() == 0

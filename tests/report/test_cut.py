@@ -142,3 +142,8 @@ def test_a_point_outside_and_a_volume_of_another_grid_are_refused():
         Cut(np.eye(4), SHAPE, at_mm=(100.0, 0.0, 0.0)).show(axes, np.zeros(SHAPE))
     with pytest.raises(ValueError, match=r"\(8, 7, 6\) voxels in a cut through \(7, 8, 6\)"):
         Cut(np.eye(4), SHAPE).show(axes, np.zeros((8, 7, 6)))
+
+
+def test_unknown_plane_is_refused_with_the_choices():
+    with pytest.raises(ValueError, match="^plane is 'foo', expected one of axial, coronal, sagittal$"):
+        Cut(np.eye(4), SHAPE, "foo")
