@@ -77,7 +77,13 @@ class SphereFeatures(nn.Module):
     """
 
     def __init__(  # noqa: PLR0913  sizes
-        self, channels: int, scalars: int, hidden: int, blocks: int, l_shells: int, deconvolution: bool = False
+        self,
+        channels: int,
+        scalars: int,
+        hidden: int,
+        blocks: int,
+        l_shells: int,
+        deconvolution: bool = False,
     ) -> None:
         super().__init__()
         self.channels, self.scalars, self.sizes = channels, scalars, SIZES
@@ -100,7 +106,7 @@ class SphereFeatures(nn.Module):
         for block in self.blocks:
             scalars, functions = block(scalars, functions)
         found = torch.cat([scalars, powers(functions, self.sizes)], dim=1)
-        return bounded(scalars + self.read(found)), torch.cat([functions, *deconvolved], dim=1)
+        return bounded(scalars + self.read(found)), torch.cat([functions] + deconvolved, dim=1)
 
 
 class VoxelHead(nn.Module):
@@ -153,9 +159,9 @@ class VoxelwiseNet(nn.Module):
     then the volume fractions of white matter, grey matter, CSF and anything else, which sum to 1.  The mass of the
     density is the white-matter fraction.
 
-    deconvolution: the density is the mean of two, the learned one (`learned`, what training aims at) and the deconvolved
-    one times the white-matter fraction.  Where little is known the learned one is blurred, as means of all that may be
-    are, and the lobes of crossings merge; the deconvolved one is sharp, also where it is wrong.
+    deconvolution: the density is the mean of two, the learned one (`learned`, what training aims at) and the
+    deconvolved one times the white-matter fraction.  Where little is known the learned one is blurred, as a mean of all
+    that may be is, and the lobes of crossings merge; the deconvolved one is sharp, also where it is wrong.
     """
 
     def __init__(

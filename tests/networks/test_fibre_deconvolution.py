@@ -16,12 +16,17 @@ from dmri_monai.gradients import GradientTable
 from dmri_monai.metrics.angles import axial_angle_deg
 from dmri_monai.networks.fibre_deconvolution import FibreDeconvolution
 from dmri_monai.networks.voxelwise import VoxelwiseNet
-from dmri_monai.phantom.voxel_signals import draw_batch
+from dmri_monai.phantom.voxel_signals import draw_batch, draw_voxels, noisy, simulate_voxels
 from dmri_monai.qspace.direction_sets import spread_directions
 from dmri_monai.qspace.peaks import harmonic_peaks
-from dmri_monai.qspace.shell_response import NOMINAL
-from dmri_monai.qspace.shell_set import shell_irreps
-from dmri_monai.reference.deconvolution import dipy_table
+from dmri_monai.qspace.shell_response import zonal_response
+from dmri_monai.qspace.shell_set import shell_channels, shell_irreps, shell_set
+from dmri_monai.reference.deconvolution import (
+    PeakRule,
+    deconvolution_shell,
+    find_peaks,
+    single_shell_model,
+)
 from dmri_monai.so3 import sh_basis
 from dmri_monai.testing import assert_equivariant, cube_rotations
 from dmri_monai.transforms import SphericalHarmonicsd
@@ -29,6 +34,7 @@ from dmri_monai.transforms import SphericalHarmonicsd
 DENSITY = "1x0e+1x2e+1x4e+1x6e+1x8e"
 # anisotropic, oblique, right- and left-handed
 TURN = np.linalg.qr(np.random.default_rng(3).normal(size=(3, 3)))[0]
+BUNDLE = 7  # voxels long
 AFFINES = [np.diag([2.0, 2.0, 3.0, 1.0]), np.eye(4), np.eye(4)]
 AFFINES[1][:3, :3] = TURN * np.sign(np.linalg.det(TURN)) @ np.diag([2.0, 1.5, 4.0])
 AFFINES[2][:3, :3] = -AFFINES[1][:3, :3]
@@ -56,14 +62,11 @@ def pairs(degrees: float, count: int, seed: int = 0) -> torch.Tensor:
     return torch.stack([first, math.cos(angle) * first + math.sin(angle) * aside], dim=1)
 
 
-def volume(axes: torch.Tensor, gradients: GradientTable, noise: float = 0.0) -> torch.Tensor:
-    """(N, V, 6, 1): each crossing beside coherent fibres, of which the response is taken."""
-    single = axes[:, :1].expand(-1, 2, -1)
-    both = torch.stack([axes, *([single] * 5)], dim=1)  # (V, 6, 2, 3)
-    signal = crossing(gradients.bvals, gradients.bvecs, both.flatten(0, 1))
-    generator = torch.Generator().manual_seed(1)
-    parts = noise * torch.randn(2, *signal.shape, generator=generator, dtype=torch.float64)
-    return 900 * torch.hypot(signal + parts[0], parts[1]).unflatten(1, both.shape[:2]).unsqueeze(-1)
+def volume(axes: torch.Tensor, gradients: GradientTable) -> torch.Tensor:
+    """(N, BUNDLE + V, 5, 5): a coherent bundle, of which the response is taken, then a plane of each crossing."""
+    bundle = torch.tensor([[[0.6, 0.0, 0.8]] * 2] * BUNDLE, dtype=torch.float64)
+    signal = crossing(gradients.bvals, gradients.bvecs, torch.cat([bundle, axes]))[..., None, None]
+    return 900 * signal.expand(-1, -1, 5, 5)
 
 
 def density(item: torch.Tensor) -> torch.Tensor:
@@ -79,12 +82,12 @@ def test_crossings_are_found_in_the_world_frame(affine, shells):
     image = MetaTensor(volume(axes, gradients), affine=affine)
     item = {"image": image, "bvals": gradients.bvals, "bvecs": gradients.bvecs}
     encoded = SphericalHarmonicsd("image", "auto", 6, rescale=True)(item)["image"]
-    found = harmonic_peaks(density(encoded.as_tensor()[:, :, :1]), separation_degrees=25.0)
+    found = harmonic_peaks(density(encoded.as_tensor()[:, BUNDLE:, 2, 2]), separation_degrees=25.0)
     to_voxel = gradients.in_voxel_frame(torch.as_tensor(affine))  # world -> voxel, as the table turns
     rotation = torch.linalg.lstsq(gradients.bvecs[3:], to_voxel[3:]).solution
     world = found.directions[:, :2].double() @ rotation.T
-    assert worst(world, axes) < 6.0
-    if not np.allclose(affine, AFFINES[0]):
+    assert worst(world, axes) < 8.0
+    if affine is not AFFINES[0]:
         assert worst(found.directions[:, :2].double(), axes) > 20.0  # left in the frame of the voxels
 
 
@@ -94,32 +97,32 @@ def worst(found: torch.Tensor, axes: torch.Tensor) -> float:
     return float(angles.unflatten(0, (2, 2)).amin(0).max())
 
 
-def test_more_crossings_are_found_than_by_dipys_deconvolution():
-    from dipy.reconst.csdeconv import ConstrainedSphericalDeconvModel, auto_response_ssst
-    from dipy.direction import peaks_from_model
-
-    axes, gradients = torch.cat([pairs(a, 30, int(a)) for a in (50.0, 65.0, 80.0)]), table({1500.0: 45})
-    image = volume(axes, gradients, noise=1 / 25)
-    item = {"image": MetaTensor(image, affine=np.eye(4)), "bvals": gradients.bvals, "bvecs": gradients.bvecs}
-    encoded = SphericalHarmonicsd("image", "auto", 6, rescale=True)(item)["image"].as_tensor()
-    peaks = harmonic_peaks(density(encoded[:, :, :1]), relative=0.25, separation_degrees=25.0).directions
-    ours = recall(peaks.double(), axes)
-    signal = image.movedim(0, -1).numpy()
-    response, _ = auto_response_ssst(dipy_table(gradients), signal[:, 1:], roi_radii=50, fa_thr=0.3)
-    model = ConstrainedSphericalDeconvModel(dipy_table(gradients), response, sh_order_max=8)
-    from dipy.data import default_sphere
-
-    fit = peaks_from_model(
-        model, signal[:, :1], default_sphere, relative_peak_threshold=0.25, min_separation_angle=25, npeaks=3
-    )
-    theirs = recall(torch.from_numpy(fit.peak_dirs[:, 0, 0]).double(), axes)
-    assert theirs > 0.5
-    assert ours >= theirs - 0.02
-
-
-def recall(found: torch.Tensor, axes: torch.Tensor) -> float:
-    near = torch.einsum("vic,vjc->vij", found, axes).abs() >= math.cos(math.radians(20))
-    return float(near.any(1).double().mean())
+def test_more_of_the_peaks_are_found_than_by_dipys_deconvolution():
+    """In white matter as it is drawn for training, one shell, each method with the response of coherent voxels."""
+    generator, gradients = torch.Generator().manual_seed(5), table({1500.0: 24})
+    voxels = draw_voxels(1200, generator)
+    signal = noisy(simulate_voxels(voxels, gradients.bvals, gradients.bvecs), 1 / 30, generator)
+    _, true = voxels.peaks()
+    number = (true.norm(dim=2) >= 0.25 * true.norm(dim=2)[:, :1]).sum(1)
+    crossings = (voxels.fractions[:, 0] > 0.7) & (number > 1)
+    axes = normalize(true, dim=2)[:, :2]
+    coherent = (voxels.fractions[:, 0] > 0.9) & (number == 1) & (voxels.spread[:, 0] < 0.03)
+    shells = shell_set(gradients.bvals, gradients.bvecs)
+    image = signal.T[:, :, None, None]
+    plain = shell_channels(image, gradients.bvals, shells, reference=1.0).flatten(1)
+    fitted = torch.cat([plain[1:5], plain[17:]])[:, coherent]
+    response = zonal_response(fitted, 4, voxels.directions[coherent, 0])
+    rescaled = shell_channels(image, gradients.bvals, shells, reference=1.0, response=response)
+    found = harmonic_peaks(density(rescaled), relative=0.25, separation_degrees=25.0).directions
+    ours = recall(found[crossings].double(), axes[crossings])
+    volumes = (1000 * signal).double().numpy()[:, None, None]
+    white = coherent.numpy()[:, None, None]
+    (shell,) = gradients.shells()
+    model, part = single_shell_model(volumes, gradients, white, shell, deconvolution_shell(gradients)[1])
+    peaks, _ = find_peaks(model, part, crossings.numpy()[:, None, None], white, PeakRule())
+    theirs = recall(torch.from_numpy(peaks[crossings.numpy(), 0, 0]).nan_to_num().double(), axes[crossings])
+    assert theirs > 0.4
+    assert ours > theirs
 
 
 def test_it_commutes_with_the_cube_and_closely_with_every_rotation():
@@ -160,7 +163,9 @@ def test_what_it_finds_resembles_the_truth_more_than_the_first_step_does():
 
     def resemblance() -> float:
         found = layer(encoder.parts(batch.channels.unsqueeze(0)))[0][6:28, white]
-        return float(torch.corrcoef(torch.stack([found.flatten(), batch.density[6:28, white].flatten()]))[0, 1])
+        return float(
+            torch.corrcoef(torch.stack([found.flatten(), batch.density[6:28, white].flatten()]))[0, 1]
+        )
 
     whole = resemblance()
     layer.steps = 0
@@ -173,12 +178,14 @@ def test_absent_slots_and_half_precision_change_little():
     layer, encoder = FibreDeconvolution(), ShellEncoder(2, scalars=4, l_max=6)
     harmonics, b, log_n, presence = encoder.parts(batch.channels.unsqueeze(0))
     whole = layer((harmonics, b, log_n, presence))
-    more = [torch.cat([part, torch.zeros_like(part[:, :1])], dim=1) for part in (harmonics, b, log_n, presence)]
+    more = [
+        torch.cat([part, torch.zeros_like(part[:, :1])], dim=1) for part in (harmonics, b, log_n, presence)
+    ]
     assert_close(layer((more[0], more[1], more[2], more[3])), whole)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         coarse = layer((harmonics, b, log_n, presence))
     assert coarse.dtype == torch.float32
-    assert_close(coarse, whole, atol=1e-3, rtol=1e-3)
+    assert_close(coarse, whole, atol=0.01 * float(whole.abs().max()), rtol=0)
 
 
 def test_a_network_with_it_is_exported_unchanged_and_its_density_is_part_of_the_functions():
@@ -189,5 +196,4 @@ def test_a_network_with_it_is_exported_unchanged_and_its_density_is_part_of_the_
     with torch.no_grad():
         for ours, theirs in zip(network.features(x), script(x), strict=True):
             assert_close(ours, theirs)
-    assert NOMINAL.spread > 0
     assert not any("deconvolution" in name for name in network.state_dict())  # nothing is learned in it

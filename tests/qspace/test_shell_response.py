@@ -69,7 +69,9 @@ def test_nominal_response_is_the_integral_of_the_fibres_signal(degree):
     def signal(c: float, b: float) -> float:
         inside = math.exp(-b * NOMINAL.d_intra * c * c)
         across, along = NOMINAL.d_perpendicular, NOMINAL.d_parallel
-        return NOMINAL.intra * inside + (1 - NOMINAL.intra) * math.exp(-b * (across + (along - across) * c * c))
+        return NOMINAL.intra * inside + (1 - NOMINAL.intra) * math.exp(
+            -b * (across + (along - across) * c * c)
+        )
 
     found = nominal_response(torch.tensor([800.0, 2500.0]), 6)[:, degree // 2]
     for b, value in zip((0.8, 2.5), found.tolist(), strict=True):
@@ -79,7 +81,9 @@ def test_nominal_response_is_the_integral_of_the_fibres_signal(degree):
 
 
 def test_the_axis_of_a_signal_is_that_of_its_fibre():
-    axes = normalize(torch.randn(20, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1)), dim=1)
+    axes = normalize(
+        torch.randn(20, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1)), dim=1
+    )
     bvals, bvecs = table()
     fitted = shell_set(bvals, bvecs).matrix[0] @ fibre_signal(bvals, bvecs, axes)
     assert axial_angle_deg(main_axes(fitted[1:6]), axes).max() < 1.0
@@ -87,7 +91,9 @@ def test_the_axis_of_a_signal_is_that_of_its_fibre():
 
 
 def test_zonal_coefficients_do_not_depend_on_the_axis_and_give_the_signal_back():
-    axes = normalize(torch.randn(2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(2)), dim=1)
+    axes = normalize(
+        torch.randn(2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(2)), dim=1
+    )
     bvals, bvecs = table()
     fitted = shell_set(bvals, bvecs, slots=1).matrix.flatten(0, 1) @ fibre_signal(bvals, bvecs, axes)
     first, second = (zonal_response(fitted[:, i : i + 1], 1, axes[i : i + 1])[0] for i in (0, 1))
