@@ -32,7 +32,7 @@ def encode_scan(spec: ModelSpec) -> list[MapTransform]:
     """A raw scan on its final grid to what the network of `spec` takes in, in the voxel frame."""
     threshold: dict[str, Any] = {"b0_threshold": spec.b0_threshold}
     if spec.takes == "shell-set":
-        own = {"slots": spec.slots, "rescale": spec.deconvolution}
+        own: dict[str, Any] = {"slots": spec.slots, "rescale": spec.deconvolution}
         return [SphericalHarmonicsd("image", "auto", spec.l_max, **own, **threshold)]
     shells = {"shells": spec.shells, "l_max": spec.l_max, "tolerance": spec.shell_tolerance, **threshold}
     if spec.takes == "samples":

@@ -41,6 +41,8 @@ class FibreDeconvolution(nn.Module):
     doi:10.1016/j.neuroimage.2014.07.061 (several shells).
     """
 
+    degree: Tensor  # of every component, over 2
+
     def __init__(self, l_shells: int = 6) -> None:
         super().__init__()
         self.steps, self.mean_weight, self.ridge = STEPS, MEAN_WEIGHT, RIDGE
