@@ -13,7 +13,6 @@ from numpy.polynomial import legendre
 from torch import Tensor, nn
 
 from dmri_monai.equivariant.sphere_activation import sphere_grid
-from dmri_monai.qspace.shell_fit import sh_orders
 from dmri_monai.qspace.shell_response import NOMINAL
 from dmri_monai.qspace.shell_set import SMOOTHING
 from dmri_monai.so3 import Constants, sh_basis
@@ -41,13 +40,10 @@ class FibreDeconvolution(nn.Module):
     doi:10.1016/j.neuroimage.2014.07.061 (several shells).
     """
 
-    degree: Tensor  # of every component, over 2
-
     def __init__(self, l_shells: int = 6) -> None:
         super().__init__()
         self.steps, self.mean_weight, self.ridge = STEPS, MEAN_WEIGHT, RIDGE
-        self.degrees, self.more_degrees = l_shells // 2 + 1, (L_MAX - l_shells) // 2
-        self.n_shell = (l_shells + 1) * (l_shells + 2) // 2
+        self.degrees = l_shells // 2 + 1
         self.intra, self.d_intra = NOMINAL.intra, NOMINAL.d_intra
         self.d_parallel, self.d_perpendicular = NOMINAL.d_parallel, NOMINAL.d_perpendicular
         points, weights = sphere_grid(GRID_DEGREE)
@@ -63,7 +59,7 @@ class FibreDeconvolution(nn.Module):
             polynomials=polynomials,
             factors=shrunk * spread,
         )
-        self.register_buffer("degree", (sh_orders(L_MAX) // 2).long(), persistent=False)
+        self.sizes = [2 * degree + 1 for degree in range(0, L_MAX + 1, 2)]
 
     def forward(self, shells: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
         harmonics, b, log_n, presence = shells
@@ -75,13 +71,21 @@ class FibreDeconvolution(nn.Module):
         of_mean = weighted.new_ones(self.degrees, 1)
         of_mean[0] = self.mean_weight
         square = (weighted * kernel).sum(1) * of_mean  # (B, L, V)
-        weighted = (weighted * of_mean).index_select(2, self.degree[: self.n_shell])
-        product = (weighted * harmonics).sum(1)
         scale = square[:, 1:2].clamp(min=1e-6)
-        more = len(self.degree) - self.n_shell
-        target = torch.cat([product / scale, product.new_zeros(len(product), more, product.shape[2])], dim=1)
-        missing = square.new_zeros(len(square), self.more_degrees, square.shape[2])
-        stiffness = torch.cat([square / scale, missing], dim=1).index_select(1, self.degree)
+        weighted = weighted * of_mean / scale.unsqueeze(1)
+        targets: list[Tensor] = []
+        stiffnesses: list[Tensor] = []
+        start = 0
+        for i, size in enumerate(self.sizes):
+            if i < self.degrees:
+                part = harmonics[:, :, start : start + size]
+                targets.append((weighted[:, :, i : i + 1] * part).sum(1))
+                stiffnesses.append((square[:, i : i + 1] / scale).expand(-1, size, -1))
+                start += size
+            else:
+                targets.append(square.new_zeros(len(square), size, square.shape[2]))
+                stiffnesses.append(targets[i])
+        target, stiffness = torch.cat(targets, dim=1), torch.cat(stiffnesses, dim=1)
         return self.solved(target, stiffness)
 
     def kernel(self, b: Tensor) -> Tensor:
@@ -96,16 +100,18 @@ class FibreDeconvolution(nn.Module):
 
     def solved(self, target: Tensor, stiffness: Tensor) -> Tensor:
         """(B, 45, V): where the gradient of stiffness · f² / 2 - target · f and of the penalty on f < 0 vanishes."""
-        synthesis, analysis = self.grid.synthesis.to(target.dtype), self.grid.analysis.to(target.dtype)
+        synthesis = self.grid.synthesis.to(target.dtype).expand(len(target), -1, -1)
+        analysis = self.grid.analysis.to(target.dtype).expand(len(target), -1, -1)
         step = 1 / (stiffness + 1.0 + self.ridge)
+        stiffness, start = stiffness + self.ridge, -target
         density = target / (stiffness + 0.05)
         density[:, 15:] = 0.0  # beyond l = 4 it would be noise
         ahead, momentum = density, 1.0
         for _ in range(self.steps):
-            negative = torch.matmul(analysis, torch.matmul(synthesis, ahead).clamp(max=0.0))
-            new = ahead - step * torch.addcmul(negative - target, stiffness + self.ridge, ahead)
+            gradient = torch.baddbmm(start, analysis, torch.bmm(synthesis, ahead).clamp(max=0.0))
+            new = torch.addcmul(ahead, step, torch.addcmul(gradient, stiffness, ahead), value=-1.0)
             larger = (1 + math.sqrt(1 + 4 * momentum * momentum)) / 2
-            ahead = new + (new - density) * ((momentum - 1) / larger)
+            ahead = torch.lerp(density, new, 1 + (momentum - 1) / larger)
             density, momentum = new, larger
         return density
 
