@@ -180,6 +180,7 @@ class ModelSpec(Strict):
                 f"order_scale has {len(self.order_scale)} factors for the {self.l_max // 2 + 1} degrees up to "
                 f"l_max = {self.l_max}"
             )
+        self._check_deconvolution()
         low, high = self.subsample_directions or (1, 1)
         if low > high:
             raise ValueError(
@@ -187,6 +188,16 @@ class ModelSpec(Strict):
             )
         self.fit()  # its own errors
         return self
+
+    def _check_deconvolution(self) -> None:
+        wanted = self.network_options.get("deconvolution", False)
+        if not isinstance(wanted, bool):
+            raise ValueError(f"network_options.deconvolution is {wanted!r}, expected true or false")
+        channels = self.network_options.get("channels", 2)
+        if wanted and (self.l_max < 2 or (isinstance(channels, int) and channels < 2)):
+            raise ValueError(
+                f"network_options.deconvolution needs l_max and channels of at least 2, got {self.l_max} and {channels}"
+            )
 
     @property
     def takes(self) -> str:
@@ -240,7 +251,7 @@ class ModelSpec(Strict):
     @property
     def deconvolution(self) -> bool:
         """Whether the network deconvolves its shells, which are then rescaled to the nominal response of a fibre."""
-        return self.takes == "shell-set" and bool(self.network_options.get("deconvolution", False))
+        return self.takes == "shell-set" and self.network_options.get("deconvolution", False) is True
 
     @property
     def b_max(self) -> float:

@@ -119,4 +119,5 @@ def _image(kind: str, channels: list[str], **more: str) -> dict[str, Any]:
 def _input_format(spec: ModelSpec) -> str:
     if spec.takes == "directions":
         return "signal in directions fixed in the voxel frame"
-    return "real spherical harmonics in the voxel frame, in e3nn's order (polar axis y)"
+    rescaled = ", rescaled to the nominal response of a fibre" if spec.deconvolution else ""
+    return f"real spherical harmonics in the voxel frame, in e3nn's order (polar axis y){rescaled}"

@@ -63,8 +63,16 @@ class FibreDeconvolution(nn.Module):
 
     def forward(self, shells: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
         harmonics, b, log_n, presence = shells
-        if harmonics.dtype != torch.float64:  # bf16 is too coarse for the steps
+        if harmonics.dtype != torch.float64:
             harmonics, b, log_n, presence = harmonics.float(), b.float(), log_n.float(), presence.float()
+        if torch.jit.is_scripting():
+            return self.density(harmonics, b, log_n, presence)
+        else:  # TorchScript does not compile this branch
+            with torch.autocast(harmonics.device.type, enabled=False):  # bf16 is too coarse for the steps
+                return self.density(harmonics, b, log_n, presence)
+
+    def density(self, harmonics: Tensor, b: Tensor, log_n: Tensor, presence: Tensor) -> Tensor:
+        """(B, 45, V) of what `forward` takes."""
         kernel = self.kernel(b)  # (B, S, L, V)
         amount = (presence * log_n.exp()).unsqueeze(2)
         weighted = kernel * (amount / amount.sum(1, keepdim=True).clamp(min=1.0))

@@ -36,7 +36,7 @@ CHANNELS, SCALARS, HIDDEN, BLOCKS = 8, 32, 16, 2  # of the released models
 L_MAX = 8  # of the functions after the first step
 SIZES = [2 * degree + 1 for degree in range(0, L_MAX + 1, 2)]
 DENSITY = "+".join(f"1x{degree}e" for degree in range(0, L_MAX + 1, 2))
-DECONVOLVED = 0.5  # share of the deconvolved density, chosen in simulated voxels (`benchmarks/peak_rule.py`)
+DECONVOLVED = 0.5  # share of the deconvolved density
 FRACTIONS = 4  # white matter, grey matter, CSF, other
 
 

@@ -21,11 +21,19 @@ from torch.nn import functional
 
 from dmri_monai.so3 import sh_basis
 
-__all__ = ["NOMINAL", "Fibre", "bundle_response", "nominal_response", "response_factors", "zonal_response"]
+__all__ = [
+    "NOMINAL",
+    "Fibre",
+    "bundle_response",
+    "main_axes",
+    "nominal_response",
+    "response_factors",
+    "zonal_response",
+]
 
 LEAST_VOXELS, SHARE = 30, 0.01  # of the head, taken for coherent bundles
 LEAST_B0 = 0.3  # of its median: no air
-NOISE = 0.02  # of a response: below it a degree stays as it is
+NOISE = 0.02  # of a response: keeps the factors of degrees bounded that have hardly any
 LEAST, MOST = 0.4, 2.5  # factors
 
 
@@ -130,8 +138,10 @@ def _quadratic_forms() -> Tensor:
 
 
 def response_factors(response: Tensor, bvals: Tensor) -> Tensor:
-    """(slots, L) by which the degrees of a scan's shells, b-values bvals (slots,) s/mm², are multiplied: to the nominal
-    response where the scan's `response` (slots, L) stands out of the noise, 1 where not and for l = 0."""
+    """(slots, L) by which the degrees of a scan's shells, b-values bvals (slots,) s/mm², are multiplied: from the
+    scan's `response` (slots, L) to the nominal one, at least LEAST and at most MOST; 1 for l = 0.
+
+    Of a scan without coherent white matter the response is noise, and so are the factors, between these bounds."""
     nominal = nominal_response(bvals, 2 * response.shape[1] - 2).to(response)
     factors = ((nominal * response + NOISE**2) / (response.square() + NOISE**2)).clamp(LEAST, MOST)
     factors[:, 0] = 1.0

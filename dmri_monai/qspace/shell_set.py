@@ -159,7 +159,7 @@ def shell_channels(
         if isinstance(response, str):
             response = bundle_response(fitted, shells.counts > 0, relative.view(b0.shape))
         factors = response_factors(response, shells.bvals).T.flatten()  # by degree, then slot
-        sizes = torch.arange(1, 2 * l_max + 2, 4).repeat_interleave(slots)
+        sizes = torch.arange(1, 2 * l_max + 2, 4, device=factors.device).repeat_interleave(slots)
         fitted *= factors.repeat_interleave(sizes).to(fitted).unsqueeze(1)
     channels = torch.cat([relative, fitted[:slots], _scalars(shells, fitted), fitted[slots:]])
     return channels.view(-1, *image.shape[1:])
