@@ -121,7 +121,14 @@ def prepared(wheels: Path, site: Path) -> dict[str, str]:
     missing = unmet([*own["PYTHONPATH"].split(":"), *sys.path])
     if missing:
         raise SystemExit(f"{'; '.join(missing)}.  Wheels are brought by `python -m benchmarks.gpu pack`")
-    return {**own, "MPLBACKEND": "Agg", "PYTHONUNBUFFERED": "1", "TQDM_DISABLE": "1"}
+    # plugins of pytest that happen to be there may want what is not
+    fixed = {
+        "MPLBACKEND": "Agg",
+        "PYTHONUNBUFFERED": "1",
+        "TQDM_DISABLE": "1",
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+    }
+    return {**own, **fixed}
 
 
 def in_order(found: list[Part], states: dict[str, str], only: list[str] | None) -> list[Part]:
