@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
-from numpy.polynomial import legendre
 from torch import Tensor, nn
 
 from dmri_monai.equivariant.sphere_activation import sphere_grid
-from dmri_monai.qspace.shell_response import NOMINAL
+from dmri_monai.qspace.shell_response import NOMINAL, legendre_quadrature
 from dmri_monai.qspace.shell_set import SMOOTHING
 from dmri_monai.so3 import Constants, sh_basis
 
@@ -48,15 +46,15 @@ class FibreDeconvolution(nn.Module):
         self.d_parallel, self.d_perpendicular = NOMINAL.d_parallel, NOMINAL.d_perpendicular
         points, weights = sphere_grid(GRID_DEGREE)
         basis = sh_basis(points, L_MAX)
-        squares, polynomials = _quadrature(l_shells)
+        squares, polynomials = legendre_quadrature(l_shells)
         degrees = torch.arange(0, l_shells + 1, 2).double()
         shrunk = 1 / (1 + SMOOTHING * (degrees * (degrees + 1)) ** 2)  # by the regularised fit of `shell_set`
         spread = torch.exp(-degrees * (degrees + 1) / 2 * NOMINAL.spread)
         self.grid = Constants(
             synthesis=basis,
             analysis=basis.T * weights,
-            squares=squares,
-            polynomials=polynomials,
+            squares=squares.unsqueeze(1),
+            polynomials=polynomials.T,
             factors=shrunk * spread,
         )
         self.sizes = [2 * degree + 1 for degree in range(0, L_MAX + 1, 2)]
@@ -122,11 +120,3 @@ class FibreDeconvolution(nn.Module):
             ahead = torch.lerp(density, new, 1 + (momentum - 1) / larger)
             density, momentum = new, larger
         return density
-
-
-def _quadrature(l_max: int) -> tuple[Tensor, Tensor]:
-    """(20, 1) squared nodes on [0, 1] and (L, 20) weighted Legendre polynomials: 4 pi times the integral of f P_l."""
-    nodes, weights = legendre.leggauss(20)
-    c, w = (nodes + 1) / 2, weights / 2
-    polynomials = legendre.legvander(c, l_max)[:, ::2] * (4 * math.pi * w[:, None])
-    return torch.from_numpy(c**2).unsqueeze(1), torch.from_numpy(np.ascontiguousarray(polynomials.T))

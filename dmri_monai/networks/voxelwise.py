@@ -32,7 +32,7 @@ __all__ = [
     "VoxelwiseNet",
 ]
 
-CHANNELS, SCALARS, HIDDEN, BLOCKS = 8, 32, 16, 2  # of the released models
+CHANNELS, SCALARS, HIDDEN, BLOCKS = 8, 32, 16, 2  # by default
 L_MAX = 8  # of the functions after the first step
 SIZES = [2 * degree + 1 for degree in range(0, L_MAX + 1, 2)]
 DENSITY = "+".join(f"1x{degree}e" for degree in range(0, L_MAX + 1, 2))

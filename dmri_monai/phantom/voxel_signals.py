@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 import torch
-from numpy.polynomial import legendre
 from torch import Tensor
 
 from dmri_monai.phantom.microstructure import find_peaks
 from dmri_monai.phantom.protocols import draw_protocol, played_out
 from dmri_monai.qspace.harmonics import channel_layout
 from dmri_monai.qspace.shell_fit import sh_orders
-from dmri_monai.qspace.shell_response import zonal_response
+from dmri_monai.qspace.shell_response import legendre_quadrature, zonal_response
 from dmri_monai.qspace.shell_set import shell_channels, shell_set
 from dmri_monai.so3 import n_coefficients, sh_basis
 
@@ -168,17 +166,8 @@ def stick_harmonics(x: Tensor) -> Tensor:
 
     Funk and Hecke's 2 pi integral over [-1, 1] of exp(-x c²) P_l(c), by Gauss-Legendre quadrature of 20 points.
     """
-    squares, polynomials = _quadrature()
+    squares, polynomials = legendre_quadrature(SIGNAL_ORDER)
     return torch.exp(-x.unsqueeze(-1) * squares.to(x)) @ polynomials.to(x)
-
-
-@cache
-def _quadrature() -> tuple[Tensor, Tensor]:
-    """(20,) squared nodes on [0, 1] and (20, 7) weighted Legendre polynomials there."""
-    nodes, weights = legendre.leggauss(20)
-    c, w = (nodes + 1) / 2, weights / 2
-    polynomials = legendre.legvander(c, SIGNAL_ORDER)[:, ::2] * w[:, None] * 4 * math.pi
-    return torch.from_numpy(c**2), torch.from_numpy(polynomials)
 
 
 def simulate_voxels(voxels: Voxels, bvals: Tensor, bvecs: Tensor) -> Tensor:

@@ -13,7 +13,6 @@ import math
 from dataclasses import dataclass
 from functools import cache
 
-import numpy as np
 import torch
 from numpy.polynomial import legendre
 from torch import Tensor
@@ -25,6 +24,7 @@ __all__ = [
     "NOMINAL",
     "Fibre",
     "bundle_response",
+    "legendre_quadrature",
     "main_axes",
     "nominal_response",
     "response_factors",
@@ -56,23 +56,25 @@ NOMINAL = Fibre(intra=0.55, d_intra=1.9, d_parallel=1.4, d_perpendicular=0.65, s
 def nominal_response(bvals: Tensor, l_max: int) -> Tensor:
     """(slots, L) zonal coefficients (order m = 0, along the fibre) of l = 0, 2, ... of S/S0 of the nominal fibre at
     bvals (slots,) s/mm²."""
-    b = bvals.double().cpu().numpy() / 1000
-    fibre, degrees = NOMINAL, np.arange(0, l_max + 1, 2)
-    inside = _zonal(b * fibre.d_intra, l_max)
-    between = _zonal(b * (fibre.d_parallel - fibre.d_perpendicular), l_max)
-    between *= np.exp(-b * fibre.d_perpendicular)[:, None]
-    spread = np.exp(-degrees * (degrees + 1) / 2 * fibre.spread)
-    return torch.from_numpy((fibre.intra * inside + (1 - fibre.intra) * between) * spread)
+    fibre, b = NOMINAL, bvals.double().cpu().unsqueeze(1) / 1000
+    degrees = torch.arange(0, l_max + 1, 2).double()
+    squares, polynomials = legendre_quadrature(l_max)
+    inside = torch.exp(-b * fibre.d_intra * squares)
+    across, along = fibre.d_perpendicular, fibre.d_parallel
+    between = torch.exp(-b * (across + (along - across) * squares))
+    spread = torch.exp(-degrees * (degrees + 1) / 2 * fibre.spread)
+    zonal = (fibre.intra * inside + (1 - fibre.intra) * between) @ polynomials
+    return zonal * spread * ((2 * degrees + 1) / (4 * math.pi)).sqrt()
 
 
-def _zonal(x: np.ndarray, l_max: int) -> np.ndarray:
-    """(n, L) of exp(-x cos²), x (n,), by Gauss-Legendre quadrature."""
+@cache
+def legendre_quadrature(l_max: int) -> tuple[Tensor, Tensor]:
+    """(20,) squared nodes on [0, 1] and (20, L) weighted polynomials of degree 0, 2, ...: times the values of an even
+    function at the nodes, 2 pi times its integral with them over [-1, 1] (Gauss-Legendre).  Treat as read-only."""
     nodes, weights = legendre.leggauss(20)
     c, w = (nodes + 1) / 2, weights / 2
-    orders = np.arange(0, l_max + 1, 2)
-    polynomials = legendre.legvander(c, l_max)[:, ::2] * w[:, None] * np.sqrt(4 * math.pi * (2 * orders + 1))
-    found: np.ndarray = np.exp(-np.outer(x, c**2)) @ polynomials
-    return found
+    polynomials = legendre.legvander(c, l_max)[:, ::2] * w[:, None] * 4 * math.pi
+    return torch.from_numpy(c**2), torch.from_numpy(polynomials)
 
 
 def zonal_response(fitted: Tensor, slots: int, axes: Tensor) -> Tensor:
@@ -119,7 +121,7 @@ def bundle_response(fitted: Tensor, present: Tensor, b0: Tensor) -> Tensor:
 
 
 def main_axes(second: Tensor) -> Tensor:
-    """(V, 3) where functions of order 2, (5, V), are least, as a signal is along its fibre."""
+    """(V, 3) where functions of degree 2, (5, V), are least, as a signal is along its fibre."""
     forms = _quadratic_forms().to(second)
     found: Tensor = torch.linalg.eigh(torch.einsum("cv,cij->vij", second, forms)).eigenvectors[..., 0]
     return found
@@ -141,7 +143,8 @@ def response_factors(response: Tensor, bvals: Tensor) -> Tensor:
     """(slots, L) by which the degrees of a scan's shells, b-values bvals (slots,) s/mm², are multiplied: from the
     scan's `response` (slots, L) to the nominal one, at least LEAST and at most MOST; 1 for l = 0.
 
-    Of a scan without coherent white matter the response is noise, and so are the factors, between these bounds."""
+    Of a scan without coherent white matter the response is noise, and so are the factors, between these bounds.
+    """
     nominal = nominal_response(bvals, 2 * response.shape[1] - 2).to(response)
     factors = ((nominal * response + NOISE**2) / (response.square() + NOISE**2)).clamp(LEAST, MOST)
     factors[:, 0] = 1.0

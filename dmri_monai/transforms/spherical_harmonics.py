@@ -131,6 +131,8 @@ class SphericalHarmonicsd(MapTransform):
         self.mask_key, self.weights_key, self.allow_lambda = mask_key, weights_key, allow_lambda
         if isinstance(shells, str):
             _checked_auto(shells, weights_key, fit)
+            if rescale and l_max < 2:
+                raise ValueError(f"SphericalHarmonicsd: rescale=True needs l_max of at least 2, got {l_max}")
             self.shells: list[float] | None = None
             self.irreps = shell_irreps(slots, l_max)
         else:

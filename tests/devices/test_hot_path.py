@@ -22,7 +22,6 @@ ON_THE_CPU = {
     "equivariant/kernel/voxel_grid.py:kernel_offsets": "constants, which become a buffer",
     "equivariant/pq/contraction/composite.py:_concat_layout": "index, which becomes a buffer",
     "equivariant/sphere_activation.py:sphere_grid": "kept for all layers, and moved into their buffers",
-    "networks/fibre_deconvolution.py:_quadrature": "constants, which become a buffer",
     "inference/ensemble.py:__call__": "numbers that sums begin with",
     "inference/ensemble.py:grid_symmetries": "matrices, compared where they are made",
 }

@@ -143,6 +143,12 @@ def test_metadata_of_a_task_that_follows_say_what_is_written_and_from_what():
     assert bundle_metadata(load_model("fod", "cpu").spec)["pred_classes"] == "as label_classes"
 
 
+@pytest.mark.parametrize(("name", "rescaled"), [("fod", True), ("orientation", True), ("tissue", False)])
+def test_metadata_say_whether_shells_are_rescaled(name, rescaled):
+    image = bundle_metadata(load_model(name, "cpu").spec)["network_data_format"]["inputs"]["image"]
+    assert ("rescaled to the nominal response" in str(image)) is rescaled
+
+
 def test_metadata_name_what_the_channels_hold():
     """A signal of the angle to the polar axis alone, in two of three shells: only m = 0, nothing of the absent one."""
     spec = load_model("tissue-shells", "cpu").spec

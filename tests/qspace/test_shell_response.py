@@ -124,13 +124,15 @@ def test_rotations_of_the_scan_change_no_factor():
     moved = image.movedim((1, 2, 3), (2, 3, 1)).flip(1)
     turned = bvecs[:, [2, 0, 1]] * torch.tensor([-1.0, 1.0, 1.0], dtype=torch.float64)
     found = []
-    for volume, vectors in ((image, bvecs), (moved, turned), (moved, bvecs)):
+    shuffled = bvecs[torch.randperm(len(bvecs), generator=torch.Generator().manual_seed(0))]
+    for volume, vectors in ((image, bvecs), (moved, turned), (moved, bvecs), (image, shuffled)):
         shells = shell_set(bvals, vectors, slots=SLOTS)
         plain = shell_channels(volume, bvals, shells)
         fitted = torch.cat([plain[1 : 1 + SLOTS], plain[1 + 4 * SLOTS :]]).flatten(1)
         found.append(bundle_response(fitted, shells.counts > 0, plain[0]))
     assert_close(found[0], found[1], atol=2e-3, rtol=0)
     assert_close(found[0], found[2], atol=2e-3, rtol=0)  # the vectors' frame alone does not matter either
+    assert (found[0] - found[3]).abs().max() > 0.1  # what belongs to which volume does
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 40), (12, 12, 1), (2, 2, 2)])
