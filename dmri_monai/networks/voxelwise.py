@@ -36,7 +36,7 @@ CHANNELS, SCALARS, HIDDEN, BLOCKS = 8, 32, 16, 2  # by default
 L_MAX = 8  # of the functions after the first step
 SIZES = [2 * degree + 1 for degree in range(0, L_MAX + 1, 2)]
 DENSITY = "+".join(f"1x{degree}e" for degree in range(0, L_MAX + 1, 2))
-DECONVOLVED = 0.5  # share of the deconvolved density
+DECONVOLVED = 0.3  # share of the deconvolved density; `benchmarks/peak_rule.py` measures others
 FRACTIONS = 4  # white matter, grey matter, CSF, other
 
 
@@ -159,9 +159,9 @@ class VoxelwiseNet(nn.Module):
     then the volume fractions of white matter, grey matter, CSF and anything else, which sum to 1.  The mass of the
     density is the white-matter fraction.
 
-    deconvolution: the density is the mean of two, the learned one (`learned`, what training aims at) and the
-    deconvolved one times the white-matter fraction.  Where little is known the learned one is blurred, as a mean of all
-    that may be is, and the lobes of crossings merge; the deconvolved one is sharp, also where it is wrong.
+    deconvolution: the density is a weighted mean of two, the learned one (`learned`, what training aims at) and the
+    deconvolved one times the white-matter fraction (`mixed`).  Where little is known the learned one is blurred, as a
+    mean of all that may be is, and the lobes of crossings merge; the deconvolved one is sharp, also where it is wrong.
     """
 
     def __init__(
@@ -190,11 +190,7 @@ class VoxelwiseNet(nn.Module):
     def predict(self, shells: Tensor) -> Tensor:
         """(B, C, V) -> (B, 49, V)."""
         learned, deconvolved = self.learned(shells)
-        if deconvolved is None:
-            return learned
-        white = learned[:, 45:46]
-        mean = (1 - DECONVOLVED) * learned[:, 1:45] + DECONVOLVED * white * deconvolved[:, 1:]
-        return torch.cat([learned[:, :1], mean, learned[:, 45:]], dim=1)
+        return learned if deconvolved is None else mixed(learned, deconvolved)
 
     def learned(self, shells: Tensor) -> tuple[Tensor, Tensor | None]:
         """(B, 49, V) of (B, C, V) by the network alone, and the deconvolved density (B, 45, V)."""
@@ -204,6 +200,12 @@ class VoxelwiseNet(nn.Module):
         density = self.density(scalars, own).to(fractions.dtype)
         found = torch.cat([fractions[:, :1] / sqrt(4 * pi), density, fractions], dim=1)
         return found, functions[:, -1] if self.deconvolution else None
+
+
+def mixed(learned: Tensor, deconvolved: Tensor, share: float = DECONVOLVED) -> Tensor:
+    """(B, 49, V): what `VoxelwiseNet.learned` gives, with `share` of the density from the deconvolved one."""
+    mean = torch.lerp(learned[:, 1:45], learned[:, 45:46] * deconvolved[:, 1:], share)
+    return torch.cat([learned[:, :1], mean, learned[:, 45:]], dim=1)
 
 
 def _functions(channels: int, l_max: int) -> str:
