@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from dmri_monai.inference.architectures import build_network
 from dmri_monai.inference.spec import ModelSpec
@@ -39,7 +40,12 @@ ALONE = ("4x0e", "4x0e")  # levels of a network whose surroundings say nothing
 VOXELS_SEEN = TrainingRange(directions=(6, 220), bval=(100, 6000), snr=(8, 45))
 HEADS_SEEN = TrainingRange(directions=(6, 32), bval=(500, 3200), voxel_mm=(1.5, 6.0), snr=(6, 110))
 FROM_DENSITY = ("fod", "orientation", "crossings")
-FRACTIONS_ORDER = (1, 2, 3, 0)  # of the classes outside, white matter, grey matter, CSF
+ORDERS = {
+    "tissue": (0, 1, 2, 3),
+    "fractions": (1, 2, 3, 0),
+}  # of the classes outside, white matter, grey matter, CSF
+# chosen without labels, see the card: share of a scan's own statistics; what is added to the logit of "outside"
+OWN_STATISTICS, OUTSIDE = 0.25, 1.0
 FIT_SEED = 1 << 41
 
 
@@ -98,7 +104,12 @@ def density_spec(network: dict[str, Any], task: str = "fod") -> ModelSpec:
 
 def heads_spec(task: str, network: dict[str, Any]) -> ModelSpec:
     return ModelSpec(
-        task=task, architecture="invariants", size=network["size"], l_max=2, trained_on=HEADS_SEEN
+        task=task,
+        architecture="invariants",
+        size=network["size"],
+        network_options={"own_statistics": OWN_STATISTICS, "outside": ORDERS[task].index(0)},
+        l_max=2,
+        trained_on=HEADS_SEEN,
     )
 
 
@@ -141,8 +152,11 @@ def heads_network(spec: ModelSpec, state: dict[str, Tensor]) -> InvariantUNet:
     """The network of task `spec.task` from the one that was trained on heads."""
     network = build_network(spec)
     assert isinstance(network, InvariantUNet)
-    order = list(range(4)) if spec.task == "tissue" else list(FRACTIONS_ORDER)
-    network.load_state_dict({name: v[order] if name.startswith("head.") else v for name, v in state.items()})
+    order = list(ORDERS[spec.task])
+    turned = {name: v[order] if name.startswith("head.") else v for name, v in state.items()}
+    if spec.task == "tissue":  # fractions are volumes, which a shifted border would change
+        turned["head.bias"] = turned["head.bias"] + OUTSIDE * functional.one_hot(torch.tensor(0), len(order))
+    network.load_state_dict(turned)
     return network
 
 

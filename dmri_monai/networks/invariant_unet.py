@@ -1,11 +1,16 @@
-"""`InvariantUNet`: rotation invariants of any shells at each voxel, then an ordinary U-Net."""
+"""`InvariantUNet`: rotation invariants of any shells at each voxel, then an ordinary U-Net.
+
+Compiled by TorchScript, but for `InvariantUNet` itself.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from monai.networks.nets import BasicUNet
 from torch import Tensor, nn
+from torch.nn import functional
 
 from dmri_monai.networks.input_checks import as_plain, check_harmonics, slots_of, with_meta_of
 from dmri_monai.qspace.shell_invariants import INVARIANTS, shell_invariants
@@ -24,20 +29,58 @@ SIZES = {  # filters of the five levels
 }
 
 
+class TwofoldBatchNorm(nn.BatchNorm3d):
+    """Batch norm that in evaluation normalises the second half of a batch by statistics of each item's own, in part.
+
+    own: share of the item's own mean and variance beside the stored ones, 0 to 1; with 0 no half is told apart.
+    Adapting the statistics to the data at hand: Schneider et al. 2020, arXiv:2006.16971.
+    """
+
+    def __init__(self, channels: int, own: float) -> None:
+        super().__init__(channels)
+        self.own = own
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.training or self.own == 0.0:
+            return self.stored(input, self.training)
+        first, second = input.chunk(2)
+        var, mean = torch.var_mean(second.float(), [2, 3, 4], correction=0, keepdim=True)
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        mean = torch.lerp(self.running_mean.view(1, -1, 1, 1, 1), mean, self.own)
+        var = torch.lerp(self.running_var.view(1, -1, 1, 1, 1), var, self.own)
+        scale = self.weight.view(1, -1, 1, 1, 1) * torch.rsqrt(var + self.eps)
+        second = second * scale + (self.bias.view(1, -1, 1, 1, 1) - mean * scale)
+        return torch.cat([self.stored(first, False), second.to(first.dtype)])
+
+    def stored(self, input: Tensor, training: bool) -> Tensor:
+        return functional.batch_norm(
+            input, self.running_mean, self.running_var, self.weight, self.bias, training, 0.1, self.eps
+        )
+
+
 class PlainInvariantUNet(nn.Module):
     """Invariants, body and head of an :class:`InvariantUNet` without meta data or checks, for export."""
 
-    def __init__(self, slots: int, body: nn.Module, head: nn.Module) -> None:
+    def __init__(self, slots: int, body: nn.Module, head: nn.Module, own: float, outside: int) -> None:
         super().__init__()
         self.slots, self.body, self.head = slots, body, head
+        self.own, self.outside = own, outside
 
     def forward(self, image: Tensor) -> Tensor:
         return self.answer(shell_invariants(image, self.slots))
 
     def answer(self, invariants: Tensor) -> Tensor:
         """(B, 5, X, Y, Z) of `shell_invariants` -> what :meth:`forward` gives."""
-        found: Tensor = self.head(self.body(invariants))
-        return found
+        if self.training or self.own == 0.0:
+            found: Tensor = self.head(self.body(invariants))
+            return found
+        stored, own = self.head(self.body(torch.cat([invariants, invariants]))).chunk(2)
+        before, after = self.outside, self.outside + 1
+        inside = torch.cat([stored[:, :before], stored[:, after:]], dim=1).logsumexp(1, keepdim=True)
+        among = torch.cat([own[:, :before], own[:, after:]], dim=1).logsumexp(1, keepdim=True)
+        told = own + (inside - among)
+        return torch.cat([told[:, :before], stored[:, before:after], told[:, after:]], dim=1)
 
 
 class InvariantUNet(PlainInvariantUNet):
@@ -49,11 +92,20 @@ class InvariantUNet(PlainInvariantUNet):
     For answers without a direction: ValueError where irreps_out holds other irreps than 0e.  Turning the b-vectors
     changes nothing; turning the image may, as the convolutions are ordinary ones.
 
-    size: "tiny", "small", "base".  All parameters of the head, and no others, are called `head.*`.
+    size: "tiny", "small", "base".  own_statistics: share, 0 to 1, of an item's own statistics in the norms, beside those of
+    the training, by which an evaluated network tells apart all classes but `outside`, the index of "none of these", whose
+    probability stays that of the training's statistics.  Scans differ in contrast more than simulations do; but with
+    their own statistics networks take neck and scalp for tissue.  It costs twice the time and memory.
+    All parameters of the head, and no others, are called `head.*`.
     """
 
     def __init__(
-        self, irreps_in: str | Irreps, irreps_out: str | Irreps | None = None, size: str = "small"
+        self,
+        irreps_in: str | Irreps,
+        irreps_out: str | Irreps | None = None,
+        size: str = "small",
+        own_statistics: float = 0.0,
+        outside: int = 0,
     ) -> None:
         fields = as_irreps(irreps_in)
         slots, l_max = slots_of(fields, type(self).__name__)
@@ -63,11 +115,14 @@ class InvariantUNet(PlainInvariantUNet):
             raise ValueError(f"InvariantUNet: irreps_out is {irreps_out}, expected scalars (0e) alone")
         if size not in SIZES:
             raise ValueError(f"InvariantUNet: size is {size!r}, expected one of {', '.join(SIZES)}")
+        outputs = 0 if irreps_out is None else as_irreps(irreps_out).dim
+        _check(own_statistics, outside, outputs)
         levels = SIZES[size]
         body = BasicUNet(3, INVARIANTS, 1, features=(*levels, levels[0]), norm="batch")
         body.final_conv = nn.Identity()  # type: ignore[assignment]
-        outputs = 0 if irreps_out is None else as_irreps(irreps_out).dim
-        super().__init__(slots, body, nn.Conv3d(levels[0], outputs, 1) if outputs else nn.Identity())
+        _replace_norms(body, own_statistics)
+        head = nn.Conv3d(levels[0], outputs, 1) if outputs else nn.Identity()
+        super().__init__(slots, body, head, own_statistics, outside)
         self.expected, self.irreps_in = channels_of(fields), str(fields)
         self.irreps_out = f"{levels[0]}x0e" if irreps_out is None else str(as_irreps(irreps_out))
 
@@ -85,4 +140,22 @@ class InvariantUNet(PlainInvariantUNet):
 
     def __prepare_scriptable__(self) -> PlainInvariantUNet:
         """What `torch.jit.script`, and so MONAI's `ckpt_export`, compiles in place of this network."""
-        return PlainInvariantUNet(self.slots, self.body, self.head).train(self.training)
+        plain = PlainInvariantUNet(self.slots, self.body, self.head, self.own, self.outside)
+        return plain.train(self.training)
+
+
+def _check(own_statistics: float, outside: int, outputs: int) -> None:
+    if not 0 <= own_statistics <= 1:
+        raise ValueError(f"InvariantUNet: own_statistics is {own_statistics}, expected 0 to 1")
+    if own_statistics > 0 and not 0 <= outside < outputs:
+        raise ValueError(
+            f"InvariantUNet: outside is {outside}, expected the index of one of {outputs} outputs"
+        )
+
+
+def _replace_norms(module: nn.Module, own: float) -> None:
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm3d):
+            setattr(module, name, TwofoldBatchNorm(child.num_features, own))
+        else:
+            _replace_norms(child, own)

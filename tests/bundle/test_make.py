@@ -55,15 +55,18 @@ def test_density_is_that_of_the_voxelwise_network(make, deconvolution):
     assert (found[:, 0] - expected[:, 0]).abs().mean() < 0.5 * expected[:, 0].std()
 
 
-@pytest.mark.parametrize("task", ["tissue", "fractions"])
-def test_answers_come_in_the_order_of_the_task(make, task):
+@pytest.mark.parametrize(("task", "order"), [("tissue", [0, 1, 2, 3]), ("fractions", [1, 2, 3, 0])])
+def test_answers_come_in_the_order_of_the_task(make, task, order):
     spec = make.heads_spec(task, {"size": "tiny"})
     trained = build_network(spec)
     state = random_state(trained)
     trained.load_state_dict(state)
     image = draw_batch(3, 1, 32 * 16**2, l_max=spec.l_max).channels.view(1, -1, 32, 16, 16)
     with torch.no_grad():
-        found, expected = make.heads_network(spec, state).train()(image), trained.train()(image)
-    order = [0, 1, 2, 3] if task == "tissue" else [1, 2, 3, 0]
-    assert_close(found, expected[:, order])
+        found, expected = make.heads_network(spec, state).train()(image), trained.train()(image)[:, order]
+    outside = order.index(0)
+    assert spec.network_options["outside"] == outside
+    if task == "tissue":
+        expected[:, outside] += make.OUTSIDE
+    assert_close(found, expected)
     assert (expected.std(dim=(0, 2, 3, 4)) > 1e-3).all()

@@ -14,10 +14,18 @@ from dmri_monai.testing import cube_rotations
 SHELLS = shell_irreps(2, 4)
 
 
-def network(irreps_out="4x0e", size="tiny"):
+def network(irreps_out="4x0e", size="tiny", **options):
     """In training mode: the norms of an untrained network in evaluation mode leave next to nothing of the input."""
     torch.manual_seed(0)
-    return InvariantUNet(SHELLS, irreps_out, size).train()
+    return InvariantUNet(SHELLS, irreps_out, size, **options).train()
+
+
+def adapted(**options):
+    """In evaluation, its norms filled with statistics."""
+    own = network(**options)
+    with torch.no_grad():
+        own(shells())
+    return own.eval()
 
 
 def shells(size=16):
@@ -70,6 +78,9 @@ def test_sizes_and_features():
         ((shell_irreps(2, 0), "4x0e"), "l_max is 0"),
         (("2x0e+1x2e", "4x0e"), "not those of shells in slots"),
         ((SHELLS, "4x0e", "huge"), "size is 'huge'"),
+        ((SHELLS, "4x0e", "tiny", 1.5), "own_statistics is 1.5, expected 0 to 1"),
+        ((SHELLS, "4x0e", "tiny", 0.5, 4), "outside is 4, expected the index of one of 4"),
+        ((SHELLS, None, "tiny", 0.5), "outside is 0, expected the index of one of 0"),
     ],
 )
 def test_what_it_cannot_be_is_refused(arguments, message):
@@ -77,11 +88,39 @@ def test_what_it_cannot_be_is_refused(arguments, message):
         InvariantUNet(*arguments)
 
 
-def test_exported_network_gives_the_same():
-    own = network()
-    with torch.no_grad():
-        own(shells())  # statistics of the norms
-    own.eval()
+@pytest.mark.parametrize("outside", [0, 3])
+@torch.no_grad()
+def test_own_statistics_change_the_other_classes_alone(outside):
+    plain, own = adapted(), adapted(own_statistics=0.5, outside=outside)
+    assert plain.state_dict().keys() == own.state_dict().keys()
+    first, second = plain(shells()).softmax(1), own(shells()).softmax(1)
+    torch.testing.assert_close(first[:, outside], second[:, outside])
+    others = [c for c in range(4) if c != outside]
+    assert ((first - second)[:, others].abs().amax(dim=(0, 2, 3, 4)) > 1e-4).all()
+    torch.testing.assert_close(network(own_statistics=0.5)(shells()), network()(shells()))  # in training
+
+
+@torch.no_grad()
+def test_own_statistics_are_those_of_batch_norm_in_training():
+    """All of them, of a single item: then classes are told apart as by torch's own norm of the item alone."""
+    own = adapted(own_statistics=1.0)
+    expected = own(shells()[:1].expand(2, -1, -1, -1, -1))
+    found = adapted().train()(shells()[:1].expand(2, -1, -1, -1, -1))
+    others = slice(1, None)
+    torch.testing.assert_close(
+        found[:, others].softmax(1), expected[:, others].softmax(1), rtol=1e-4, atol=1e-5
+    )
+
+
+@torch.no_grad()
+def test_an_item_is_answered_alike_whatever_lies_beside_it():
+    own = adapted(own_statistics=0.5)
+    torch.testing.assert_close(torch.cat([own(item[None]) for item in shells()]), own(shells()))
+
+
+@pytest.mark.parametrize("options", [{}, {"own_statistics": 0.5}], ids=["stored", "own"])
+def test_exported_network_gives_the_same(options):
+    own = adapted(**options)
     script = torch.jit.script(own)
     with torch.no_grad():
         torch.testing.assert_close(script(shells()), own(shells()))
