@@ -92,10 +92,10 @@ class InvariantUNet(PlainInvariantUNet):
     For answers without a direction: ValueError where irreps_out holds other irreps than 0e.  Turning the b-vectors
     changes nothing; turning the image may, as the convolutions are ordinary ones.
 
-    size: "tiny", "small", "base".  own_statistics: share, 0 to 1, of an item's own statistics in the norms, beside those of
-    the training, by which an evaluated network tells apart all classes but `outside`, the index of "none of these", whose
-    probability stays that of the training's statistics.  Scans differ in contrast more than simulations do; but with
-    their own statistics networks take neck and scalp for tissue.  It costs twice the time and memory.
+    size: "tiny", "small", "base".  own_statistics: share, 0 to 1, of an item's own statistics in the norms, beside
+    those of the training, by which an evaluated network tells apart all classes but `outside`, the index of "none of
+    these"; the probability of that one stays what the training's statistics say.  Scans differ in contrast more than
+    simulations do; but by their own statistics neck and scalp come nearer to brain.  Twice the time and memory.
     All parameters of the head, and no others, are called `head.*`.
     """
 
