@@ -304,11 +304,18 @@ def _flat(evidence: Evidence) -> list[str]:
 
 def _missing(evidence: Evidence) -> list[str]:
     """Questions without an answer yet."""
-    names = {
-        "lesions": "lesions", "pretraining": "pretraining (on simulated and on real scans)",
-        "generalisation": "other protocols, other tasks and the architecture `any`",
-    }  # fmt: skip
-    open_ = [text for name, text in names.items() if not choose(evidence.experiments[name])]
+    parts: list[tuple[str, str, dict[str, Any]]] = [
+        ("lesions", "lesions", {}),
+        ("pretraining on simulated scans", "pretraining", {"on": "simulated"}),
+        ("pretraining on real scans", "pretraining", {"on": "real"}),
+        ("pretraining for crossings", "pretraining", {"task": "crossings"}),
+        ("pretraining for orientation", "pretraining", {"task": "orientation"}),
+        ("other protocols", "generalisation", {}),
+        ("crossings", "generalisation", {"task": "crossings"}),
+        ("orientation", "generalisation", {"task": "orientation"}),
+        ("the architecture `any`", "generalisation", {"method": "any"}),
+    ]
+    open_ = [text for text, name, labels in parts if not choose(evidence.experiments[name], **labels)]
     return [f"**Not run yet by these rules, so nothing is said**: {'; '.join(open_)}."] if open_ else []
 
 

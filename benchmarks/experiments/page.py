@@ -37,7 +37,8 @@ LIMITS = """### Limits
 - The brain is cut out along the true mask for every method. The threshold for the Dice of lesions is chosen on the
   heads that validate.
 - Networks take the same number of steps at most (below), not the same time; CPU seconds stand in the tables. They
-  compute in bfloat16 where nothing else is said.
+  compute in bfloat16 where nothing else is said, which takes about ten times as long on a processor without it: seconds
+  compare within a table at most.
 """
 FIGURE_OF = {
     "lesions": (

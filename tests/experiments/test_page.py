@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.experiments import page
+from benchmarks.experiments import claims, page
 from benchmarks.experiments.claims import NO_CLAIM, Evidence, summary_lines
 from benchmarks.experiments.figures import FIGURES
 from benchmarks.experiments.sizes import SIZES
+from tests.experiments.examples import line
 
 DOCS = Path(__file__).parents[2] / "docs"
 HEADS = np.linspace(-0.05, 0.05, 8)
@@ -89,6 +90,13 @@ def test_page_says_what_was_not_run_and_makes_no_figure_of_it(tmp_path):
     text = page.page(nothing)
     assert text.count("Not run yet") == len(page.PUBLISHED)
     assert not any(page._shown(name, nothing["cpu"]) for name in FIGURES)
+
+
+def test_parts_that_were_not_run_are_named():
+    run = line(test="as trained", column="dice_WM", task="tissue", method="plain")
+    (told,) = claims._missing(Evidence({name: [] for name in page.NAMES} | {"generalisation": [run]}))
+    assert "other protocols" not in told
+    assert all(part in told for part in ("; crossings; orientation; the architecture `any`", "on real scans"))
 
 
 def test_summary_is_made_from_the_lines():
