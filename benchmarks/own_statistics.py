@@ -1,8 +1,9 @@
-"""How much of a scan's own statistics, and which shift of the border of the brain, tell tissues best; JSON lines.
+"""How much of an image's own statistics, and which shift of the border of the brain, tell tissues best; JSON lines.
 
 On cubes of simulated heads that no training has seen, as `benchmarks/tissue_training.py` validates on them: Dice of WM,
 GM and CSF and the share of the tissue that lies outside, as they are and with twice the changes of contrast of a
-training.  outside_logit: added to the logit of "outside", beside what the model has already.
+training; the statistics are those of a cube.  outside_logit: added to the logit of "outside", beside what the model
+has already.
 
 Run: python -m benchmarks.own_statistics CACHE [MODEL] [--anatomy DIR --peaks FILE --fa FILE] [--cubes 8]
 """
@@ -30,7 +31,9 @@ SHARES, SHIFTS = (0.0, 0.125, 0.25, 0.5, 1.0), (-1.0, 0.0, 1.0)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("cache", type=Path, help="folder of heads, made where it lacks them")
-    parser.add_argument("model", nargs="?", default="tissue")
+    parser.add_argument(
+        "model", nargs="?", default="tissue", help="of task tissue and architecture invariants"
+    )
     parser.add_argument("--anatomy", type=Path)
     parser.add_argument("--peaks", type=Path)
     parser.add_argument("--fa", type=Path)
@@ -38,9 +41,13 @@ def main() -> None:
     options = parser.parse_args()
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
+    model = load_model(options.model, "cpu")
+    if model.spec.task != "tissue" or not isinstance(model.network, InvariantUNet):
+        parser.error(
+            f"{options.model} is of task {model.spec.task}, expected tissue by architecture invariants"
+        )
     heads = head_models(options.cache, HeadSources(options.anatomy, options.peaks, options.fa))
     aside = [cubes(heads, ASIDE_SEED, i)[0] for i in range(options.cubes)]
-    model = load_model(options.model, "cpu")
     outside = int(model.spec.network_options.get("outside", 0))
     for share, shift in product(SHARES, SHIFTS):
         changed = {**model.spec.network_options, "own_statistics": share}

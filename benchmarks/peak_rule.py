@@ -4,7 +4,7 @@ The voxels are drawn aside from those of training; truth is the rule of the phan
 fibres below the part of the largest that deconvolution counts from (`PeakRule`).  number: share of the voxels with
 fibres whose number, 1 to 3, is right; macro_f1: of the number, 0 to 3, in all voxels; recall, false: share of the true
 peaks within 20 degrees of a found one, and of the found ones far from all true, in voxels of several fibres; angle_deg:
-median angle between the largest peaks, in voxels that are mostly white matter.  score, by which the last line is
+median angle between the largest peaks, where the prediction is mostly white matter.  score, by which the last line is
 chosen: mean of number, macro_f1 and the harmonic mean of recall and 1 - false.  What is used stands in
 `dmri_monai.qspace.fibre_density`, whose figures the first line has; with --shares, a line for each share of the
 deconvolved density instead, by these thresholds.
@@ -72,6 +72,8 @@ def main() -> None:
 @torch.no_grad()
 def of_shares(network: VoxelwiseNet) -> Iterator[dict[str, float]]:
     """A line for each share of the deconvolved density."""
+    if not network.deconvolution:
+        raise SystemExit("the network of --shares has no deconvolution, so there is nothing to share")
     batch = draw_batch(SEED, PROTOCOLS, VOXELS, rescaled=True)
     parts = [network.learned(part) for part in batch.channels.unsqueeze(0).split(CHUNK, dim=2)]
     for share in SHARES:

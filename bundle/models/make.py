@@ -44,7 +44,7 @@ ORDERS = {
     "tissue": (0, 1, 2, 3),
     "fractions": (1, 2, 3, 0),
 }  # of the classes outside, white matter, grey matter, CSF
-# chosen without labels, see the card: share of a scan's own statistics; what is added to the logit of "outside"
+# chosen on simulated heads, see the card: share of a scan's own statistics; what is added to the logit of "outside"
 OWN_STATISTICS, OUTSIDE = 0.25, 1.0
 FIT_SEED = 1 << 41
 

@@ -5,7 +5,7 @@ Compiled by TorchScript, but for `InvariantUNet` itself.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import torch
 from monai.networks.nets import BasicUNet
@@ -30,33 +30,39 @@ SIZES = {  # filters of the five levels
 
 
 class TwofoldBatchNorm(nn.BatchNorm3d):
-    """Batch norm that in evaluation normalises the second half of a batch by statistics of each item's own, in part.
+    """Batch norm that, while `twofold`, gives the second half of a batch statistics of each item's own, in part.
 
-    own: share of the item's own mean and variance beside the stored ones, 0 to 1; with 0 no half is told apart.
+    own: share of the item's own mean and variance beside the stored ones, 0 to 1.
     Adapting the statistics to the data at hand: Schneider et al. 2020, arXiv:2006.16971.
     """
 
     def __init__(self, channels: int, own: float) -> None:
         super().__init__(channels)
-        self.own = own
+        self.own, self.twofold = own, False
 
     def forward(self, input: Tensor) -> Tensor:
-        if self.training or self.own == 0.0:
-            return self.stored(input, self.training)
-        first, second = input.chunk(2)
-        var, mean = torch.var_mean(second.float(), [2, 3, 4], correction=0, keepdim=True)
+        if self.twofold:
+            first, second = input.chunk(2)
+            return torch.cat([self.stored(first), self.adapted(second)])
+        if torch.jit.is_scripting():
+            return self.stored(input)
+        else:  # TorchScript does not compile this branch
+            return super().forward(input)
+
+    def stored(self, input: Tensor) -> Tensor:
+        return functional.batch_norm(
+            input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+        )
+
+    def adapted(self, input: Tensor) -> Tensor:
+        wide = input if input.dtype == torch.float64 else input.float()
+        var, mean = torch.var_mean(wide, [2, 3, 4], correction=0, keepdim=True)
         assert self.running_mean is not None
         assert self.running_var is not None
-        mean = torch.lerp(self.running_mean.view(1, -1, 1, 1, 1), mean, self.own)
-        var = torch.lerp(self.running_var.view(1, -1, 1, 1, 1), var, self.own)
+        mean = torch.lerp(self.running_mean.to(wide.dtype).view(1, -1, 1, 1, 1), mean, self.own)
+        var = torch.lerp(self.running_var.to(wide.dtype).view(1, -1, 1, 1, 1), var, self.own)
         scale = self.weight.view(1, -1, 1, 1, 1) * torch.rsqrt(var + self.eps)
-        second = second * scale + (self.bias.view(1, -1, 1, 1, 1) - mean * scale)
-        return torch.cat([self.stored(first, False), second.to(first.dtype)])
-
-    def stored(self, input: Tensor, training: bool) -> Tensor:
-        return functional.batch_norm(
-            input, self.running_mean, self.running_var, self.weight, self.bias, training, 0.1, self.eps
-        )
+        return ((wide - mean) * scale + self.bias.view(1, -1, 1, 1, 1)).to(input.dtype)
 
 
 class PlainInvariantUNet(nn.Module):
@@ -67,6 +73,13 @@ class PlainInvariantUNet(nn.Module):
         self.slots, self.body, self.head = slots, body, head
         self.own, self.outside = own, outside
 
+    def train(self, mode: bool = True) -> Self:
+        """As of any module; the norms follow the network, also where they are frozen one by one."""
+        for module in self.modules():
+            if isinstance(module, TwofoldBatchNorm):
+                module.twofold = not mode
+        return super().train(mode)
+
     def forward(self, image: Tensor) -> Tensor:
         return self.answer(shell_invariants(image, self.slots))
 
@@ -75,12 +88,36 @@ class PlainInvariantUNet(nn.Module):
         if self.training or self.own == 0.0:
             found: Tensor = self.head(self.body(invariants))
             return found
-        stored, own = self.head(self.body(torch.cat([invariants, invariants]))).chunk(2)
+        return torch.cat([self.adapted(item) for item in invariants.split(1)])
+
+    def adapted(self, invariants: Tensor) -> Tensor:
+        """The same of one item, with statistics of the box around what has signal: air around it does not count."""
+        there = (invariants[0, 0] > 0.15).to(torch.float32)  # of the median b0
+        x, y, z = there.sum([1, 2]), there.sum([0, 2]), there.sum([0, 1])
+        (i, a), (j, b), (k, c) = self.extent(x), self.extent(y), self.extent(z)
+        box = invariants[:, :, i:a, j:b, k:c]
+        stored, own = self.head(self.body(torch.cat([box, box]))).chunk(2)
         before, after = self.outside, self.outside + 1
         inside = torch.cat([stored[:, :before], stored[:, after:]], dim=1).logsumexp(1, keepdim=True)
         among = torch.cat([own[:, :before], own[:, after:]], dim=1).logsumexp(1, keepdim=True)
         told = own + (inside - among)
-        return torch.cat([told[:, :before], stored[:, before:after], told[:, after:]], dim=1)
+        told = torch.cat([told[:, :before], stored[:, before:after], told[:, after:]], dim=1)
+        size = invariants.shape
+        found = told.new_zeros([1, told.shape[1], size[2], size[3], size[4]])
+        found[:, before] = 10.0  # air is outside
+        found[:, :, i:a, j:b, k:c] = told
+        return found
+
+    def extent(self, count: Tensor) -> tuple[int, int]:
+        """First and end of the slices that hold signal, with a margin, of the number of such voxels in each."""
+        margin, least = 8, 16
+        slices = torch.nonzero(count > 0.02 * count.max()).flatten()
+        n = len(count)
+        if len(slices) == 0:
+            return 0, n
+        first, end = max(int(slices[0]) - margin, 0), min(int(slices[-1]) + 1 + margin, n)
+        end = max(end, min(n, first + least))
+        return min(first, max(0, end - least)), end
 
 
 class InvariantUNet(PlainInvariantUNet):
@@ -95,7 +132,8 @@ class InvariantUNet(PlainInvariantUNet):
     size: "tiny", "small", "base".  own_statistics: share, 0 to 1, of an item's own statistics in the norms, beside
     those of the training, by which an evaluated network tells apart all classes but `outside`, the index of "none of
     these"; the probability of that one stays what the training's statistics say.  Scans differ in contrast more than
-    simulations do; but by their own statistics neck and scalp come nearer to brain.  Twice the time and memory.
+    simulations do; but by their own statistics neck and scalp come nearer to brain.  Windows have statistics of their
+    own, and memory and time are twice those of the box around what has signal.
     All parameters of the head, and no others, are called `head.*`.
     """
 
@@ -120,7 +158,8 @@ class InvariantUNet(PlainInvariantUNet):
         levels = SIZES[size]
         body = BasicUNet(3, INVARIANTS, 1, features=(*levels, levels[0]), norm="batch")
         body.final_conv = nn.Identity()  # type: ignore[assignment]
-        _replace_norms(body, own_statistics)
+        if own_statistics > 0:
+            _replace_norms(body, own_statistics)
         head = nn.Conv3d(levels[0], outputs, 1) if outputs else nn.Identity()
         super().__init__(slots, body, head, own_statistics, outside)
         self.expected, self.irreps_in = channels_of(fields), str(fields)
@@ -145,11 +184,13 @@ class InvariantUNet(PlainInvariantUNet):
 
 
 def _check(own_statistics: float, outside: int, outputs: int) -> None:
-    if not 0 <= own_statistics <= 1:
-        raise ValueError(f"InvariantUNet: own_statistics is {own_statistics}, expected 0 to 1")
-    if own_statistics > 0 and not 0 <= outside < outputs:
+    if type(own_statistics) not in (int, float) or not 0 <= own_statistics <= 1:
         raise ValueError(
-            f"InvariantUNet: outside is {outside}, expected the index of one of {outputs} outputs"
+            f"InvariantUNet: own_statistics is {own_statistics!r}, expected a number from 0 to 1"
+        )
+    if type(outside) is not int or (own_statistics > 0 and not 0 <= outside < outputs):
+        raise ValueError(
+            f"InvariantUNet: outside is {outside!r}, expected the index of one of {outputs} outputs"
         )
 
 

@@ -78,8 +78,13 @@ def test_sizes_and_features():
         ((shell_irreps(2, 0), "4x0e"), "l_max is 0"),
         (("2x0e+1x2e", "4x0e"), "not those of shells in slots"),
         ((SHELLS, "4x0e", "huge"), "size is 'huge'"),
-        ((SHELLS, "4x0e", "tiny", 1.5), "own_statistics is 1.5, expected 0 to 1"),
+        ((SHELLS, "4x0e", "tiny", 1.5), "own_statistics is 1.5, expected a number from 0 to 1"),
         ((SHELLS, "4x0e", "tiny", 0.5, 4), "outside is 4, expected the index of one of 4"),
+        *(
+            ((SHELLS, "4x0e", "tiny", wrong), f"own_statistics is {wrong!r}")
+            for wrong in ("x", None, True, float("nan"), -1)
+        ),
+        *(((SHELLS, "4x0e", "tiny", 0.5, wrong), f"outside is {wrong!r}") for wrong in ("x", 1.5, True, -1)),
         ((SHELLS, None, "tiny", 0.5), "outside is 0, expected the index of one of 0"),
     ],
 )
@@ -116,6 +121,48 @@ def test_own_statistics_are_those_of_batch_norm_in_training():
 def test_an_item_is_answered_alike_whatever_lies_beside_it():
     own = adapted(own_statistics=0.5)
     torch.testing.assert_close(torch.cat([own(item[None]) for item in shells()]), own(shells()))
+
+
+@torch.no_grad()
+def test_air_around_the_head_changes_nothing():
+    """Beyond the margin; the control: a network without the box would take it into its statistics."""
+    own, image = adapted(own_statistics=0.5), shells(32)[:1]
+    found = own(image)
+    air = torch.nn.functional.pad(image, [16] * 6)
+    inner = (..., *[slice(16, 48)] * 3)
+    near = own(torch.nn.functional.pad(image, [8] * 6))[..., 8:40, 8:40, 8:40]
+    torch.testing.assert_close(own(air)[inner], near)
+    assert (own(air).argmax(1) == 0)[:, 0].all()
+    assert (near - found).abs().max() > 0  # up to the margin, air is part of the image
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+@torch.no_grad()
+def test_other_precisions(dtype):
+    own = adapted(own_statistics=0.5)
+    expected = own(shells())
+    found = own.to(dtype)(shells().to(dtype))
+    assert found.dtype == dtype
+    assert (found.float() - expected).abs().max() < (
+        1e-4 if dtype == torch.float64 else 0.05
+    ) * expected.abs().max()
+
+
+@pytest.mark.parametrize("frozen", ["body", "norms"])
+@torch.no_grad()
+def test_frozen_norms_of_a_network_in_training_are_the_stored_ones(frozen):
+    plain, own = adapted().train(), adapted(own_statistics=0.5).train()
+    for net in (plain, own):
+        parts = (
+            [net.body]
+            if frozen == "body"
+            else [m for m in net.modules() if isinstance(m, torch.nn.BatchNorm3d)]
+        )
+        for part in parts:
+            part.eval()
+    torch.testing.assert_close(own(shells(32)[:1]), plain(shells(32)[:1]))
+    own.eval().train()
+    assert own.state_dict().keys() == plain.state_dict().keys()
 
 
 @pytest.mark.parametrize("options", [{}, {"own_statistics": 0.5}], ids=["stored", "own"])

@@ -340,14 +340,15 @@ def test_checkpoint_of_another_task_is_a_start_but_not_a_model(described):
         load_weights(body, path, SPEC.replace(task="lesion"))
 
 
-def test_deep_supervision_may_begin_at_fine_tuning(described):
+@pytest.mark.parametrize("change", [{"deep_supervision": True}, {"own_statistics": 0.25, "outside": 3}])
+def test_what_does_not_change_the_body_may_begin_at_fine_tuning(described, change):
     body, path = described
     options = {"filters": 2}
     SPEC.replace(network_options=options).save(path.with_suffix(".json"))
-    deep = SPEC.replace(network_options={**options, "deep_supervision": True})
-    load_pretrained(body, path, deep)
-    with pytest.raises(ValueError, match="the configuration says {'filters': 2, 'deep_supervision': True}"):
-        load_weights(body, path, deep)
+    other = SPEC.replace(network_options={**options, **change})
+    load_pretrained(body, path, other)
+    with pytest.raises(ValueError, match=f"the configuration says {{'filters': 2, '{next(iter(change))}': "):
+        load_weights(body, path, other)
     with pytest.raises(
         ValueError, match="made with network_options = {'filters': 2}, the configuration says {'filters': 3}"
     ):
