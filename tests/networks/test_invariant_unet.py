@@ -125,7 +125,7 @@ def test_an_item_is_answered_alike_whatever_lies_beside_it():
 
 @torch.no_grad()
 def test_air_around_the_head_changes_nothing():
-    """Beyond the margin; the control: a network without the box would take it into its statistics."""
+    """Beyond the margin: statistics of the whole image would take it in."""
     own, image = adapted(own_statistics=0.5), shells(32)[:1]
     found = own(image)
     air = torch.nn.functional.pad(image, [16] * 6)
