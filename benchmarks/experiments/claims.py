@@ -56,8 +56,12 @@ class Evidence:
 
         heads: that learn lesions; None: all.
         """
+        return self.best_of(TRIVIAL, task, heads)
+
+    def best_of(self, methods: Sequence[str], task: str, heads: int | None = None) -> tuple[str, float]:
+        """The one of `methods` with the best mean, and that mean; "" and NaN where none was run."""
         where, test, labels = self.place(task, heads)
-        found = {name: self.mean(where, test, KEY_COLUMN[task], method=name, **labels) for name in TRIVIAL}
+        found = {name: self.mean(where, test, KEY_COLUMN[task], method=name, **labels) for name in methods}
         known = {name: value for name, value in found.items() if value == value}
         if not known:
             return "", float("nan")
@@ -163,7 +167,9 @@ def _learned(evidence: Evidence) -> list[str]:
         means = {m: evidence.mean(where, test, KEY_COLUMN[task], method=m, **labels) for m in everyone}
         learned = ", ".join(f"`{m}` {means[m]:.2f}" for m in everyone if evidence.learned(task, m))
         failed = ", ".join(f"`{m}` {means[m]:.2f}" for m in everyone if not evidence.learned(task, m))
-        text = f"**{task.capitalize()}.** Best trivial method: {name}, {_unit(task)} {limit:.2f}."
+        text = f"**{task.capitalize()}.** Best trivial method: {name}, {_unit(task)} {limit:.2f}"
+        classical, reached = evidence.best_of(CLASSICAL, task)
+        text += f"; best classical one: {classical}, {reached:.2f}." if classical else "."
         text += f" Learned: {learned or 'none'}."
         sentences.append(text + (f" Did not learn, so no claim is made against: {failed}." if failed else ""))
     return sentences
@@ -239,7 +245,7 @@ def _precision(evidence: Evidence) -> list[str]:
 
 
 def _pretraining(evidence: Evidence) -> list[str]:
-    """On how many tasks each pretext beats none, and artifacts the autoencoder."""
+    """Where a pretext beats none, and where another beats the autoencoder, per number of labelled heads."""
     data = choose(evidence.experiments["pretraining"])
     sentences = []
     for labelled in sorted(values_of(data, "labelled")):
@@ -247,18 +253,28 @@ def _pretraining(evidence: Evidence) -> list[str]:
             parts = []
             for method in values_of(data, "method"):
                 found = {
-                    key: c for key, c in evidence.comparisons.items()
+                    (key[4], key[1]): c for key, c in evidence.comparisons.items()
                     if key[0] == "pretraining" and key[2:4] == (method, labelled) and key[5] == rival
                 }  # fmt: skip
-                for name in dict.fromkeys(key[4] for key in found):
-                    each = [c for key, c in found.items() if key[4] == name]
-                    better, worse = sum(c.better for c in each), sum(c.worse for c in each)
-                    parts.append(f"{method} {name}: better on {better}, worse on {worse} of {len(each)}")
+                if found:
+                    parts.append(f"`{method}` {_differences(found)}")
             if parts:
-                sentences.append(
-                    f"**Pretraining, {labelled} labelled heads, against {rival}** (tasks): {'; '.join(parts)}."
-                )
+                heads = "1 labelled head" if labelled == 1 else f"{labelled} labelled heads"
+                sentences.append(f"**Pretraining, {heads}, against {rival}**: {'; '.join(parts)}.")
     return sentences
+
+
+def _differences(found: dict[tuple[str, str], Comparison]) -> str:
+    """Which pretexts differ, by task, of (pretext, task) -> comparison; then of how many comparisons."""
+    parts = []
+    for word in ("better", "worse"):
+        for task in dict.fromkeys(task for _, task in found):
+            names = [name for (name, of), c in found.items() if of == task and getattr(c, word)]
+            if names:
+                parts.append(f"{word} on {task} with {' / '.join(names)}")
+    several = sum(c.n_seeds > 1 for c in found.values())
+    count = f"{len(found)} comparison{'s' if len(found) > 1 else ''}, {several or 'none'} of several seeds"
+    return f"{', '.join(parts) or 'not shown to differ'} ({count})"
 
 
 def _protocols(evidence: Evidence) -> list[str]:

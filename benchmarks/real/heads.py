@@ -1,6 +1,7 @@
 """Tissue of whole real heads: released models, own checkpoints and k-means on the same voxels, as JSON lines.
 
-dice: of WM, GM and CSF against labels of the scan, inside the brain (the labels); mean: of the three.  outside: share
+dice: of WM, GM and CSF against labels of the scan, inside the brain (the labels); mean: of the three.  r: correlation
+there of the fractions of WM, GM and CSF, 0 or 1 of methods that tell classes alone, with the labels.  outside: share
 of the predicted tissue that lies outside of the labels, outside_far: and not beside them; missed: share of the labelled
 voxels that are called no tissue.  Of scans without labels: litres of tissue, and outside_mask, what lies off
 median_otsu's brain.
@@ -44,7 +45,7 @@ BORDER = 1  # voxels: the labels end at the brain or at the skull
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("real", type=Path, help="BIDS folder; labels in derivatives/*/sub-*/anat")
-    parser.add_argument("--models", nargs="*", default=["tissue", "tissue+shuffled", "kmeans"])
+    parser.add_argument("--models", nargs="*", default=["tissue", "tissue+shuffled", "fractions", "kmeans"])
     parser.add_argument("--no-pairs", action="store_true")
     parser.add_argument("--figure", type=Path, help="picture of every scan, three slices each")
     options = parser.parse_args()
@@ -58,8 +59,14 @@ def main() -> None:
         shown[subject] = {"b0": mean_b0(scan), "labels": truth}
         for method in options.models:
             began = time.perf_counter()
-            found = segmented(method, scan, truth > 0)
-            line = {"scan": subject, "method": method, **against(found, truth)}
+            fractions = told(method, scan, truth > 0)
+            found = classes(fractions)
+            line = {
+                "scan": subject,
+                "method": method,
+                **against(found, truth),
+                "r": related(fractions, truth),
+            }
             print(json.dumps({**line, "seconds": round(time.perf_counter() - began, 1)}), flush=True)
             shown[subject][method] = found
     for method in [] if options.no_pairs else options.models:
@@ -70,7 +77,7 @@ def main() -> None:
                 key = f"{subject}_{name}"
                 if key not in kept:
                     scan = Scan.read(options.real / subject / "dwi" / f"{key}_dwi.nii.gz")
-                    kept[key] = segmented(method, scan, None), scan.affine.numpy()
+                    kept[key] = classes(told(method, scan, None)), scan.affine.numpy()
                     shown.setdefault(key, {"b0": mean_b0(scan)})[method] = kept[key][0]
                     line = {"scan": key, "method": method, **unlabelled(kept[key][0], scan)}
                     print(json.dumps(line), flush=True)
@@ -91,23 +98,40 @@ def mean_b0(scan: Scan) -> np.ndarray:
     return found
 
 
-def segmented(method: str, scan: Scan, brain: np.ndarray | None) -> np.ndarray:
-    """(X, Y, Z) class numbers, 0 to 3, of one method."""
+def told(method: str, scan: Scan, brain: np.ndarray | None) -> np.ndarray:
+    """(3, X, Y, Z) fractions of WM, GM and CSF that one method tells; of classes, 0 and 1."""
     name, *changes = method.split("+")
     if name == "kmeans":
         inside = torch.from_numpy(brain) if brain is not None else brain_mask(torch.from_numpy(mean_b0(scan)))
-        found = np.zeros(scan.signal.shape[1:], int)
+        numbers = np.zeros(scan.signal.shape[1:], int)
         tissue = rivals.kmeans(rivals.Scan(scan.signal, scan.table, inside, scan.affine)).tissue
         assert tissue is not None
-        found[inside.numpy()] = tissue.numpy() + 1
-        return found
+        numbers[inside.numpy()] = tissue.numpy() + 1
+        return _one_hot(numbers)
     model = load_model(name if name in released_models() else Path(name), "cpu")
     if "shuffled" in changes:
         order = torch.arange(len(scan.table))
         weighted = torch.nonzero(~scan.table.b0_mask).flatten()
         order[weighted] = weighted[torch.randperm(len(weighted), generator=torch.Generator().manual_seed(0))]
         scan = Scan(scan.image, GradientTable(scan.table.bvals, scan.table.bvecs[order]), scan.path)
-    return model.predict(scan).values.numpy().astype(int)
+    values = model.predict(scan).values.numpy()
+    return values if model.spec.task == "fractions" else _one_hot(values.astype(int))
+
+
+def _one_hot(numbers: np.ndarray) -> np.ndarray:
+    return np.stack([numbers == c for c in TISSUES]).astype(np.float32)
+
+
+def classes(fractions: np.ndarray) -> np.ndarray:
+    """(X, Y, Z) class numbers, 0 to 3: the largest of the fractions and what they leave."""
+    found: np.ndarray = np.concatenate([1 - fractions.sum(0, keepdims=True), fractions]).argmax(0)
+    return found
+
+
+def related(fractions: np.ndarray, truth: np.ndarray) -> list[float]:
+    inside = truth > 0
+    pairs = ((part[inside], truth[inside] == c) for part, c in zip(fractions, TISSUES, strict=True))
+    return [round(float(np.corrcoef(part, label)[0, 1]), 3) for part, label in pairs]
 
 
 def against(found: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
