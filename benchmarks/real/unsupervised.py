@@ -1,8 +1,8 @@
-"""Fine-tune `VoxelwiseNet` on real scans without labels, by `SphericalDeconvolutionLoss`; the rest of `compare.py` is for.
+"""Fine-tune `VoxelwiseNet` on real scans without labels, by `SphericalDeconvolutionLoss`; `compare.py` measures it.
 
 Every step takes one scan and one part of its measurements (as `compare.py` does: all, a shell alone, half of a single
-shell), drawn by `--seed`, and as many of its voxels.  Scans: `small_64D` and `small_101D` (DIPY's samples), folders with
-`dwi.nii.gz`, and single files of whole heads.  A JSON line every 50 steps, then what became of the loss on all voxels.
+shell), drawn by `--seed`, and some of its voxels.  Scans: `small_64D` and `small_101D` (DIPY's samples), folders with
+`dwi.nii.gz`, and files of whole heads.  A JSON line every 50 steps, then the loss on all voxels before and after.
 
 Run: python -m benchmarks.real.unsupervised NETWORK.pt OUT.pt SCAN ... [--steps 200]
 """
@@ -116,7 +116,11 @@ def train(network: VoxelwiseNet, loss: nn.Module, chosen: list[Part], options: a
         schedule.step()
         total += float(value.detach())
         if (step + 1) % REPORT == 0:
-            line = {"step": step + 1, "loss": total / REPORT, "seconds": round(time.perf_counter() - began, 1)}
+            line = {
+                "step": step + 1,
+                "loss": total / REPORT,
+                "seconds": round(time.perf_counter() - began, 1),
+            }
             print(json.dumps(line), flush=True)
             total = 0.0
 

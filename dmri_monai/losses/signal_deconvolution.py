@@ -8,12 +8,15 @@ from torch import Tensor, nn
 from dmri_monai.equivariant.shell_encoder import shell_parts
 from dmri_monai.losses.masking import check_shape, inside, plain, weighted_mean
 from dmri_monai.networks.fibre_deconvolution import L_MAX, FibreDeconvolution
+from dmri_monai.qspace.fibre_density import DISPERSION
 from dmri_monai.qspace.shell_fit import sh_orders
 from dmri_monai.so3 import even_orders, n_coefficients
 
 __all__ = ["SphericalDeconvolutionLoss", "determined_shares"]
 
-POWER = 0.03  # less finds more crossings in real scans, and more false ones; 0.1 misses some that are there
+# with these a true density costs less than multiples of it; with less, more crossings are found in real scans, and more
+# false ones
+NEGATIVE, POWER = 5.0, 0.01
 
 
 class SphericalDeconvolutionLoss(nn.Module):
@@ -29,12 +32,13 @@ class SphericalDeconvolutionLoss(nn.Module):
 
         sum_s a_s sum_(l > 0) w_l |c_sl - w_l K_l(b_s) f_l|² / sum_s a_s K_2(b_s)²
             + mean sum_s a_s max(K_0(b_s) f_0 - c_s0, 0)² / sum_s a_s K_2(b_s)²
-            + negative ∫ min(f, 0)² + power sum_(l > 0) |f_l|²
+            + negative ∫ min(f', 0)² + power sum_(l > 0) |f_l|²
 
     w_l are :func:`determined_shares`: what few directions do not determine, the fit of the shells leaves out, and it
     says nothing against a density.  The denominator brings scans of every b to the scale of the density.  Grey matter
     and fluid have a mean too, so the mean signal bounds the mass of a density from above alone: what it leaves is
-    theirs, and free as long as it is not negative.
+    theirs, and free as long as it is not negative.  f' is the density blurred by `DISPERSION` (as
+    :func:`density_of_peaks` does): a sharp lobe that ends at l = 8 rings, and that is no fault of it.
     negative, mean, power: weights of these parts; None for that of `FibreDeconvolution`.
     l_max: of the shells.  ValueError for shapes and channels that do not fit.
     References: Elaldi et al. 2021, doi:10.1007/978-3-030-78191-0_21 (deconvolution as the loss of a network); Tournier
@@ -45,7 +49,7 @@ class SphericalDeconvolutionLoss(nn.Module):
         self,
         l_max: int = 6,
         *,
-        negative: float = 1.0,
+        negative: float = NEGATIVE,
         mean: float | None = None,
         power: float = POWER,
     ) -> None:
@@ -67,7 +71,9 @@ class SphericalDeconvolutionLoss(nn.Module):
             density = plain(pred).flatten(2)
             known = target.isfinite().all(dim=1)
             shells = shell_parts(torch.nan_to_num(target, 0.0, 0.0, 0.0).to(density).flatten(2), self.l_max)
-            signal = (shells[0][:, :, 0] != 0).any(dim=1).view_as(known)  # `shell_channels` sets S/S0 to 0 in air
+            signal = (
+                (shells[0][:, :, 0] != 0).any(dim=1).view_as(known)
+            )  # `shell_channels` sets S/S0 to 0 in air
             error = self._misfit(density, shells) + self.negative * self._below_zero(density)
             error = error + self.power * density[:, 1:].square().sum(dim=1)
             return weighted_mean(error.view(known.shape), inside(mask, known & signal).to(error))
@@ -89,9 +95,11 @@ class SphericalDeconvolutionLoss(nn.Module):
         return (shares * (anisotropic + self.mean * isotropic)).sum(dim=1) / scale
 
     def _below_zero(self, density: Tensor) -> Tensor:
-        """(B, V): the integral over the sphere of the squared negative part."""
+        """(B, V): the integral over the sphere of the squared negative part, without the ringing of sharp lobes."""
         grid = self.deconvolution.grid
-        values = torch.matmul(grid.synthesis.to(density), density).clamp(max=0.0)
+        orders = sh_orders(L_MAX).to(density)
+        blur = torch.exp(-orders * (orders + 1) / 2 * DISPERSION)
+        values = torch.matmul(grid.synthesis.to(density) * blur, density).clamp(max=0.0)
         weights = (grid.analysis[0] / grid.synthesis[0, 0]).to(density)  # of the points: Y_00 is a constant
         return torch.einsum("p,bpv->bv", weights, values.square())
 
@@ -106,7 +114,9 @@ def determined_shares(counts: Tensor, l_max: int) -> Tensor:
     [1.0, 1.0, 0.67, 0.0]
     """
     shares = [
-        ((counts - n_coefficients(degree - 2)) / (2 * degree + 1)).clamp(0.0, 1.0) if degree else counts.new_ones(())
+        ((counts - n_coefficients(degree - 2)) / (2 * degree + 1)).clamp(0.0, 1.0)
+        if degree
+        else counts.new_ones(())
         for degree in even_orders(l_max)
     ]
     return torch.stack([share.expand_as(counts) for share in shares], dim=-2)

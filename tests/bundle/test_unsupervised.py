@@ -34,7 +34,9 @@ def losses(workflow):
 
 
 def test_overlay_sets_only_keys_of_the_training_config():
-    parser = ConfigParser(json.loads((ROOT / "bundle" / "configs" / "train.json").read_text(encoding="utf-8")))
+    parser = ConfigParser(
+        json.loads((ROOT / "bundle" / "configs" / "train.json").read_text(encoding="utf-8"))
+    )
     for key in CONTENT:
         assert key in (*ModelSpec.model_fields, "_desc_") or key in parser, key
 

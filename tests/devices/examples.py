@@ -329,6 +329,7 @@ LAYERS: dict[str, Example] = {
     ),
 }
 
+
 def six_degree_channels() -> Tensor:
     """Two items of two shells to l = 6, of which one is there; the b-value and number are the scan's."""
     x = uniform(2, as_irreps(shell_irreps(2, 6)).dim, *SHAPE)
