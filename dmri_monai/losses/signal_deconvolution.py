@@ -110,7 +110,7 @@ def determined_shares(counts: Tensor, l_max: int) -> Tensor:
     Degrees are filled from below, as the penalty of :func:`dmri_monai.qspace.shell_set.shell_set` makes its fit do: 12
     directions determine degree 2, six of the nine harmonics of degree 4, and none of degree 6.
 
-    >>> determined_shares(torch.tensor([12.0]), 6).flatten().round(decimals=2).tolist()
+    >>> determined_shares(torch.tensor([12.0]).double(), 6).flatten().round(decimals=2).tolist()
     [1.0, 1.0, 0.67, 0.0]
     """
     shares = [
