@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from dmri_monai.equivariant.sphere_activation import Pointwise, from_functions, to_functions
 from dmri_monai.so3 import as_irreps
 
-__all__ = ["ShellEncoder"]
+__all__ = ["ShellEncoder", "shell_parts"]
 
 SCALARS_PER_SHELL = 4  # l = 0, presence, b, log n
 
@@ -37,8 +37,6 @@ class ShellEncoder(nn.Module):
         self.degrees = list(range(0, l_max + 1, 2))
         functions = "+".join(f"{channels}x{degree}e" for degree in self.degrees)
         self.irreps_out = as_irreps(f"{scalars}x0e+{functions}")
-        self.scalars_per_shell = SCALARS_PER_SHELL  # TorchScript sees no globals
-        self.per_slot = SCALARS_PER_SHELL - 1 + sum(2 * degree + 1 for degree in self.degrees)
         features = len(self.degrees) + 5
         self.shell = nn.Sequential(
             Pointwise(features, hidden), nn.SiLU(), Pointwise(hidden, hidden), nn.SiLU()
@@ -72,13 +70,8 @@ class ShellEncoder(nn.Module):
         return pooled, self._weighted(gates, c, slots)
 
     def parts(self, shells: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Of (B, C, V): harmonics (B, S, n_coef, V), 0 for absent slots; b, log n and presence, each (B, S, V)."""
-        slots = self._slots(shells.shape[1])
-        rest = shells[:, 1:]
-        mean, presence, b, log_n = rest[:, : self.scalars_per_shell * slots].split(slots, dim=1)
-        others = rest[:, self.scalars_per_shell * slots :]
-        c = to_functions(torch.cat([mean, others], dim=1), slots, self.l_max)
-        return torch.where(presence.unsqueeze(2) > 0, c, torch.zeros_like(c)), b, log_n, presence
+        """:func:`shell_parts` of (B, C, V)."""
+        return shell_parts(shells, self.l_max)
 
     def _weighted(self, gates: Tensor, c: Tensor, slots: int) -> Tensor:
         """Sum over shells of gate times coefficients, degree by degree: (B, channels, n_coef, V)."""
@@ -105,10 +98,24 @@ class ShellEncoder(nn.Module):
         features.append(features[5] / (mean.abs() + 0.05) if self.l_max > 0 else mean)  # an anisotropy
         return torch.stack(features, dim=2)
 
-    def _slots(self, channels: int) -> int:
-        slots = (channels - 1) // self.per_slot
-        if slots < 1 or 1 + slots * self.per_slot != channels:
-            raise ValueError(
-                f"ShellEncoder: {channels} channels are not 1 + {self.per_slot} for every slot (l_max = {self.l_max})"
-            )
-        return slots
+
+def shell_parts(
+    shells: Tensor, l_max: int, scalars_per_shell: int = SCALARS_PER_SHELL
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of channels (B, C, V) as :class:`ShellEncoder` takes them: harmonics (B, S, n_coef, V), 0 for absent slots;
+    b in ms/µm², log n and presence, each (B, S, V).
+
+    scalars_per_shell: a constant, as an argument because TorchScript sees no globals.  ValueError for a number of
+    channels that no number of slots has.
+    """
+    channels, per_slot = shells.shape[1], scalars_per_shell - 1 + (l_max + 1) * (l_max + 2) // 2
+    slots = (channels - 1) // per_slot
+    if slots < 1 or 1 + slots * per_slot != channels:
+        raise ValueError(
+            f"shells in slots: {channels} channels are not 1 + {per_slot} for every slot (l_max = {l_max})"
+        )
+    rest = shells[:, 1:]
+    mean, presence, b, log_n = rest[:, : scalars_per_shell * slots].split(slots, dim=1)
+    others = rest[:, scalars_per_shell * slots :]
+    c = to_functions(torch.cat([mean, others], dim=1), slots, l_max)
+    return torch.where(presence.unsqueeze(2) > 0, c, torch.zeros_like(c)), b, log_n, presence

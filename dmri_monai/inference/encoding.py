@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
-from monai.transforms import MapTransform, Orientationd, SelectItemsd, Spacingd
+from monai.transforms import CopyItemsd, MapTransform, Orientationd, SelectItemsd, Spacingd
 
 from dmri_monai.inference.spec import ModelSpec
 from dmri_monai.tasks.task import Task
@@ -50,16 +50,31 @@ def encode_scan(spec: ModelSpec) -> list[MapTransform]:
     return [SphericalHarmonicsd("image", **shells)]
 
 
-def encode(spec: ModelSpec, task: Task | None = None, keep: Sequence[str] = ()) -> list[MapTransform]:
+def encode(
+    spec: ModelSpec,
+    task: Task | None = None,
+    keep: Sequence[str] = (),
+    target: Literal["label", "shells"] = "label",
+) -> list[MapTransform]:
     """From scan and label on their final grid to the items of a batch: what the network takes, `label` and `keep`.
 
     task: prepares the label, for training and validation; None leaves it alone or does without.
     keep: further keys; "head" is made from the scan.
+    target: "shells" makes of the network's input the label, NaN outside a `mask`, for a loss that needs no other, as
+    `dmri_monai.losses.SphericalDeconvolutionLoss`.  ValueError for a model whose shells are not rescaled to the nominal
+    fibre (`deconvolution` among its `network_options`).
     """
     label: list[MapTransform] = []
-    if task is not None:
+    if target == "shells":
+        if not spec.deconvolution:
+            raise ValueError(
+                "target is 'shells', which needs architecture 'any' with network_options {'deconvolution': true}, got "
+                f"{spec.architecture!r} with {dict(spec.network_options)}"
+            )
+        label = [CopyItemsd("image", names="label"), IgnoreOutsided("label", float("nan"))]
+    elif task is not None:
         label = [IgnoreOutsided("label", task.outside), *task.output.prepare()]
-    keys = ["image", *(["label"] if task is not None else []), *spec.keys, *keep]
+    keys = ["image", *(["label"] if label else []), *spec.keys, *keep]
     head = [HeadMaskd("image")] if "head" in keep else []
     return [*head, *encode_scan(spec), *label, SelectItemsd(keys)]
 

@@ -9,6 +9,7 @@ from dmri_monai.losses.crossing_count import CrossingsLoss
 from dmri_monai.losses.density_error import DensityLoss
 from dmri_monai.losses.harmonic_reconstruction import HarmonicReconstructionLoss
 from dmri_monai.losses.own_shells import OwnShellsReconstructionLoss
+from dmri_monai.losses.signal_deconvolution import SphericalDeconvolutionLoss
 from dmri_monai.losses.signal_reconstruction import MaskedReconstructionLoss, SignalReconstructionLoss
 from dmri_monai.losses.soft_fractions import FractionsLoss
 from dmri_monai.losses.voxels import CountedVoxelsLoss, LesionBCELoss, OneHotL1Loss
@@ -25,4 +26,5 @@ __all__ = [
     "OneHotL1Loss",
     "OwnShellsReconstructionLoss",
     "SignalReconstructionLoss",
+    "SphericalDeconvolutionLoss",
 ]

@@ -72,8 +72,7 @@ class FibreDeconvolution(nn.Module):
     def density(self, harmonics: Tensor, b: Tensor, log_n: Tensor, presence: Tensor) -> Tensor:
         """(B, 45, V) of what `forward` takes."""
         kernel = self.kernel(b)  # (B, S, L, V)
-        amount = (presence * log_n.exp()).unsqueeze(2)
-        weighted = kernel * (amount / amount.sum(1, keepdim=True).clamp(min=1.0))
+        weighted = kernel * self.shares(log_n, presence).unsqueeze(2)
         of_mean = weighted.new_ones(self.degrees, 1)
         of_mean[0] = self.mean_weight
         square = (weighted * kernel).sum(1) * of_mean  # (B, L, V)
@@ -94,15 +93,20 @@ class FibreDeconvolution(nn.Module):
         target, stiffness = torch.cat(targets, dim=1), torch.cat(stiffnesses, dim=1)
         return self.solved(target, stiffness)
 
+    def shares(self, log_n: Tensor, presence: Tensor) -> Tensor:
+        """(B, S, V) of the measurements that each shell has; of log n and presence, each (B, S, V)."""
+        amount = presence * log_n.exp()
+        return amount / amount.sum(1, keepdim=True).clamp(min=1.0)
+
     def kernel(self, b: Tensor) -> Tensor:
         """(B, S, L, V) by which the nominal fibre multiplies the harmonics of a density, at b (B, S, V) ms/µm²."""
         b = b.unsqueeze(2)
-        x = b * self.grid.squares.to(b.dtype)
+        x = b * self.grid.squares.to(b)
         difference, across = self.d_parallel - self.d_perpendicular, self.d_perpendicular
         signal = self.intra * torch.exp(-self.d_intra * x)
         signal = signal + (1 - self.intra) * torch.exp(-difference * x - across * b)
         by_degree = self.grid.polynomials * self.grid.factors.unsqueeze(1)
-        return torch.matmul(by_degree.to(b.dtype), signal)
+        return torch.matmul(by_degree.to(b), signal)
 
     def solved(self, target: Tensor, stiffness: Tensor) -> Tensor:
         """(B, 45, V): where the gradient of stiffness · f² / 2 - target · f and of the penalty on f < 0 vanishes."""

@@ -14,7 +14,14 @@ from dmri_monai.qspace.peaks import harmonic_peaks
 from dmri_monai.qspace.shell_fit import sh_orders
 from dmri_monai.so3 import even_orders, n_coefficients, sh_basis
 
-__all__ = ["DENSITY_IRREPS", "DENSITY_ORDER", "density_of_peaks", "number_of_peaks", "peaks_of_density"]
+__all__ = [
+    "DENSITY_IRREPS",
+    "DENSITY_ORDER",
+    "DISPERSION",
+    "density_of_peaks",
+    "number_of_peaks",
+    "peaks_of_density",
+]
 
 DENSITY_ORDER = 8
 DENSITY_IRREPS = "+".join(f"1x{order}e" for order in even_orders(DENSITY_ORDER))

@@ -329,6 +329,15 @@ LAYERS: dict[str, Example] = {
     ),
 }
 
+
+def six_degree_channels() -> Tensor:
+    """Two items of two shells to l = 6, of which one is there; the b-value and number are the scan's."""
+    x = uniform(2, as_irreps(shell_irreps(2, 6)).dim, *SHAPE)
+    x[:, 3:5] = torch.tensor([1.0, 0.0])[:, None, None, None]
+    x[:, 5:9] = torch.tensor([2.0, 0.0, 3.0, 0.0])[:, None, None, None]
+    return x
+
+
 HARMONICS, LEVELS = harmonic_irreps(1, 4), ["2x0e+1x2e", "4x0e+1x1o"]
 SAMPLES = (
     torch.tensor([[0.0, 0.0, *[1000.0] * 6]]),
@@ -410,6 +419,9 @@ LOSSES: dict[str, Example] = {
     ),
     "SignalReconstructionLoss": loss(
         lambda: losses.SignalReconstructionLoss([1000.0]), drawn(2, 16, *SHAPE), scan_batch([1000.0])
+    ),
+    "SphericalDeconvolutionLoss": loss(
+        losses.SphericalDeconvolutionLoss, drawn(2, 45, *SHAPE), six_degree_channels()
     ),
 }
 
