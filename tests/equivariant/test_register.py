@@ -114,6 +114,7 @@ assert entries() != before  # the control
 """
 
 
+@pytest.mark.slow
 def test_importing_any_module_changes_nothing_in_monai():
     done = subprocess.run(
         [sys.executable, "-c", IMPORT_EVERYTHING], check=False, capture_output=True, text=True
