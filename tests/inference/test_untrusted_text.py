@@ -26,9 +26,11 @@ from dmri_monai.inference.released import bundle_folder
 from dmri_monai.inference.spec import ModelSpec
 from dmri_monai.integrations.bundle_export import export_bundle
 from dmri_monai.integrations.monailabel import OnImage, write_label_bundle
+from dmri_monai.phantom import write_dataset
 from dmri_monai.transforms import LoadDWId
 from tests.small_models import save_model
 
+SPACING_MM = (12.0, 12.0, 12.0)
 CODE = "__import__('pathlib').Path('canary').touch()"
 # what is legal in the name of a file, and something else to a parser
 NAMES = {
@@ -64,10 +66,18 @@ def desk(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
+def scan(tmp_path_factory):
+    """A phantom scan of few voxels: it is predicted more than a hundred times."""
+    out = tmp_path_factory.mktemp("small scan") / "data"
+    write_dataset(out, subjects=1, seed=0, shape=(10, 12, 10), spacing_mm=SPACING_MM, progress=False)
+    return out / "sub-01" / "dwi" / "sub-01_dwi.nii.gz"
+
+
+@pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """An untrained tissue model of few weights."""
     path = tmp_path_factory.mktemp("plain") / "model.pt"
-    return save_model(path, architecture="plain", network_options={"filters": 4})
+    return save_model(path, architecture="plain", network_options={"filters": 4}, spacing_mm=SPACING_MM)
 
 
 @pytest.fixture(scope="module")
