@@ -26,11 +26,10 @@ from dmri_monai.inference.released import bundle_folder
 from dmri_monai.inference.spec import ModelSpec
 from dmri_monai.integrations.bundle_export import export_bundle
 from dmri_monai.integrations.monailabel import OnImage, write_label_bundle
-from dmri_monai.phantom import write_dataset
 from dmri_monai.transforms import LoadDWId
 from tests.small_models import save_model
 
-SPACING_MM = (12.0, 12.0, 12.0)
+SPACING_MM = (12.0, 12.0, 12.0)  # of that scan
 CODE = "__import__('pathlib').Path('canary').touch()"
 # what is legal in the name of a file, and something else to a parser
 NAMES = {
@@ -66,11 +65,9 @@ def desk(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def scan(tmp_path_factory):
-    """A phantom scan of few voxels: it is predicted more than a hundred times."""
-    out = tmp_path_factory.mktemp("small scan") / "data"
-    write_dataset(out, subjects=1, seed=0, shape=(10, 12, 10), spacing_mm=SPACING_MM, progress=False)
-    return out / "sub-01" / "dwi" / "sub-01_dwi.nii.gz"
+def scan(smallest_scan):
+    """Of few voxels: it is predicted more than a hundred times."""
+    return smallest_scan
 
 
 @pytest.fixture(scope="module")
