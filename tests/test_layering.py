@@ -125,7 +125,7 @@ def test_importing_physics_and_layers_loads_neither_monai_nor_e3nn():
 
 
 def test_rooms_and_prediction_are_imported_without_what_only_some_of_their_functions_need():
-    """MONAI loads these libraries by itself, where they are installed; without them the rooms must do, and prediction."""
+    """MONAI loads these libraries by itself, where they are installed; without them rooms and prediction must do."""
     block = [
         "import sys",
         f"from {PACKAGE}.cli.prediction_commands import UNNEEDED",
