@@ -86,6 +86,14 @@ def scan(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def smallest_scan(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same head on larger voxels, for what is predicted or drawn many times."""
+    out = tmp_path_factory.mktemp("smallest") / "data"
+    write_dataset(out, subjects=1, seed=0, shape=(10, 12, 10), spacing_mm=(12.0, 12.0, 12.0), progress=False)
+    return out / "sub-01" / "dwi" / "sub-01_dwi.nii.gz"
+
+
+@pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained tissue model with its settings."""
     return save_model(tmp_path_factory.mktemp("model") / "model.pt")

@@ -7,6 +7,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -71,6 +72,7 @@ def _each_picture_once(html: str) -> str:
     return re.sub(r'src="(data:image/[^"]+)"', once, html)
 
 
+@cache
 def _template() -> Template:
     from jinja2 import Environment
 

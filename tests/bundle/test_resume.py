@@ -47,7 +47,7 @@ def kill_in_second_epoch(arguments, out):
     process.wait()
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_killed_and_resumed_training_is_bit_identical(prepare, dataset_dir, tmp_path, workers):
     common = {"dataset_dir": dataset_dir, "batch_size": 1, "max_epochs": 4, "cache_rate": 0.0}
     prepare("train", output_dir=str(tmp_path / "whole"), **common).run()

@@ -155,7 +155,10 @@ def test_network_for_any_protocol_goes_the_whole_way(prepare, dataset_dir, tmp_p
     assert "Deviation of windows" in (tmp_path / "i" / "report.html").read_text()
 
 
-@pytest.mark.parametrize("task", TASKS)
+# one task of a field of directions, one of classes; the rest in the full suite
+@pytest.mark.parametrize(
+    "task", [pytest.param(t, marks=() if t in ("tissue", "fod") else pytest.mark.slow) for t in TASKS]
+)
 def test_deep_supervision_trains_the_heads_of_all_levels(prepare, dataset_dir, tmp_path, task):
     model = {**EQUIVARIANT, "network_options": {"deep_supervision": True}}
     own = {"dataset_dir": dataset_dir, "output_dir": str(tmp_path / "t")}

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+import dmri_monai.integrations
+
 BUNDLE = Path(__file__).parents[2] / "bundle"
 
 
@@ -76,6 +78,20 @@ def test_exception_marks_the_run_failed_and_is_raised(prepare, dataset_dir, trai
     assert "out of luck" in failed.data.tags["error"]
 
 
+def test_training_without_tracking_imports_no_mlflow(prepare, dataset_dir, tmp_path, monkeypatch):
+    """What speaks to MLflow is imported anew, and cannot be, nor MLflow itself."""
+    monkeypatch.setattr(dmri_monai, "integrations", dmri_monai.integrations)  # as it was, after the test
+    for name in [n for n in sys.modules if n.startswith(("mlflow", "dmri_monai.integrations"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    own = {"dataset_dir": dataset_dir, "max_epochs": 1, "train_subjects": 1}
+    with pytest.raises(RuntimeError):  # the control
+        prepare("train", **own, output_dir=str(tmp_path / "tracked"), mlflow=True).run()
+    prepare("train", **own, output_dir=str(tmp_path / "untracked"), mlflow=False).run()
+    assert (tmp_path / "untracked" / "model.pt").is_file()
+
+
+@pytest.mark.slow
 def test_training_without_tracking_needs_no_mlflow(dataset_dir, tmp_path):
     """In a process in which MLflow cannot be imported."""
     settings = {"dataset_dir": dataset_dir, "output_dir": str(tmp_path), "mlflow": False, "device": "cpu"}

@@ -124,7 +124,7 @@ def test_evaluation_of_what_follows_from_a_density_asks_for_that_of_the_density(
 
 
 def test_inference_without_a_checkpoint_uses_the_released_model_of_the_task(prepare, dataset_dir, tmp_path):
-    own = {"dataset_dir": dataset_dir, "output_dir": str(tmp_path)}
+    own = {"dataset_dir": f"{dataset_dir}/sub-01/dwi/sub-01_dwi.nii.gz", "output_dir": str(tmp_path)}
     found = prepare("inference", **own).parser.get_parsed_content("model")
     assert (found.task.name, found.weights.name) == ("tissue", "tissue.pt")
     prepare("inference", **own, task="crossings").run()
@@ -240,7 +240,8 @@ def test_report_shows_the_tables_it_is_given(prepare, dataset_dir, trained, tmp_
     table = tmp_path / "table.csv"
     table.write_text("method,mean\nours,0.81234\n")
     own = {"checkpoint": str(trained / "model.pt"), "tables": {"Compared": str(table)}}
-    prepare("inference", dataset_dir=dataset_dir, output_dir=str(tmp_path / "out"), **own).run()
+    scan = f"{dataset_dir}/sub-01/dwi/sub-01_dwi.nii.gz"
+    prepare("inference", dataset_dir=scan, output_dir=str(tmp_path / "out"), **own).run()
     page = (tmp_path / "out" / "report.html").read_text()
     assert "Compared" in page
     assert "0.812" in page

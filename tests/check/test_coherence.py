@@ -176,7 +176,14 @@ def test_fibres_that_fan_from_one_centre_are_not_accused():
     assert result.coherence.verdict != "wrong"
 
 
-@pytest.mark.parametrize("spacing", [(2.0, 2.0, 5.0), (1.5, 1.5, 4.0), (3.0, 2.0, 2.0)])
+@pytest.mark.parametrize(
+    "spacing",
+    [
+        (2.0, 2.0, 5.0),
+        pytest.param((1.5, 1.5, 4.0), marks=pytest.mark.slow),
+        pytest.param((3.0, 2.0, 2.0), marks=pytest.mark.slow),
+    ],
+)
 def test_thick_slices_of_a_whole_head_are_consistent_and_their_flip_is_named(spacing):
     pytest.importorskip("nilearn", reason="the MNI152 template stands in nilearn's wheel")
     shape = tuple(int(e / s) for e, s in zip((150, 180, 120), spacing, strict=True))

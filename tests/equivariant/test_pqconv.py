@@ -402,8 +402,8 @@ def test_state_dict_pickle_and_copy_do_not_depend_on_table_or_precision():
     ("name", "how"),
     [
         ("TP", "trace"),
-        ("TP", "export"),
-        ("TP", "compile"),
+        pytest.param("TP", "export", marks=pytest.mark.slow),
+        pytest.param("TP", "compile", marks=pytest.mark.slow),
         ("PQDiff", "trace"),
         ("PQDiff", "export"),
         pytest.param("PQDiff", "compile", marks=pytest.mark.slow),

@@ -146,6 +146,7 @@ def machine(tmp_path: Path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": f"{tmp_path / 'without'}:{ROOT}", "OMP_NUM_THREADS": "1"}
 
 
+@pytest.mark.slow
 def test_what_is_run_can_be_imported_without_what_is_not_there(machine: dict[str, str]) -> None:
     modules = [
         "benchmarks.gpu.__main__",

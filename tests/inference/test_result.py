@@ -21,6 +21,11 @@ EVERYTHING = [
 
 
 @pytest.fixture(scope="module")
+def scan(smallest_scan):
+    return smallest_scan
+
+
+@pytest.fixture(scope="module")
 def found(scan, checkpoint):
     """A prediction of an ensemble, with an uncertainty."""
     return load_model(checkpoint, "cpu").predict(Scan.read(scan), ensemble="flips")
@@ -55,7 +60,7 @@ def test_sidecar_of_an_uncertainty_tells_what_it_is_and_from_what_it_was_made(fo
 def test_prediction_and_model_are_shown_in_a_line(found, plain, checkpoint, tmp_path):
     model = load_model(checkpoint, "cpu")
     assert repr(model) == f"TrainedModel(tissue, EquivariantUNet, {str(checkpoint)!r}, cpu)"
-    values = "(1, 20, 24, 20) 0 background, 1 WM, 2 GM, 3 CSF"
+    values = "(1, 10, 12, 10) 0 background, 1 WM, 2 GM, 3 CSF"
     warned = replace(plain, warnings=("a", "b"))
     assert repr(warned) == f"Prediction(tissue of sub-01_dwi.nii.gz; {values}; 2 warnings)"
     assert (
@@ -146,5 +151,5 @@ def test_map_and_sidecar_are_replaced_together_or_not_at_all(found, plain, tmp_p
 @pytest.mark.parametrize("task", ["tissue", "lesion", "orientation"])
 def test_values_are_stored_as_they_are_named(scan, tmp_path, task):
     found = load_model(save_model(tmp_path / "model.pt", task), "cpu").predict(Scan.read(scan))
-    shape, dtype = ((20, 24, 20), torch.uint8) if found.class_names else ((3, 20, 24, 20), torch.float32)
+    shape, dtype = ((10, 12, 10), torch.uint8) if found.class_names else ((3, 10, 12, 10), torch.float32)
     assert (tuple(found.values.shape), found.values.dtype) == (shape, dtype)

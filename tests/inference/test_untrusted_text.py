@@ -29,6 +29,7 @@ from dmri_monai.integrations.monailabel import OnImage, write_label_bundle
 from dmri_monai.transforms import LoadDWId
 from tests.small_models import save_model
 
+SPACING_MM = (12.0, 12.0, 12.0)  # of that scan
 CODE = "__import__('pathlib').Path('canary').touch()"
 # what is legal in the name of a file, and something else to a parser
 NAMES = {
@@ -64,10 +65,16 @@ def desk(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
+def scan(smallest_scan):
+    """Of few voxels: it is predicted more than a hundred times."""
+    return smallest_scan
+
+
+@pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """An untrained tissue model of few weights."""
     path = tmp_path_factory.mktemp("plain") / "model.pt"
-    return save_model(path, architecture="plain", network_options={"filters": 4})
+    return save_model(path, architecture="plain", network_options={"filters": 4}, spacing_mm=SPACING_MM)
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,6 +29,20 @@ engine.run(range(100), max_epochs=100)
 """
 
 
+@pytest.fixture(scope="module")
+def empty_store(tmp_path_factory) -> Path:
+    """A store that MLflow has made, which takes it a second."""
+    path = tmp_path_factory.mktemp("store") / "mlruns.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _store_is_there(tmp_path, empty_store):
+    """The default store of the runs in `tmp_path`; one elsewhere is still made by the run itself."""
+    shutil.copy(empty_store, tmp_path / "mlruns.db")
+
+
 def track(out, **settings) -> MLflowRun:
     """The MLflow run of an engine of one iteration."""
     engine, run = Engine(lambda *_: None), MLflowRun("training", out, {}, **settings)
@@ -49,14 +64,25 @@ def scan(tmp_path) -> Path:
     return tmp_path / "sub-01_dwi.nii.gz"
 
 
-@pytest.mark.parametrize(
-    "ending",
-    [
-        pytest.param(signal.SIGTERM, id="SIGTERM"),
-        pytest.param(signal.SIGINT, id="Ctrl-C", marks=pytest.mark.slow),
-    ],
-)
-def test_signal_marks_the_run_failed(tmp_path, ending):
+ENDINGS = {"SIGTERM": signal.SIGTERM, "Ctrl-C": signal.SIGINT}
+
+
+@pytest.mark.parametrize("ending", ENDINGS.values(), ids=ENDINGS.keys())
+def test_signal_in_a_step_marks_the_run_failed(tmp_path, ending):
+    def step(*_):
+        assert signal.getsignal(ending) is not signal.SIG_DFL, "it would end all tests"
+        signal.raise_signal(ending)
+
+    engine = Engine(step)
+    MLflowRun("training", tmp_path / "training", {}).attach(engine)
+    with pytest.raises((SystemExit, KeyboardInterrupt)):
+        engine.run([0])
+    assert recorded(tmp_path / "training").info.status == "FAILED"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ending", ENDINGS.values(), ids=ENDINGS.keys())
+def test_signal_marks_the_run_of_a_process_failed(tmp_path, ending):
     out = tmp_path / "training"
     process = subprocess.Popen([sys.executable, "-c", SLEEPER, str(out)], stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120

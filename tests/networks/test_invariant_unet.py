@@ -1,6 +1,7 @@
 """`InvariantUNet`: the frame of the b-vectors does not matter, what is refused, export, memory format."""
 
 import re
+from functools import cache
 
 import pytest
 import torch
@@ -29,6 +30,11 @@ def adapted(**options):
 
 
 def shells(size=16):
+    return drawn(size).clone()
+
+
+@cache
+def drawn(size):
     parts = [draw_batch(seed, 1, size**3, slots=2, l_max=4).channels for seed in range(2)]
     return torch.stack(parts).unflatten(2, (size,) * 3)
 
