@@ -32,6 +32,7 @@ Experiments = Mapping[str, Sequence[Line]]
 OURS = ("equivariant", "any", "pq")
 LOWER = ("orientation",)
 NO_CLAIM = "this rival did not learn; no claim"
+ARTIFACTS = "artifacts, normal"  # the pretext of Weninger et al. 2022
 
 
 @dataclass(frozen=True)
@@ -245,36 +246,49 @@ def _precision(evidence: Evidence) -> list[str]:
 
 
 def _pretraining(evidence: Evidence) -> list[str]:
-    """Where a pretext beats none, and where another beats the autoencoder, per number of labelled heads."""
+    """What artifacts bring by the number of labelled heads, and how often any pretext differs from none."""
     data = choose(evidence.experiments["pretraining"])
+    heads, methods = sorted(values_of(data, "labelled")), values_of(data, "method")
     sentences = []
-    for labelled in sorted(values_of(data, "labelled")):
-        for rival in ("none", "autoencoder"):
-            parts = []
-            for method in values_of(data, "method"):
-                found = {
-                    (key[4], key[1]): c for key, c in evidence.comparisons.items()
-                    if key[0] == "pretraining" and key[2:4] == (method, labelled) and key[5] == rival
-                }  # fmt: skip
-                if found:
-                    parts.append(f"`{method}` {_differences(found)}")
-            if parts:
-                heads = "1 labelled head" if labelled == 1 else f"{labelled} labelled heads"
-                sentences.append(f"**Pretraining, {heads}, against {rival}**: {'; '.join(parts)}.")
+    for rival in ("none", "autoencoder"):
+        of_methods = []
+        for method in methods:
+            gains = []
+            for task in values_of(data, "task"):
+                known = evidence.comparisons
+                own = [known.get(("pretraining", task, method, number, ARTIFACTS, rival)) for number in heads]
+                if any(own):
+                    gains.append(f"{task} {' / '.join(_marked(c) for c in own)}")
+            if gains:
+                of_methods.append(f"`{method}` {', '.join(gains)}")
+        if of_methods:
+            text = f"**Pretraining with artifacts against {rival}**, gain with {' / '.join(map(str, heads))}"
+            sentences.append(f"{text} labelled heads (bold where shown): {'; '.join(of_methods)}.")
+    counts = [text for method in methods if (text := _counts(evidence, method))]
+    if counts:
+        sentences.append(f"**Every pretext against none**, comparisons: {'; '.join(counts)}.")
     return sentences
 
 
-def _differences(found: dict[tuple[str, str], Comparison]) -> str:
-    """Which pretexts differ, by task, of (pretext, task) -> comparison; then of how many comparisons."""
+def _marked(comparison: Comparison | None) -> str:
+    if comparison is None:
+        return "–"
+    gain = f"{comparison.mean:+.2f}"
+    return f"**{gain}**" if comparison.better or comparison.worse else gain
+
+
+def _counts(evidence: Evidence, method: str) -> str:
+    """Of all pretexts and numbers of labelled heads together, task by task; "" for a network that was not run."""
     parts = []
-    for word in ("better", "worse"):
-        for task in dict.fromkeys(task for _, task in found):
-            names = [name for (name, of), c in found.items() if of == task and getattr(c, word)]
-            if names:
-                parts.append(f"{word} on {task} with {' / '.join(names)}")
-    several = sum(c.n_seeds > 1 for c in found.values())
-    count = f"{len(found)} comparison{'s' if len(found) > 1 else ''}, {several or 'none'} of several seeds"
-    return f"{', '.join(parts) or 'not shown to differ'} ({count})"
+    for task in KEY_COLUMN:
+        found = [
+            c for key, c in evidence.comparisons.items()
+            if key[0] == "pretraining" and key[1:3] == (task, method) and key[5] == "none"
+        ]  # fmt: skip
+        if found:
+            better, worse = sum(c.better for c in found), sum(c.worse for c in found)
+            parts.append(f"{task} {better} of {len(found)} better, {worse} worse")
+    return f"`{method}` {', '.join(parts)}" if parts else ""
 
 
 def _protocols(evidence: Evidence) -> list[str]:

@@ -1,10 +1,10 @@
 """Tissue of whole real heads: released models, own checkpoints and k-means on the same voxels, as JSON lines.
 
 dice: of WM, GM and CSF against labels of the scan, inside the brain (the labels); mean: of the three.  r: correlation
-there of the fractions of WM, GM and CSF, 0 or 1 of methods that tell classes alone, with the labels.  outside: share
-of the predicted tissue that lies outside of the labels, outside_far: and not beside them; missed: share of the labelled
-voxels that are called no tissue.  Of scans without labels: litres of tissue, and outside_mask, what lies off
-median_otsu's brain.
+there of the fractions of WM, GM and CSF, 0 or 1 of methods that tell classes alone, with the labels; 0 for a class that
+is never told.  outside: share of the predicted tissue that lies outside of the labels, outside_far: and not beside
+them; missed: share of the labelled voxels that are called no tissue.  Of scans without labels: litres of
+tissue, and outside_mask, what lies off median_otsu's brain.
 Per pair of scans of one head: agreement, the share of the voxels called tissue in one scan, and seen in the other, that
 are the same tissue there (mean of both ways, world frame); it asks for no labels.  Methods: models with their names;
 one with `+shuffled` gets the b-vectors in another order; `kmeans`: clusters of b0, FA and MD inside the labels, else
@@ -131,7 +131,8 @@ def classes(fractions: np.ndarray) -> np.ndarray:
 def related(fractions: np.ndarray, truth: np.ndarray) -> list[float]:
     inside = truth > 0
     pairs = ((part[inside], truth[inside] == c) for part, c in zip(fractions, TISSUES, strict=True))
-    return [round(float(np.corrcoef(part, label)[0, 1]), 3) for part, label in pairs]
+    with np.errstate(invalid="ignore"):  # of a class that is never told
+        return [round(float(np.nan_to_num(np.corrcoef(part, label)[0, 1])), 3) for part, label in pairs]
 
 
 def against(found: np.ndarray, truth: np.ndarray) -> dict[str, Any]:

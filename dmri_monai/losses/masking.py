@@ -15,9 +15,10 @@ def plain(values: Tensor) -> Tensor:
 
 
 def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
-    """sum(w v) / sum(w), or 0 (with gradients 0) where no weight is positive."""
+    """sum(w v) / sum(w), or 0 (with gradients 0) where no weight is positive; NaN of weight 0 do not count."""
     total = weights.sum()
-    return (values * weights).sum() / torch.where(total > 0, total, 1.0)
+    counted = torch.where(weights > 0, values * weights, 0.0)
+    return counted.sum() / torch.where(total > 0, total, 1.0)
 
 
 def inside(mask: Tensor | None, valid: Tensor) -> Tensor:

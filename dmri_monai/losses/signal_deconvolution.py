@@ -35,9 +35,10 @@ class SphericalDeconvolutionLoss(nn.Module):
             + negative ∫ min(f', 0)² + power sum_(l > 0) |f_l|²
 
     w_l are :func:`determined_shares`: what few directions do not determine, the fit of the shells leaves out, and it
-    says nothing against a density.  The denominator brings scans of every b to the scale of the density.  Grey matter
-    and fluid have a mean too, so the mean signal bounds the mass of a density from above alone: what it leaves is
-    theirs, and free as long as it is not negative.  f' is the density blurred by `DISPERSION` (as
+    says nothing against a density; n is the number of measurements, so a direction measured again counts as a new one.
+    The denominator brings scans of every b to the scale of the density.  Grey matter and fluid have a mean too, so the
+    mean signal bounds the mass of a density from above alone: what it leaves is theirs, and free as long as it is not
+    negative.  f' is the density blurred by `DISPERSION` (as
     :func:`density_of_peaks` does): a sharp lobe that ends at l = 8 rings, and that is no fault of it.
     negative, mean, power: weights of these parts; None for that of `FibreDeconvolution`.
     l_max: of the shells.  ValueError for shapes and channels that do not fit.
@@ -59,7 +60,7 @@ class SphericalDeconvolutionLoss(nn.Module):
         self.l_max, self.deconvolution = l_max, FibreDeconvolution(l_max)
         self.negative, self.power = negative, power
         self.mean = self.deconvolution.mean_weight if mean is None else mean
-        if min(self.negative, self.mean, self.power) < 0:
+        if not all(weight >= 0 for weight in (self.negative, self.mean, self.power)):
             raise ValueError(
                 f"weights must be at least 0, got negative {negative}, mean {self.mean}, power {power}"
             )

@@ -210,9 +210,11 @@ def load_pretrained(network: nn.Module, path: str | Path | None, spec: ModelSpec
 def copy_with_weights(
     network: nn.Module, path: str | Path | None, spec: ModelSpec | None = None
 ) -> nn.Module:
-    """A copy of `network` with the weights of checkpoint `path`, as :func:`load_weights`; None: with its own."""
+    """A copy of `network` with the weights of checkpoint `path`, as :func:`load_weights`; None, "none": its own."""
     copied = copy.deepcopy(network)
-    return copied if path is None else load_weights(copied, path, spec)
+    if path is None or str(path).lower() in NO_PATH:
+        return copied
+    return load_weights(copied, path, spec)
 
 
 def _listed(names: list[str]) -> str:

@@ -48,20 +48,42 @@ def test_its_model_is_the_released_one():
         assert getattr(own, name) == getattr(released, name), name
 
 
-@pytest.mark.slow
-def test_training_without_labels_starts_from_the_released_weights_improves_and_is_resumed(
-    prepare, unlabelled, tmp_path
-):
-    own = {"dataset_dir": str(unlabelled), **OWN, "split": {"train": 0.67, "val": 0.33}, "crops_per_scan": 4}
-    still = prepare("train", str(OVERLAY), **own, output_dir=str(tmp_path / "still"), learning_rate=0.0)
-    still.run()
-    start = torch.load(tmp_path / "still" / "model.pt", weights_only=True)
+SPLIT = {"split": {"train": 0.67, "val": 0.33}, "crops_per_scan": 4}
+
+
+@pytest.fixture(scope="module")
+def still(prepare, unlabelled, tmp_path_factory):
+    """A training of one epoch that changes nothing."""
+    out = tmp_path_factory.mktemp("still")
+    own = {"dataset_dir": str(unlabelled), **OWN, **SPLIT, "output_dir": str(out), "learning_rate": 0.0}
+    workflow = prepare("train", str(OVERLAY), **own)
+    workflow.run()
+    return workflow, out
+
+
+def test_training_without_labels_starts_from_the_released_weights(still):
+    workflow, out = still
+    start = torch.load(out / "model.pt", weights_only=True)
     for name, value in torch.load(OWN["pretrained"], weights_only=True).items():
         torch.testing.assert_close(start[name], value, rtol=0, atol=0)
+    assert list(losses(workflow)) == ["val_deconvolution_loss"]
+    assert 0 < losses(workflow)["val_deconvolution_loss"] < 100
+
+
+def test_training_without_labels_may_begin_from_nothing(prepare, unlabelled, tmp_path):
+    own = {"dataset_dir": str(unlabelled), "output_dir": str(tmp_path), **OWN, "pretrained": "none"}
+    network = prepare("train", str(OVERLAY), **own).parser.get_parsed_content("network")
+    released = torch.load(OWN["pretrained"], weights_only=True)
+    name = "head.voxel.weights.weight"
+    assert not torch.equal(network.state_dict()[name].cpu(), released[name])
+
+
+@pytest.mark.slow
+def test_training_without_labels_improves_and_is_resumed(prepare, unlabelled, still, tmp_path):
+    own = {"dataset_dir": str(unlabelled), **OWN, **SPLIT}
     moved = prepare("train", str(OVERLAY), **{**own, "max_epochs": 4}, output_dir=str(tmp_path / "whole"))
     moved.run()
-    (first,), (last,) = losses(still).values(), losses(moved).values()
-    assert list(losses(moved)) == ["val_deconvolution_loss"]
+    (first,), (last,) = losses(still[0]).values(), losses(moved).values()
     assert 0 < last < first
     model = load_model(tmp_path / "whole" / "model.pt")
     assert model.spec.task == "fod"

@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-from multiprocessing import get_context
 from pathlib import Path
 
 import nibabel
@@ -96,11 +95,7 @@ def test_prediction_of_other_weights_is_not_taken_for_done(study, checkpoint, tm
     assert "2 predicted, 1 failed" in again.output
 
 
-@pytest.mark.parametrize("start", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
-def test_two_workers_predict_the_same_maps(done, study, checkpoint, tmp_path, monkeypatch, start):
-    """Forked ones too: they need not import everything again, which takes most of the time."""
-    monkeypatch.setattr("dmri_monai.inference.study.get_context", lambda _: get_context(start))
-    monkeypatch.setattr("os.cpu_count", lambda: 1)  # one thread each: those of torch do not survive a fork
+def test_two_workers_predict_the_same_maps(done, study, checkpoint, tmp_path):
     result = run(study, "-o", tmp_path, "--checkpoint", checkpoint, "--no-report", "--workers", "2")
     assert "2 predicted, 1 failed" in result.output
     for name in ("sub-01", "sub-03"):
