@@ -18,11 +18,15 @@ from benchmarks.experiments.methods import METHODS, output
 from benchmarks.experiments.objectives import OBJECTIVES
 from dmri_monai.transforms.random_rotation import random_rotation
 
-__all__ = ["Curve", "fit", "predict", "train"]
+__all__ = ["Curve", "NotFinite", "fit", "predict", "train"]
 
 CLIP = 1.0  # norm of the gradient
 MOST_SKIPPED = 0.1  # share of the steps
 ROTATED = 0.8  # share of the heads that are turned, where a method learns from turned ones
+
+
+class NotFinite(RuntimeError):
+    """Too many steps of a training had a gradient that is not finite."""
 
 
 @dataclass
@@ -102,7 +106,7 @@ def train(
         if stale >= schedule.patience:
             break
     if curve.skipped > MOST_SKIPPED * step:
-        raise RuntimeError(f"{curve.skipped} of {step} steps had a gradient that is not finite")
+        raise NotFinite(f"{curve.skipped} of {step} steps had a gradient that is not finite")
     network.load_state_dict(best)
     network.eval()
     return curve

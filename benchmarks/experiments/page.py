@@ -295,6 +295,10 @@ TABLES = {
 }
 
 
+def _validation(trial: Line) -> str:
+    return f"{abs(trial['validation']):.3f}" if "validation" in trial else "not finite"
+
+
 def _recipes(size: Size, experiments: Mapping[str, Sequence[Line]]) -> str:
     """The trials of every search, and what they led to."""
     lines = experiments["recipes"]
@@ -305,8 +309,8 @@ def _recipes(size: Size, experiments: Mapping[str, Sequence[Line]]) -> str:
         for method in values_of(lines, "method"):
             own = [o for o in lines if o["labels"]["task"] == task and o["labels"]["method"] == method]
             if own:
-                best = max(own, key=lambda o: o["validation"])
-                tried = "; ".join(f"{o['labels']['trial']}: {abs(o['validation']):.3f}" for o in own)
+                best = max((o for o in own if "validation" in o), key=lambda o: o["validation"])
+                tried = "; ".join(f"{o['labels']['trial']}: {_validation(o)}" for o in own)
                 rows.append([task, method, best["labels"]["trial"], f"{abs(best['validation']):.3f}", tried])
     table = markdown(
         ["task", "network", "chosen", "validation", "tried (learning rate, class weight, norm)"], rows

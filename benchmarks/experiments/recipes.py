@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from math import inf
 
 from benchmarks.experiments.arms import Arm, Recipe, Schedule
 from benchmarks.experiments.cohorts import Cohort
@@ -53,8 +54,9 @@ def longer(schedule: Schedule, times: int) -> Schedule:
 def recipe_of(runner: Runner, size: Size, task: str, method: str) -> Recipe:
     """The recipe that validates best: of learning rates and, in a thorough search, class weights and then variants.
 
-    Every trial is a line, trained with a seed of its own and never tested.  While the best rate is the first or last
-    of those tried, one more is tried beyond it, `MOST_BEYOND` times at most.
+    Every trial is a line, trained with a seed of its own and never tested.  One whose gradients are not finite is the
+    worst.  While the best rate is the first or last of those tried, one more is tried beyond it, `MOST_BEYOND` times
+    at most.
     """
     name = base(method)
     variants, weights = METHODS[name].variants, OBJECTIVES[task].weights
@@ -65,7 +67,7 @@ def recipe_of(runner: Runner, size: Size, task: str, method: str) -> Recipe:
 
     def value(recipe: Recipe) -> float:
         trial = replace(arm, labels={**arm.labels, "trial": str(recipe)}, recipe=recipe)
-        return float(runner.trial(trial)["validation"])
+        return float(runner.trial(trial).get("validation", -inf))
 
     rate = _best_rate(lambda rate: value(replace(start, rate=rate)), size.rates)
     best = replace(start, rate=rate)

@@ -17,7 +17,7 @@ import dmri_monai
 from benchmarks.experiments.arms import Arm
 from benchmarks.experiments.cases import Case, Scale, case_of
 from benchmarks.experiments.cohorts import Cohort
-from benchmarks.experiments.fitting import fit, predict
+from benchmarks.experiments.fitting import NotFinite, fit, predict
 from benchmarks.experiments.methods import METHODS, build, parameters
 from benchmarks.experiments.objectives import OBJECTIVES
 from benchmarks.experiments.results import Results
@@ -86,8 +86,17 @@ class Runner:
         return cohort.stored(self.work / "heads", number)
 
     def trial(self, arm: Arm) -> dict[str, Any]:
-        """The line of a trial, which stands among the recipes."""
-        return replace(self, results=self.recipes).line(arm)
+        """The line of a trial, which stands among the recipes; no validation where gradients are not finite."""
+        own = replace(self, results=self.recipes)
+
+        def tried() -> dict[str, Any]:
+            try:
+                return own._run(arm)
+            except NotFinite as error:
+                labels = {"experiment": arm.experiment, "labels": dict(arm.labels), "seed": arm.seed}
+                return {**labels, "recipe": asdict(arm.recipe), "failed": str(error), "tests": {}}
+
+        return own.made_once(arm.key, tried)
 
     def _run(self, arm: Arm) -> dict[str, Any]:
         method, objective = METHODS[arm.method], OBJECTIVES[arm.task]

@@ -8,8 +8,9 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
-from benchmarks.experiments import generalisation, lesions, pretraining, recipes
+from benchmarks.experiments import generalisation, lesions, page, pretraining, recipes
 from benchmarks.experiments.arms import Arm, Recipe
+from benchmarks.experiments.fitting import NotFinite
 from benchmarks.experiments.methods import METHODS, build
 from benchmarks.experiments.objectives import OBJECTIVES
 from benchmarks.experiments.recipes import recipe_of
@@ -90,18 +91,21 @@ def test_networks_take_harmonics_and_give_the_tasks_channels(method):
 class Scripted(Runner):
     """A runner whose trials validate as a function of the recipe says."""
 
-    def line(self, arm: Arm) -> dict:
-        return self.made_once(
-            arm.key,
-            lambda: {"labels": arm.labels, "seed": arm.seed, "tests": {}, "recipe": asdict(arm.recipe),
-                     "validation": VALUES[arm.labels["task"]](arm.recipe)},
-        )  # fmt: skip
+    def _run(self, arm: Arm) -> dict:
+        value = VALUES[arm.labels["task"]](arm.recipe)
+        labels = {"labels": dict(arm.labels), "seed": arm.seed, "tests": {}}
+        return {**labels, "recipe": asdict(arm.recipe), "validation": value}
 
 
 VALUES = {
     "tissue": lambda r: 0.01 * (r.weight == 3) + (r.variant.get("norm") == "group") - abs(r.rate - 0.003),
     "lesion": lambda recipe: recipe.rate,  # ever larger
+    "crossings": lambda recipe: recipe.rate if recipe.rate <= max(CPU.rates) else diverged(),
 }  # fmt: skip
+
+
+def diverged() -> float:
+    raise NotFinite("145 of 300 steps had a gradient that is not finite")
 
 
 def trials_of(task: str, method: str, tmp_path) -> tuple[Recipe, list[dict]]:
@@ -122,6 +126,17 @@ def test_search_goes_beyond_a_rate_at_the_end_of_its_range(tmp_path):
     found, lines = trials_of("lesion", "plain", tmp_path)
     assert found.rate > max(CPU.rates)
     assert len({line["recipe"]["rate"] for line in lines}) == len(CPU.rates) + recipes.MOST_BEYOND
+
+
+def test_rate_with_gradients_that_are_not_finite_is_the_worst_and_ends_the_search(tmp_path):
+    found, lines = trials_of("crossings", "plain", tmp_path)
+    assert found.rate == max(CPU.rates)
+    (failed,) = (line for line in lines if "validation" not in line)
+    assert failed["recipe"]["rate"] > max(CPU.rates)
+    assert "145 of 300 steps" in failed["failed"]
+    assert trials_of("crossings", "plain", tmp_path) == (found, lines)
+    rows = page._recipes(CPU, {"recipes": lines})
+    assert "not finite" in rows
 
 
 def test_method_that_learns_from_turned_heads_takes_over_the_recipe(tmp_path):
