@@ -53,7 +53,11 @@ FIGURE_OF = {
         "Pretrained on unlabelled heads of one protocol, fine-tuned and tested on another. Error: lower is better.",
         "pretraining",
     ),
-    "presets": ("Pretraining with two labelled heads: every pretext, and real scans", "", "pretraining"),
+    "presets": (
+        "Pretraining with two labelled heads: every pretext, and real scans",
+        "Error: lower is better. Pretraining on real scans needs `--real FOLDER`, too.",
+        "pretraining",
+    ),
     "generalisation": (
         "Other protocols, SNR, voxels and artifacts than in training",
         "The test heads are the same throughout. Open squares: learned from heads turned at random.",
@@ -308,7 +312,7 @@ def _recipes(size: Size, experiments: Mapping[str, Sequence[Line]]) -> str:
     for task in values_of(lines, "task"):
         for method in values_of(lines, "method"):
             own = [o for o in lines if o["labels"]["task"] == task and o["labels"]["method"] == method]
-            if own:
+            if any("validation" in o for o in own):
                 best = max((o for o in own if "validation" in o), key=lambda o: o["validation"])
                 tried = "; ".join(f"{o['labels']['trial']}: {_validation(o)}" for o in own)
                 rows.append([task, method, best["labels"]["trial"], f"{abs(best['validation']):.3f}", tried])

@@ -34,6 +34,8 @@ def test_voxels_of_unknown_truth_or_outside_the_mask_do_not_count():
     spoilt[..., 0] = 99.0
     for loss in (DensityLoss()(spoilt, unknown), DensityLoss()(spoilt, target, mask)):
         assert_close(loss, DensityLoss()(pred[..., 1:], target[..., 1:]))
+    spoilt[..., 0] = torch.nan
+    assert_close(DensityLoss()(spoilt, target, mask), DensityLoss()(pred[..., 1:], target[..., 1:]))
     pred.requires_grad_()
     DensityLoss()(pred, unknown).backward()
     assert pred.grad.isfinite().all()
