@@ -12,7 +12,10 @@ share of found peaks far from all of the reference's; number, number_1: number o
 within one; tissue_pure, tissue: same largest fraction, where one is above 0.8, and everywhere; r_wm, r_gm, r_csf:
 correlation of fractions.
 
-Run: python -m benchmarks.real.compare NETWORK.pt [FOLDER ...] [--force]
+Methods: `network`, the voxel-wise NETWORK.pt; `fod`, a model of that task, by default the released one, as the product
+predicts, neighbours included; and those of `rivals.py`.
+
+Run: python -m benchmarks.real.compare NETWORK.pt [FOLDER ...] [--model fod] [--apart NAME ...] [--force]
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ import logging
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -37,8 +41,10 @@ from benchmarks.real.rivals import Found, Scan
 from dmri_monai.io import read_dwi, read_nifti
 from dmri_monai.metrics.angles import axial_angle_deg
 from dmri_monai.networks.voxelwise import VoxelwiseNet
+from dmri_monai.prediction import TrainedModel, load_model
 from dmri_monai.qspace.fibre_density import number_of_peaks, peaks_of_density
 from dmri_monai.qspace.shell_set import shell_channels, shell_set
+from dmri_monai.scan import Scan as ProductScan
 
 PURE = 0.8
 
@@ -51,21 +57,27 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, help="folder that keeps the references between runs")
     parser.add_argument("--methods", nargs="*", help="only these")
     parser.add_argument("--slots", type=int, default=4)
+    parser.add_argument("--model", default="fod", help="of task fod")
+    parser.add_argument(
+        "--apart", nargs="*", default=[], help="scans whose slices do not lie side by side, by the last axis"
+    )
     options = parser.parse_args()
     logging.disable(logging.WARNING)
     network = load(options.network)
-    methods: dict[str, Callable[[Scan], Found]] = {
-        "network": lambda scan: predicted(network, scan, options.slots),
-        "tensor": rivals.tensor,
-        "csd": rivals.csd,
-        "msmt": rivals.msmt,
-        "kmeans": rivals.kmeans,
-    }
-    if options.force:
-        methods["force"] = rivals.force
+    model = load_model(options.model, "cpu")
     for name, scan in scans(options.folders):
         cache = options.cache / f"{name}.pt" if options.cache else None
         reference, white = reference_of(scan, cache)
+        methods: dict[str, Callable[[Scan], Found]] = {
+            "network": partial(predicted, network, slots=options.slots),
+            "fod": partial(released, model, apart=name in options.apart),
+            "tensor": rivals.tensor,
+            "csd": rivals.csd,
+            "msmt": rivals.msmt,
+            "kmeans": rivals.kmeans,
+        }
+        if options.force:
+            methods["force"] = rivals.force
         for part, rows in parts(scan):
             for method, run in methods.items():
                 if options.methods and method not in options.methods:
@@ -122,6 +134,18 @@ def predicted(network: VoxelwiseNet, scan: Scan, slots: int) -> Found:
     directions = torch.nan_to_num(normalize(peaks.T.unflatten(1, (3, 3)), dim=2))
     fractions = out[45:48].T
     return Found(directions.float(), number_of_peaks(peaks).long(), fractions, fractions.argmax(1))
+
+
+def released(model: TrainedModel, scan: Scan, apart: bool = False) -> Found:
+    """By a model of task fod, as `dmri-monai predict` runs it.  apart: slices (last axis) are no neighbours."""
+    image, step = scan.image, 1
+    if apart:  # an empty slice behind each
+        image, step = torch.stack([image, torch.zeros_like(image)], dim=-1).flatten(-2), 2
+    whole = ProductScan.of_arrays(image, scan.table.bvals, scan.table.bvecs, scan.affine)
+    found = model.predict(whole)
+    peaks = found.peaks()[..., ::step][:, scan.mask]
+    directions = torch.nan_to_num(normalize(peaks.T.unflatten(1, (3, 3)), dim=2))
+    return Found(directions.float(), found.n_fibres()[..., ::step][scan.mask].long())
 
 
 def compared(run: Callable[[Scan], Found], scan: Scan, reference: Found, white: Tensor) -> dict[str, float]:

@@ -1,7 +1,8 @@
 """Make models of any protocol from nothing: train, describe; resumable.
 
     voxelwise.pt    `benchmarks/voxelwise_training.py`: each voxel alone, on simulated voxels
-    fod             the density of the voxel-wise network, as it is; orientation, crossings: what follows from it
+    neighbours.pt   `benchmarks/neighbour_training.py`: its densities among those around them, on streamed heads
+    fod             the network of both; orientation, crossings: what follows from it
     heads.pt        `benchmarks/tissue_training.py`: invariants of whole heads, on streamed heads
     tissue, fractions   the network of heads.pt, its answers in the order of each task
 
@@ -34,7 +35,12 @@ from dmri_monai.phantom.voxel_signals import draw_batch
 
 ROOT = Path(__file__).parents[2]
 NETWORK = {"channels": 10, "hidden": 20, "blocks": 2, "deconvolution": True}
-STEPS = {"voxelwise": 3000, "heads": 300}
+TRAININGS = {
+    "voxelwise": "benchmarks.voxelwise_training",
+    "neighbours": "benchmarks.neighbour_training",
+    "heads": "benchmarks.tissue_training",
+}
+STEPS = {"voxelwise": 3000, "neighbours": 400, "heads": 300}
 ALONE = ("4x0e", "4x0e")  # levels of a network whose surroundings say nothing
 # what `phantom.protocols`, `phantom.voxel_signals` and `phantom.head_protocol` draw
 VOXELS_SEEN = TrainingRange(directions=(6, 220), bval=(100, 6000), snr=(8, 45))
@@ -46,6 +52,9 @@ ORDERS = {
 }  # of the classes outside, white matter, grey matter, CSF
 # chosen on simulated heads, see the card: share of a scan's own statistics; what is added to the logit of "outside"
 OWN_STATISTICS, OUTSIDE = 0.25, 1.0
+# chosen on simulated heads, see the card: share of the deconvolved density, and how much less neighbours count than
+# they have learned to
+SHARE, STRENGTH = 0.6, 0.3
 FIT_SEED = 1 << 41
 
 
@@ -60,19 +69,24 @@ def main() -> None:
     options = parser.parse_args()
     out = options.out or options.runs / "models"
     out.mkdir(parents=True, exist_ok=True)
-    if "fod" in options.only:
-        voxelwise = options.runs / "voxelwise.pt"
-        _trained("voxelwise", voxelwise, [str(voxelwise), "--network", json.dumps(NETWORK)])
-        state = torch.load(voxelwise, weights_only=True)
-        network = density_network(state)
-        for task in FROM_DENSITY:
-            save_model(network, out / f"{task}.pt", density_spec(state["network"], task))
-    if not {"tissue", "fractions"} & set(options.only):
-        return
     sources = [(f"--{name}", getattr(options, name)) for name in ("anatomy", "peaks", "fa")]
     given = [str(part) for pair in sources if pair[1] for part in pair]
+    bank = str(options.runs / "heads")
+    if "fod" in options.only:
+        voxelwise, neighbours = options.runs / "voxelwise.pt", options.runs / "neighbours.pt"
+        _trained("voxelwise", voxelwise, [str(voxelwise), "--network", json.dumps(NETWORK)])
+        state = torch.load(voxelwise, weights_only=True)
+        alone = options.runs / "alone.pt"
+        save_model(density_network(state, SHARE), alone, density_spec(state["network"]))
+        _trained("neighbours", neighbours, [bank, str(alone), str(neighbours), *given])
+        trained = torch.load(neighbours, weights_only=True)
+        for task in FROM_DENSITY:
+            spec = density_spec({**state["network"], "neighbours": trained["neighbours"]}, task)
+            save_model(fod_network(spec, trained["model"]), out / f"{task}.pt", spec)
+    if not {"tissue", "fractions"} & set(options.only):
+        return
     heads = options.runs / "heads.pt"
-    _trained("heads", heads, [str(options.runs / "heads"), str(heads), *given])
+    _trained("heads", heads, [bank, str(heads), *given])
     state = torch.load(heads, weights_only=True)
     for task in ("tissue", "fractions"):
         if task in options.only:
@@ -85,8 +99,7 @@ def _trained(kind: str, out: Path, arguments: list[str]) -> None:
     if out.exists() and torch.load(out, weights_only=True)["step"] >= STEPS[kind]:
         return
     out.parent.mkdir(parents=True, exist_ok=True)
-    module = {"voxelwise": "benchmarks.voxelwise_training", "heads": "benchmarks.tissue_training"}[kind]
-    command = [sys.executable, "-m", module, *arguments, "--steps", str(STEPS[kind])]
+    command = [sys.executable, "-m", TRAININGS[kind], *arguments, "--steps", str(STEPS[kind])]
     subprocess.run(command, cwd=ROOT, check=True)
 
 
@@ -113,8 +126,8 @@ def heads_spec(task: str, network: dict[str, Any]) -> ModelSpec:
     )
 
 
-def density_network(state: dict[str, Any]) -> AnyProtocolUNet:
-    """The network of task `fod` whose answer is the density of a `VoxelwiseNet`.
+def density_network(state: dict[str, Any], share: float = DECONVOLVED) -> AnyProtocolUNet:
+    """The network of task `fod` whose answer is the density of a `VoxelwiseNet`, with `share` of the deconvolved one.
 
     Where that one has the softmax of the fractions, this one has what is linear in the scalars: the least-squares fit
     on simulated voxels.  So degree 0, and by how much the deconvolved density counts; the rest are the same numbers.
@@ -130,10 +143,19 @@ def density_network(state: dict[str, Any]) -> AnyProtocolUNet:
         rows = state["model"][f"density.weights.{name}"]
         if own.deconvolution:
             of_degrees = rows.unflatten(0, (-1, own.features.channels))
-            added = (DECONVOLVED * math.sqrt(4 * math.pi) * first).expand(len(of_degrees), *first.shape)
-            rows = torch.cat([(1 - DECONVOLVED) * of_degrees, added], dim=1).flatten(0, 1)
+            added = (share * math.sqrt(4 * math.pi) * first).expand(len(of_degrees), *first.shape)
+            rows = torch.cat([(1 - share) * of_degrees, added], dim=1).flatten(0, 1)
         turned[f"head.voxel.weights.{name}"] = torch.cat([first, rows])
     network.load_state_dict(turned)
+    return network
+
+
+def fod_network(spec: ModelSpec, trained: dict[str, Tensor], strength: float = STRENGTH) -> AnyProtocolUNet:
+    """The network of `benchmarks/neighbour_training.py`, whose neighbours weigh `strength` of what they learned."""
+    network = build_network(spec)
+    assert isinstance(network, AnyProtocolUNet)
+    weaker = {name: value + math.log(strength) for name, value in trained.items() if name.endswith(".level")}
+    network.load_state_dict({**trained, **weaker})
     return network
 
 

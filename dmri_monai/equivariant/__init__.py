@@ -12,6 +12,7 @@ from dmri_monai.equivariant.blocks import (
 from dmri_monai.equivariant.conv import SteerableConv3d
 from dmri_monai.equivariant.gate import Gate, NormActivation
 from dmri_monai.equivariant.kernel.radial import Bessel, Cosine, Gaussian, RadialMLP
+from dmri_monai.equivariant.neighbour_attention import NeighbourAttention
 from dmri_monai.equivariant.norm import EquivariantBatchNorm, EquivariantInstanceNorm, NormGate
 from dmri_monai.equivariant.pq import (
     Concat,
@@ -41,6 +42,7 @@ __all__ = [
     "Gate",
     "Gaussian",
     "Invariants",
+    "NeighbourAttention",
     "NormActivation",
     "NormGate",
     "PQConv3d",

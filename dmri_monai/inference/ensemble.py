@@ -12,6 +12,7 @@ from monai.transforms import MapTransform
 from torch import Tensor
 
 from dmri_monai.inference.spec import ModelSpec
+from dmri_monai.networks.input_checks import with_meta_of
 from dmri_monai.tasks.task import Task
 from dmri_monai.testing import act_on_field, cube_rotations
 from dmri_monai.transforms.rows import like
@@ -80,30 +81,23 @@ class RotationEnsemble(Inferer):
         symmetries = permitted(self.symmetries, inputs)
         for turn in symmetries:
             turned = act_on_field(turn, plain, irreps).contiguous()
-            answer = self.inferer(turned, network, *args, **self._turned_table(kwargs, turn))
+            # permitted turns keep the voxel size, which is what a network reads of the meta data
+            answer = self.inferer(
+                with_meta_of(inputs, turned), network, *args, **self._turned_table(kwargs, turn)
+            )
             back = act_on_field(turn.T, answer.as_subclass(Tensor), self.irreps_out)
             features = self.features(back)
             output, mean, square = output + back, mean + features, square + features.square()
         n = len(symmetries)
         variance = (square / n - (mean / n).square()).clamp(min=0).sum(dim=1, keepdim=True)
         result = torch.cat([output / n, variance.sqrt()], dim=1)
-        return like_batch(inputs, result)
+        return with_meta_of(inputs, result)
 
     def _turned_table(self, kwargs: dict[str, Any], turn: Tensor) -> dict[str, Any]:
         if "bvecs_voxel" not in kwargs:
             return kwargs
         bvecs = kwargs["bvecs_voxel"]
         return {**kwargs, "bvecs_voxel": bvecs @ turn.T.to(bvecs)}
-
-
-def like_batch(image: Tensor, data: Tensor) -> Tensor:
-    """`data` with the meta data of the batch `image`, if it has any."""
-    if not isinstance(image, MetaTensor):
-        return data
-    result = MetaTensor(data)
-    result.copy_meta_from(image, copy_attr=False)
-    result.is_batch = image.is_batch
-    return result
 
 
 class SplitUncertaintyd(MapTransform):

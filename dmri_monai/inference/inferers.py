@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dmri_monai.inference.memory import available_bytes, estimated_bytes
+from dmri_monai.networks.input_checks import with_meta_of
 
 __all__ = ["FullVolumeInferer", "SymmetricWindowInferer", "VolumeInferer", "symmetric_windows"]
 
@@ -69,7 +70,7 @@ class SymmetricWindowInferer(Inferer):
         whole = FullVolumeInferer(self.multiple)
 
         def moments(part: Tensor) -> Tensor:
-            output = whole(part, network, *args, **kwargs)
+            output = whole(_placed(part, inputs), network, *args, **kwargs).as_subclass(Tensor)
             return torch.cat([output, output.square()], dim=1)
 
         sizes, steps = zip(
@@ -96,6 +97,11 @@ class SymmetricWindowInferer(Inferer):
             (variance.mean() / mean.as_subclass(Tensor).square().mean().clamp(min=1e-30)).sqrt()
         )
         return mean
+
+
+def _placed(part: Tensor, inputs: Tensor) -> Tensor:
+    """`part` of `inputs` with their meta data, which MONAI's windows drop: a network reads the voxel size there."""
+    return with_meta_of(inputs, part) if len(part) == len(inputs) else part
 
 
 def _times(sizes: Sequence[int]) -> str:

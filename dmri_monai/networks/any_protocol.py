@@ -10,12 +10,20 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dmri_monai.equivariant import EquivariantAvgPool3d, SteerableConv3d, as_irreps
+from dmri_monai.equivariant import EquivariantAvgPool3d, NeighbourAttention, SteerableConv3d, as_irreps
 from dmri_monai.equivariant.finite_values import is_recording
 from dmri_monai.networks.equivariant_unet import EquivariantUNet
-from dmri_monai.networks.input_checks import as_plain, check_harmonics, slots_of, with_meta_of
+from dmri_monai.networks.input_checks import as_plain, check_harmonics, slots_of, spacing_of, with_meta_of
 from dmri_monai.networks.voxels_first import DenseAnyProtocol, VoxelsFirst
-from dmri_monai.networks.voxelwise import BLOCKS, CHANNELS, HIDDEN, SCALARS, SphereFeatures, VoxelHead
+from dmri_monai.networks.voxelwise import (
+    BLOCKS,
+    CHANNELS,
+    DENSITY,
+    HIDDEN,
+    SCALARS,
+    SphereFeatures,
+    VoxelHead,
+)
 from dmri_monai.networks.wiring import dense_copy
 from dmri_monai.so3 import channels_of
 
@@ -25,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["AnyProtocolUNet"]
 
 CONTEXT = "12x0e+2x2e+1x4e"  # what the surroundings are told of a voxel
+SHAPE = DENSITY.removeprefix("1x0e+")  # of a density, all but its mass
 SIZES: dict[str, Sequence[str] | str] = {
     "tiny": ("6x0e+1x1o+1x2e", "12x0e+2x1o+2x2e+1x4e", "24x0e+4x1o+4x2e+2x4e"),
     "small": "tiny",
@@ -50,6 +59,9 @@ class AnyProtocolUNet(VoxelsFirst):
 
     size: of the U-Net, "tiny", "small", "base" or the irreps of every level.  The other arguments: of
     :class:`SphereFeatures`, whose weights, called `voxelwise.*`, may come from a `VoxelwiseNet` (`load_voxelwise`).
+    neighbours: how often v, which must then be one density (`irreps_out` 1x0e to 1x8e, even), is averaged with those
+    around it (:class:`NeighbourAttention`): its shape where there are fibres, never its mass.  The size of the voxels
+    is that of the image's meta data, without any they are cubes.
     Voxels without signal are all alike and computed once; the others by chunks.
     """
 
@@ -66,12 +78,18 @@ class AnyProtocolUNet(VoxelsFirst):
         hidden: int = HIDDEN,
         blocks: int = BLOCKS,
         deconvolution: bool = False,
+        neighbours: int = 0,
     ) -> None:
         fields = as_irreps(irreps_in)
+        if neighbours and (irreps_out is None or as_irreps(irreps_out) != as_irreps(DENSITY)):
+            raise ValueError(
+                f"AnyProtocolUNet: neighbours are of a density ({DENSITY}) alone, got {irreps_out}"
+            )
         outputs = (
             [] if irreps_out is None else [ir.dim for mul, ir in as_irreps(irreps_out) for _ in range(mul)]
         )
-        super().__init__(*slots_of(fields, type(self).__name__), outputs)
+        layers = (NeighbourAttention(SHAPE, scalars) for _ in range(neighbours))
+        super().__init__(*slots_of(fields, type(self).__name__), outputs, nn.ModuleList(layers))
         self.expected, self.irreps_in = channels_of(fields), str(fields)
         self.told = as_irreps(CONTEXT).dim
         self.deep_supervision = deep_supervision
@@ -109,7 +127,7 @@ class AnyProtocolUNet(VoxelsFirst):
         levels = self.context.features(told)
         if not len(self.head):
             return with_meta_of(image, torch.cat([levels[0], told], dim=1))
-        answer, outputs = fields[:, self.told :], []
+        answer, outputs = self.answer(image, fields[:, self.told :]), []
         heads: nn.ModuleList = self.head["levels"]  # type: ignore[assignment]
         for level, head in zip(levels, heads, strict=False):
             outputs.append(with_meta_of(image, self.combined(answer, head(level))))
@@ -117,8 +135,20 @@ class AnyProtocolUNet(VoxelsFirst):
                 answer = self.pool(answer)
         return outputs if self.training and len(outputs) > 1 else outputs[0]
 
+    def answer(self, image: Tensor, fields: Tensor) -> Tensor:
+        """What a voxel tells by itself, averaged with its neighbours where the network has such layers."""
+        if not len(self.neighbours):
+            return fields
+        density, scalars = fields.split([self.answers, fields.shape[1] - self.answers], dim=1)
+        layer: NeighbourAttention = self.neighbours[0]  # type: ignore[assignment]
+        spacing = spacing_of(image)
+        geometry = None if spacing is None else layer.geometry(spacing).to(density)
+        return self.among_neighbours(density, scalars, self.has_signal(as_plain(image)), geometry)
+
     def alone(self, image: Tensor) -> Tensor:
-        """(B, C, X, Y, Z) -> (B, CONTEXT + irreps_out, X, Y, Z): what each voxel tells by itself."""
+        """(B, C, X, Y, Z) -> (B, CONTEXT + irreps_out, X, Y, Z): what each voxel tells by itself; for `neighbours` its
+        scalars, too.
+        """
         if is_recording():  # a graph cannot depend on which voxels are air
             return self.voxels(image.flatten(2)).unflatten(2, image.shape[2:])
         return self.volume(image)
@@ -139,7 +169,10 @@ class AnyProtocolUNet(VoxelsFirst):
         told: Tensor = self.tell(scalars, functions)
         if not len(self.head):
             return told
-        return torch.cat([told, self.head["voxel"](scalars, functions).to(told.dtype)], dim=1)
+        found = [told, self.head["voxel"](scalars, functions).to(told.dtype)]
+        if len(self.neighbours):
+            found.append(scalars.to(told.dtype))
+        return torch.cat(found, dim=1)
 
     def to_dense(self) -> DenseAnyProtocol:
         """An ordinary network with the same output, for export: plain convolutions, no irreps, no e3nn.
@@ -155,6 +188,7 @@ class AnyProtocolUNet(VoxelsFirst):
             self.context.to_dense(),
             nn.ModuleList(copy.deepcopy(head) for head in heads),
             nn.ModuleList(dense_copy(head) for head in levels),
+            copy.deepcopy(self.neighbours),
             self.told,
             self.slots,
             self.l_shells,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from dmri_monai.equivariant import as_irreps
@@ -12,7 +13,7 @@ from dmri_monai.so3 import Channels
 if TYPE_CHECKING:
     from e3nn.o3 import Irreps
 
-__all__ = ["as_plain", "check_harmonics", "slots_of", "with_meta_of"]
+__all__ = ["as_plain", "check_harmonics", "slots_of", "spacing_of", "with_meta_of"]
 
 
 def check_harmonics(image: Tensor, expected: Channels, name: str) -> None:
@@ -59,6 +60,14 @@ def slots_of(fields: Irreps, name: str) -> tuple[int, int]:
 def as_plain(image: Tensor) -> Tensor:
     """`image` without meta data, which MONAI would copy at every operation of a network."""
     return image.as_subclass(Tensor) if hasattr(image, "meta") else image
+
+
+def spacing_of(image: Tensor) -> Tensor | None:
+    """(B, 3) voxel sizes of a batch (B, C, X, Y, Z), along its axes; None for one without meta data."""
+    if not hasattr(image, "meta"):
+        return None
+    affine = torch.as_tensor(image.affine).double()  # type: ignore[attr-defined]  # (4, 4), or one for each item
+    return affine[..., :3, :3].norm(dim=-2).expand(len(image), 3)
 
 
 def with_meta_of(image: Tensor, output: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ HEAD_MM = (
 )  # what a scan covers: left-right, anterior-posterior, brain from crown to foramen
 IN_PLANE_MM = 210.0  # from crown to neck, where that is no slice direction
 CROWN_MM = 80.0  # above the middle of the brain
+PLANE_MM = (1.5, 3.2)  # of a voxel, in plane
 SHELLS = (0.62, 0.2, 0.13, 0.05)  # probability of 1, 2, 3, 4 shells
 B_ONE_SHELL = ((500.0, 850.0), (850.0, 1300.0), (1300.0, 2200.0), (2200.0, 3200.0))
 B_ONE_SHELL_SHARE = (0.1, 0.45, 0.28, 0.17)
@@ -77,13 +78,14 @@ def draw_protocol(
     *,
     artifact_share: float = 0.3,
     most_directions: int = MOST_DIRECTIONS,
+    finest_mm: float = PLANE_MM[0],
 ) -> HeadProtocol:
     """A protocol whose grid has at most `size` voxels an axis: the whole head, or a part of it.
 
     artifact_share: of the scans that the artifact engine corrupts further.  most_directions: of all shells together,
-    at least 24; the time a scan takes grows with it.
+    at least 24; the time a scan takes grows with it.  finest_mm: smallest size of a voxel.
     """
-    affine, shape, slice_axis = _grid(rng, size)
+    affine, shape, slice_axis = _grid(rng, size, finest_mm)
     in_plane = [axis for axis in range(3) if axis != slice_axis]
     along_y = max(in_plane, key=lambda axis: abs(float(affine[1, axis])))
     phase_axis = along_y if rng.random() < 0.8 else in_plane[0] + in_plane[1] - along_y
@@ -110,9 +112,9 @@ def draw_protocol(
     )
 
 
-def _grid(rng: np.random.Generator, size: int) -> tuple[Tensor, tuple[int, int, int], int]:
+def _grid(rng: np.random.Generator, size: int, finest_mm: float) -> tuple[Tensor, tuple[int, int, int], int]:
     """Affine, shape and slice axis; axial three times of four, oblique, stored in any order and handedness."""
-    plane = float(np.exp(rng.uniform(np.log(1.5), np.log(3.2))))
+    plane = float(np.exp(rng.uniform(np.log(finest_mm), np.log(PLANE_MM[1]))))
     kind = rng.random()
     thick = plane if kind < 0.5 else plane * rng.uniform(1.0, 1.5) if kind < 0.8 else rng.uniform(3.0, 6.0)
     normal = int(rng.choice([2, 0, 1], p=[0.75, 0.17, 0.08]))  # world axis nearest to the slice normal

@@ -17,7 +17,7 @@ from dmri_monai.phantom.fields import Seed, stage_rng
 from dmri_monai.phantom.head_contrast import draw_contrast
 from dmri_monai.phantom.head_model import HeadModel
 from dmri_monai.phantom.head_pose import draw_pose
-from dmri_monai.phantom.head_protocol import MOST_DIRECTIONS, HeadProtocol, draw_protocol
+from dmri_monai.phantom.head_protocol import MOST_DIRECTIONS, PLANE_MM, HeadProtocol, draw_protocol
 from dmri_monai.phantom.head_sampling import CLASSES, SampledHead, sample_head
 from dmri_monai.phantom.head_signal import SPREAD, head_signal, orientation_density
 from dmri_monai.phantom.stream import ItemStream
@@ -74,8 +74,9 @@ def make_head_item(
     size: int = 56,
     artifact_share: float = 0.3,
     most_directions: int = MOST_DIRECTIONS,
+    finest_mm: float = PLANE_MM[0],
 ) -> dict[str, Any]:
-    """One scan of one head with its truth, a function of `seed` (and of the models).
+    """One scan of one head with its truth, a function of `seed` (and of the models); options of `draw_protocol`.
 
     image (N, X, Y, Z): raw signal; bvals (N,), bvecs (N, 3): world frame.  label (1, X, Y, Z): 0 outside the
     brain, 1 WM, 2 GM, 3 CSF; mask: label > 0.  fractions (3, X, Y, Z): of WM, GM, CSF.  fod (45, X, Y, Z): even
@@ -87,7 +88,9 @@ def make_head_item(
     name = sorted(models)[int(rng.integers(len(models)))]
     generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
     for _ in range(TRIES):
-        protocol = draw_protocol(rng, size, artifact_share=artifact_share, most_directions=most_directions)
+        protocol = draw_protocol(
+            rng, size, artifact_share=artifact_share, most_directions=most_directions, finest_mm=finest_mm
+        )
         contrast = draw_contrast(rng)
         pose = draw_pose(rng, models[name], protocol.phase_world, te_ms=contrast.te_ms)
         head = sample_head(models[name], pose, protocol.affine, protocol.shape, generator)

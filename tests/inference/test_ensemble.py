@@ -8,6 +8,7 @@ from dmri_monai.inference.ensemble import RotationEnsemble, SplitUncertaintyd, e
 from dmri_monai.inference.inferers import FullVolumeInferer
 from dmri_monai.inference.spec import ModelSpec
 from dmri_monai.networks import PQSegmentationNet
+from dmri_monai.networks.input_checks import spacing_of
 from dmri_monai.tasks import find_task
 from dmri_monai.testing import act_on_field, assert_equivariant
 from tests.conftest import ORIENTATIONS, grid_affine
@@ -39,6 +40,7 @@ def test_only_turns_that_keep_the_voxel_size_of_the_scan_are_used(group, spacing
 
     def counting(image):
         seen.append(image)
+        assert spacing_of(image).tolist() == [pytest.approx(spacing)]
         return image[:, :4]
 
     affine = grid_affine(ORIENTATIONS["oblique-left"], spacing)

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from monai.data import MetaTensor
 from torch import nn
 
 from dmri_monai.inference.architectures import build_network, smallest_size
@@ -11,6 +12,7 @@ from dmri_monai.inference.inferers import (
 )
 from dmri_monai.inference.memory import PeakMemory, estimated_bytes
 from dmri_monai.inference.spec import ModelSpec
+from dmri_monai.networks.input_checks import spacing_of
 
 
 def volume(*size):
@@ -180,3 +182,22 @@ def test_what_a_network_builds_once_does_not_count_as_if_it_grew():
 def test_outputs_of_deep_supervision_pass_through():
     levels = [torch.zeros(1, 2, 8, 8, 8), torch.zeros(1, 2, 4, 4, 4)]
     assert FullVolumeInferer()(volume(8, 8, 8), lambda x: levels) is levels
+
+
+def test_networks_are_told_the_voxel_size_in_windows_too():
+    seen = []
+
+    def network(image):
+        seen.append(spacing_of(image))
+        return image
+
+    affine = torch.diag(torch.tensor([2.0, 2.5, 3.0, 1.0]))
+    image = MetaTensor(volume(12, 9, 9), affine=affine)
+    FullVolumeInferer(4)(image, network)
+    SymmetricWindowInferer((6, 9, 9))(image, network)
+    assert len(seen) > 2
+    for size in seen:
+        torch.testing.assert_close(size, torch.tensor([[2.0, 2.5, 3.0]], dtype=torch.float64))
+    seen.clear()
+    SymmetricWindowInferer((6, 9, 9))(image.as_tensor(), network)
+    assert set(seen) == {None}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from monai.data import MetaTensor
 from torch.testing import assert_close
 
 from dmri_monai.networks.any_protocol import AnyProtocolUNet
@@ -170,3 +171,68 @@ def test_export_of_a_network_trained_with_deep_supervision_gives_the_finest_leve
     script, x = torch.jit.script(shaken(module).eval()), shells(8, 1).float()
     with torch.no_grad():
         assert_close(script(x), module.eval()(x), atol=1e-4, rtol=1e-4)
+
+
+def among_fibres(**options) -> AnyProtocolUNet:
+    """A network of densities whose neighbours count."""
+    module = network(DENSITY, neighbours=2, **options)
+    torch.manual_seed(2)
+    for layer in module.neighbours:
+        torch.nn.init.normal_(layer.answer.weight)
+        torch.nn.init.normal_(layer.pair.weight, std=3.0)
+        torch.nn.init.zeros_(layer.level)
+    torch.nn.init.constant_(module.head["voxel"].weights.bias[0], 1.0)  # fibres everywhere
+    return module.eval()
+
+
+def test_network_with_neighbours_is_equivariant():
+    assert_equivariant(among_fibres(), shells(), SHELLS, DENSITY, GROUP, rtol=1e-8)
+
+
+def test_neighbours_change_the_shape_of_a_density_but_not_its_mass():
+    module, x = among_fibres(), shells()
+    alone = module.alone(x)[:, module.told :][:, :45]
+    found = module(x)
+    assert_close(found[:, 0], alone[:, 0])
+    assert (found[:, 1:] - alone[:, 1:]).norm() > 0.05 * alone[:, 1:].norm()
+    x[:, 1:3, 0], x[:, 9:, 0] = 0.0, 0.0  # air
+    assert_close(module(x)[:, :, 0], module.alone(x)[:, module.told :][:, :45, 0])
+    nothing = among_fibres()
+    torch.nn.init.constant_(nothing.head["voxel"].weights.bias[0], -9.0)  # no fibres, so no shapes to go by
+    assert_close(nothing(x), nothing.alone(x)[:, nothing.told :][:, :45])
+
+
+def test_neighbours_lie_where_the_meta_data_say():
+    module, x = among_fibres(), shells(batch=1)
+    cubes = MetaTensor(x, affine=torch.diag(torch.tensor([3.0, 3.0, 3.0, 1.0])))
+    assert_close(module(cubes).as_tensor(), module(x))
+    oblique = torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(0)).double())[0]
+    affine = torch.eye(4).double()
+    affine[:3, :3] = oblique @ torch.diag(torch.tensor([2.0, 2.0, 6.0]).double())
+    thick = module(MetaTensor(x, affine=affine)).as_tensor()
+    assert (thick - module(x)).norm() > 1e-2 * thick[:, 1:].norm()
+    straight = torch.diag(torch.tensor([2.0, 2.0, 6.0, 1.0]))
+    assert_close(thick, module(MetaTensor(x, affine=straight)).as_tensor())
+
+
+def test_exported_network_with_neighbours_is_the_same_on_cubes():
+    module = among_fibres().float()
+    script = torch.jit.script(module)
+    for size in (4, 6):
+        x = shells(size, 1).float()
+        x[:, 1:3, 0], x[:, 9:, 0] = 0.0, 0.0
+        with torch.no_grad():
+            assert_close(script(x), module(x), atol=1e-4, rtol=1e-4)
+
+
+def test_neighbours_learn_with_the_rest():
+    module = among_fibres().train()
+    module(shells()).square().sum().backward()
+    assert all(parameter.grad is not None for parameter in module.neighbours.parameters())
+    assert all(float(layer.level.grad.abs()) > 0 for layer in module.neighbours)
+
+
+@pytest.mark.parametrize("irreps_out", ["4x0e", "1x2e", None])
+def test_neighbours_of_anything_but_a_density_are_refused(irreps_out):
+    with pytest.raises(ValueError, match="neighbours are of a density"):
+        network(irreps_out, neighbours=1)
