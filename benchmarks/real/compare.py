@@ -137,15 +137,12 @@ def predicted(network: VoxelwiseNet, scan: Scan, slots: int) -> Found:
 
 
 def released(model: TrainedModel, scan: Scan, apart: bool = False) -> Found:
-    """By a model of task fod, as `dmri-monai predict` runs it.  apart: slices (last axis) are no neighbours."""
-    image, step = scan.image, 1
-    if apart:  # an empty slice behind each
-        image, step = torch.stack([image, torch.zeros_like(image)], dim=-1).flatten(-2), 2
-    whole = ProductScan.of_arrays(image, scan.table.bvals, scan.table.bvecs, scan.affine)
-    found = model.predict(whole)
-    peaks = found.peaks()[..., ::step][:, scan.mask]
-    directions = torch.nan_to_num(normalize(peaks.T.unflatten(1, (3, 3)), dim=2))
-    return Found(directions.float(), found.n_fibres()[..., ::step][scan.mask].long())
+    """By a model of task fod, as `dmri-monai predict` runs it.  apart: each slice (last axis) is a window of its own."""
+    whole = ProductScan.of_arrays(scan.image, scan.table.bvals, scan.table.bvecs, scan.affine)
+    width, height, _ = scan.mask.shape
+    found = model.predict(whole, window=(width, height, 1) if apart else None)
+    directions = torch.nan_to_num(normalize(found.peaks()[:, scan.mask].T.unflatten(1, (3, 3)), dim=2))
+    return Found(directions.float(), found.n_fibres()[scan.mask].long())
 
 
 def compared(run: Callable[[Scan], Found], scan: Scan, reference: Found, white: Tensor) -> dict[str, float]:

@@ -3,6 +3,7 @@
     voxelwise.pt    `benchmarks/voxelwise_training.py`: each voxel alone, on simulated voxels
     neighbours.pt   `benchmarks/neighbour_training.py`: its densities among those around them, on streamed heads
     fod             the network of both; orientation, crossings: what follows from it
+    tissue-voxelwise, fractions-voxelwise   the fractions of the voxel-wise network, for blocks
     heads.pt        `benchmarks/tissue_training.py`: invariants of whole heads, on streamed heads
     tissue, fractions   the network of heads.pt, its answers in the order of each task
 
@@ -26,6 +27,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dmri_monai.inference.architectures import build_network
+from dmri_monai.inference.released import FOR_BLOCKS
 from dmri_monai.inference.spec import ModelSpec
 from dmri_monai.inference.training_range import TrainingRange
 from dmri_monai.inference.weights import save_model
@@ -54,7 +56,7 @@ ORDERS = {
 OWN_STATISTICS, OUTSIDE = 0.25, 1.0
 # chosen on simulated heads, see the card: share of the deconvolved density, and how much less neighbours count than
 # they have learned to
-SHARE, STRENGTH = 0.6, 0.3
+SHARE, STRENGTH = 0.6, 0.5
 FIT_SEED = 1 << 41
 
 
@@ -83,6 +85,9 @@ def main() -> None:
         for task in FROM_DENSITY:
             spec = density_spec({**state["network"], "neighbours": trained["neighbours"]}, task)
             save_model(fod_network(spec, trained["model"]), out / f"{task}.pt", spec)
+        for task in ORDERS:
+            spec = density_spec(state["network"], task)
+            save_model(fractions_network(spec, state["model"]), out / f"{FOR_BLOCKS[task]}.pt", spec)
     if not {"tissue", "fractions"} & set(options.only):
         return
     heads = options.runs / "heads.pt"
@@ -106,7 +111,7 @@ def _trained(kind: str, out: Path, arguments: list[str]) -> None:
 def density_spec(network: dict[str, Any], task: str = "fod") -> ModelSpec:
     return ModelSpec(
         task=task,
-        learned=None if task == "fod" else "fod",
+        learned="fod" if task in ("orientation", "crossings") else None,
         architecture="any",
         size=ALONE,
         network_options=network,
@@ -156,6 +161,20 @@ def fod_network(spec: ModelSpec, trained: dict[str, Tensor], strength: float = S
     assert isinstance(network, AnyProtocolUNet)
     weaker = {name: value + math.log(strength) for name, value in trained.items() if name.endswith(".level")}
     network.load_state_dict({**trained, **weaker})
+    return network
+
+
+def fractions_network(spec: ModelSpec, state: dict[str, Tensor]) -> AnyProtocolUNet:
+    """The network of task `spec.task` whose logits are those of a `VoxelwiseNet`'s fractions."""
+    network = build_network(spec)
+    assert isinstance(network, AnyProtocolUNet)
+    network.load_voxelwise(state)
+    assert spec.task is not None
+    order = [(c - 1) % len(ORDERS[spec.task]) for c in ORDERS[spec.task]]  # its own: WM, GM, CSF, other
+    rows = {
+        f"head.voxel.weights.{name}": state[f"fractions.weights.{name}"][order] for name in ("weight", "bias")
+    }
+    network.load_state_dict({**network.state_dict(), **rows})
     return network
 
 

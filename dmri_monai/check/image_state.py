@@ -8,7 +8,7 @@ from torch import Tensor
 from dmri_monai.check.finding import Finding
 from dmri_monai.check.measured import Measured
 
-__all__ = ["empty_volumes", "judge_image", "listed"]
+__all__ = ["empty_volumes", "is_block", "judge_image", "listed"]
 
 SMALL_MM = 50.0  # a block thinner than this lacks the surroundings by which networks tell tissue
 EMPTY = 1e-3  # of the usual level of a volume
@@ -73,13 +73,18 @@ def _unusable(signal: Tensor) -> Finding | None:
     return None
 
 
+def is_block(shape: tuple[int, ...], spacing_mm: tuple[float, ...]) -> bool:
+    """Whether a volume is too thin, along any axis, to show the shape of a head."""
+    return min(n * size for n, size in zip(shape, spacing_mm, strict=True)) < SMALL_MM
+
+
 def _size(scan: Measured) -> list[Finding]:
     shape, extent = tuple(scan.signal.shape[1:]), scan.extent_mm
     if min(shape) == 1:
         return [
             Finding("single-slice", f"a single slice, of {_product(shape)} voxels: no neighbours across it")
         ]
-    if min(extent) < SMALL_MM:
+    if is_block(shape, scan.spacing_mm):
         return [
             Finding(
                 "small-block",

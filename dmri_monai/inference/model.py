@@ -16,6 +16,7 @@ from torch import nn
 
 import dmri_monai
 from dmri_monai.check import check, quick_check
+from dmri_monai.check.image_state import is_block
 from dmri_monai.check.quality import estimate_snr
 from dmri_monai.failures import detached_cause, first_cause, naming_scan
 from dmri_monai.gradients import B0_THRESHOLD
@@ -23,7 +24,7 @@ from dmri_monai.inference.architectures import SAMPLE_KEYS, build_network, small
 from dmri_monai.inference.encoding import encode, resample_scan
 from dmri_monai.inference.ensemble import Group, ensemble_of, split_uncertainty
 from dmri_monai.inference.inferers import VolumeInferer
-from dmri_monai.inference.released import find_weights, released_models
+from dmri_monai.inference.released import FOR_BLOCKS, find_weights, released_models
 from dmri_monai.inference.result import Prediction
 from dmri_monai.inference.spec import ModelSpec, spec_path
 from dmri_monai.inference.weights import digest_of, load_weights
@@ -43,11 +44,20 @@ MARGIN = 0.1  # a scan may lie this far outside of the training range before it 
 class TrainedModel:
     """A network with its weights and everything needed to use it on a scan.
 
-    spec: what it is.  network: on `device`, in evaluation mode.  weights: the file it came from.
+    spec: what it is.  network: on `device`, in evaluation mode.  weights: the file it came from.  for_blocks: name of
+    the released model that answers in its place where the scan is a block without the shape of a head.
     """
 
-    def __init__(self, spec: ModelSpec, network: nn.Module, device: torch.device, weights: Path) -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        network: nn.Module,
+        device: torch.device,
+        weights: Path,
+        for_blocks: str | None = None,
+    ) -> None:
         self.spec, self.network, self.device, self.weights = spec, network, device, weights
+        self.for_blocks = for_blocks
 
     def __repr__(self) -> str:
         learned = "" if self.spec.learned is None else f" from {self.spec.learned}"
@@ -130,6 +140,8 @@ class TrainedModel:
 
     def _follow(self, found: Prediction) -> Prediction:
         """The prediction of `task` from that of the task the network has learned."""
+        if self.spec.learned is None:
+            return found
         image = Compose(self._following())({"pred": found.image})["pred"]
         return replace(found, task=self.task.name, image=image, provenance=self.provenance(found.scan))
 
@@ -140,7 +152,12 @@ class TrainedModel:
         window: tuple[int, int, int] | None = None,
         memory_gib: float | None = None,
     ) -> Prediction:
-        """The prediction of the task that the network has learned."""
+        """The prediction of the task that the network has learned, for a block perhaps by the model made for blocks."""
+        if self.for_blocks is not None and is_block(tuple(scan.signal.shape[1:]), scan.spacing_mm):
+            other = load_model(self.for_blocks, self.device)
+            by_voxels = other._predict_learned(scan, ensemble, window, memory_gib)
+            note = f"a block without the shape of a head: predicted voxel by voxel, by {self.for_blocks}"
+            return replace(by_voxels, warnings=(note, *by_voxels.warnings))
         with telling_memory(f"{scan.name} on {self.device}", MEMORY_ADVICE), naming_scan(scan.path):
             task, preprocessing = self.learned, self.preprocessing(scan)
             warnings = self.examine(scan)
@@ -175,12 +192,10 @@ class TrainedModel:
         where it lies outside of what the model was trained on.  ValueError for a scan that no network should see:
         without signal, or with values that are not finite.
         """
-        if self.learned.output.directions:
-            findings = [
-                finding for finding in check(scan).findings if finding.code != "small-block"
-            ]  # of tissue
-        else:
-            findings = quick_check(scan)
+        directions = self.learned.output.directions
+        findings = check(scan).findings if directions else quick_check(scan)
+        if directions or self.weights.stem in FOR_BLOCKS.values():  # they do not need the shape of a head
+            findings = tuple(finding for finding in findings if finding.code != "small-block")
         for finding in findings:
             if finding.severity == "error":
                 raise ValueError(f"{finding.message}: {scan.path or scan.name}")
@@ -221,7 +236,8 @@ def load_model(
     spec = ModelSpec.load(spec_path(weights))
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     network = load_weights(build_network(spec), weights, spec)
-    return TrainedModel(spec, to_device(network, place).eval(), place, weights)
+    for_blocks = FOR_BLOCKS.get(str(name)) if weights == released_models().get(str(name)) else None
+    return TrainedModel(spec, to_device(network, place).eval(), place, weights, for_blocks)
 
 
 def predict(  # noqa: PLR0913  # the options of one command

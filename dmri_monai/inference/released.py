@@ -7,11 +7,14 @@ from pathlib import Path
 from dmri_monai.io.json_sidecar import read_json
 from dmri_monai.io.present import present
 
-__all__ = ["bundle_folder", "find_weights", "released_models", "released_tasks"]
+__all__ = ["FOR_BLOCKS", "bundle_folder", "find_weights", "released_models", "released_tasks"]
 
 PACKAGE = Path(__file__).parents[1]
 # A wheel carries the bundle inside the package; in a checkout it stands beside it.
 FOLDERS = (PACKAGE / "bundle", PACKAGE.parent / "bundle")
+
+# where a scan is a block without the shape of a head, surroundings mislead: the same tasks, voxel by voxel
+FOR_BLOCKS = {"tissue": "tissue-voxelwise", "fractions": "fractions-voxelwise"}
 
 
 def bundle_folder() -> Path:

@@ -70,3 +70,26 @@ def test_answers_come_in_the_order_of_the_task(make, task, order):
         expected[:, outside] += make.OUTSIDE
     assert_close(found, expected)
     assert (expected.std(dim=(0, 2, 3, 4)) > 1e-3).all()
+
+
+@pytest.mark.parametrize(("task", "order"), [("tissue", [3, 0, 1, 2]), ("fractions", [0, 1, 2, 3])])
+def test_voxelwise_answers_are_the_fractions_of_the_voxelwise_network(make, task, order):
+    torch.manual_seed(0)
+    own = VoxelwiseNet(**NETWORK, deconvolution=True).eval()
+    options = {**NETWORK, "deconvolution": True}
+    network = make.fractions_network(make.density_spec(options, task), own.state_dict()).eval()
+    image = draw_batch(3, 1, 512, rescaled=True).channels.view(1, -1, 8, 8, 8)
+    signal = (image[:, 1:5] != 0).any(1)  # air is computed once
+    with torch.no_grad():
+        found, expected = network(image).softmax(1), own(image)[:, 45:][:, order]
+    assert_close(found.movedim(1, -1)[signal], expected.movedim(1, -1)[signal], atol=1e-5, rtol=1e-4)
+    assert (expected.std(dim=(0, 2, 3, 4)) > 1e-3).all()
+
+
+def test_neighbours_count_by_the_strength_that_was_chosen(make):
+    spec = make.density_spec({**NETWORK, "deconvolution": True, "neighbours": 1})
+    trained = build_network(spec).state_dict()
+    weaker = make.fod_network(spec, trained, 0.25)
+    layer = weaker.neighbours[0]
+    assert_close(layer.level.exp(), 0.25 * trained["neighbours.0.level"].exp())
+    assert_close(layer.query.weight, trained["neighbours.0.query.weight"])

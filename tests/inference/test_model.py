@@ -217,11 +217,12 @@ def test_directions_are_peaks_in_the_world_frame(scan, tmp_path):
 
 def test_released_models_are_found_by_name_and_by_path():
     tasks = {"crossings", "fod", "fractions", "orientation", "tissue"}
-    assert set(released_models()) == tasks | {"tissue-shells", "pretrained"}
+    others = {"tissue-shells": "tissue", "tissue-voxelwise": "tissue", "fractions-voxelwise": "fractions"}
+    assert set(released_models()) == tasks | {*others, "pretrained"}
     assert set(released_tasks()) == tasks  # one a task, for `--task all`
     for name, path in released_models().items():
         assert load_model(name, "cpu").weights == load_model(path, "cpu").weights == path
-        task = {"pretrained": None, "tissue-shells": "tissue"}.get(name, name)
+        task = {"pretrained": None, **others}.get(name, name)
         assert load_model(str(path), "cpu").spec.task == task
 
 
