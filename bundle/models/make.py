@@ -46,6 +46,7 @@ ORDERS = {
 }  # of the classes outside, white matter, grey matter, CSF
 # chosen on simulated heads, see the card: share of a scan's own statistics; what is added to the logit of "outside"
 OWN_STATISTICS, OUTSIDE = 0.25, 1.0
+BODY_MM = 5.0  # chosen there too: depth of the opening that parts a brain from what touches it
 FIT_SEED = 1 << 41
 
 
@@ -109,6 +110,7 @@ def heads_spec(task: str, network: dict[str, Any]) -> ModelSpec:
         size=network["size"],
         network_options={"own_statistics": OWN_STATISTICS, "outside": ORDERS[task].index(0)},
         l_max=2,
+        body_mm=BODY_MM,
         trained_on=HEADS_SEEN,
     )
 
