@@ -29,7 +29,7 @@ from dmri_monai.phantom.streamed_heads import make_head_item
 from dmri_monai.prediction import load_model
 from dmri_monai.transforms import KeepBrainBodyd
 
-DEPTHS_MM = (None, 0.0, 3.0, 5.0, 7.0, 10.0)
+DEPTHS_MM = (None, 0.0, 3.0, 5.0, 7.0)
 SIZE = 80  # voxels: a whole head at most voxel sizes
 
 

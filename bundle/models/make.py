@@ -46,7 +46,7 @@ ORDERS = {
 }  # of the classes outside, white matter, grey matter, CSF
 # chosen on simulated heads, see the card: share of a scan's own statistics; what is added to the logit of "outside"
 OWN_STATISTICS, OUTSIDE = 0.25, 1.0
-BODY_MM = 5.0  # chosen there too: depth of the opening that parts a brain from what touches it
+BODY_MM = 5.0  # see the card: depth of the opening that parts a brain from what touches it
 FIT_SEED = 1 << 41
 
 

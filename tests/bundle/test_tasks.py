@@ -313,14 +313,13 @@ def test_wrong_word_in_a_config_is_named(prepare, dataset_dir, tmp_path, setting
     assert message in chain(error.value)
 
 
-@pytest.mark.parametrize("task", ["tissue", "fractions"])
-def test_evaluation_keeps_the_body_as_predictions_do(prepare, dataset_dir, tmp_path, task):
+def test_evaluation_keeps_the_body_as_predictions_do(prepare, dataset_dir, tmp_path):
     tables = []
     for name, depth in (("kept", 12.0), ("again", 12.0), ("whole", None)):
-        model = save_model(tmp_path / f"{name}.pt", task, body_mm=depth)
+        model = save_model(tmp_path / f"{name}.pt", body_mm=depth)
         own = {"dataset_dir": dataset_dir, "checkpoint": str(model), "output_dir": str(tmp_path / name)}
-        prepare("evaluate", objective=task, shuffled=None, kmeans=None, **own).run()
-        tables.append((tmp_path / name / f"{KEY_METRICS[task]}.csv").read_text())
+        prepare("evaluate", shuffled=None, kmeans=None, **own).run()
+        tables.append((tmp_path / name / "dice.csv").read_text())
     assert tables[0] == tables[1]
     assert tables[0] != tables[2]
 

@@ -6,13 +6,14 @@ import pytest
 import torch
 from monai.bundle import ConfigWorkflow
 
+from dmri_monai.inference.architectures import build_network
 from dmri_monai.inference.model import load_model
 from dmri_monai.inference.released import bundle_folder
 from dmri_monai.inference.spec import ModelSpec
+from dmri_monai.inference.weights import save_model
 from dmri_monai.integrations.bundle_export import export_bundle
 from dmri_monai.scan import Scan
 from dmri_monai.transforms import KeepBrainBodyd
-from tests.small_models import save_model
 
 BODY_MM = 12.0  # voxels of the scan have 6
 SMALL = {"architecture": "plain", "network_options": {"filters": 4}}
@@ -20,10 +21,17 @@ SMALL = {"architecture": "plain", "network_options": {"filters": 4}}
 
 @pytest.fixture(scope="module", params=["tissue", "fractions"])
 def pair(request, tmp_path_factory):
-    """Weights of one network twice, described with a depth and without one."""
+    """One network twice, described with a depth and without one."""
     folder = tmp_path_factory.mktemp(request.param)
-    kept = save_model(folder / "kept.pt", request.param, body_mm=BODY_MM, **SMALL)
-    return kept, save_model(folder / "whole.pt", request.param, **SMALL)
+    spec = ModelSpec(task=request.param, spacing_mm=(6.0, 6.0, 6.0), **SMALL)
+    torch.manual_seed(0)
+    network = build_network(spec)
+    if request.param == "fractions":
+        with torch.no_grad():
+            network.head.bias[-1] += 2.0  # the tissues have less than half of some voxels
+    for name, depth in (("kept", BODY_MM), ("whole", None)):
+        save_model(network, folder / f"{name}.pt", spec.replace(body_mm=depth))
+    return folder / "kept.pt", folder / "whole.pt"
 
 
 @pytest.mark.parametrize("ensemble", [None, "flips"])
@@ -63,8 +71,9 @@ def test_bundles_keep_the_body_as_the_model_does(pair, scan, tmp_path, exported)
 def test_weights_go_on_under_another_depth(tmp_path):
     """Unlike what gives channels their meaning: the network never sees it."""
     assert "body_mm" not in ModelSpec.meaning()
-    save_model(tmp_path / "model.pt", body_mm=BODY_MM, **SMALL)
-    save_model(tmp_path / "model.pt", **SMALL)
+    spec = ModelSpec(task="tissue", body_mm=BODY_MM, **SMALL)
+    save_model(build_network(spec), tmp_path / "model.pt", spec)
+    save_model(build_network(spec), tmp_path / "model.pt", spec.replace(body_mm=None))
     spec = ModelSpec.load(tmp_path / "model.json")
     assert spec.body_mm is None
     assert spec.previous_sha256 is not None
