@@ -137,7 +137,7 @@ def predicted(network: VoxelwiseNet, scan: Scan, slots: int) -> Found:
 
 
 def released(model: TrainedModel, scan: Scan, apart: bool = False) -> Found:
-    """By a model of task fod, as `dmri-monai predict` runs it.  apart: each slice (last axis) is a window of its own."""
+    """By a model of task fod, as `dmri-monai predict` runs it.  apart: each slice, by the last axis, is a window."""
     whole = ProductScan.of_arrays(scan.image, scan.table.bvals, scan.table.bvecs, scan.affine)
     width, height, _ = scan.mask.shape
     found = model.predict(whole, window=(width, height, 1) if apart else None)

@@ -57,6 +57,7 @@ OWN_STATISTICS, OUTSIDE = 0.25, 1.0
 # chosen on simulated heads, see the card: share of the deconvolved density, and how much less neighbours count than
 # they have learned to
 SHARE, STRENGTH = 0.6, 0.5
+BODY_MM = 5.0  # see the card: depth of the opening that parts a brain from what touches it
 FIT_SEED = 1 << 41
 
 
@@ -127,6 +128,7 @@ def heads_spec(task: str, network: dict[str, Any]) -> ModelSpec:
         size=network["size"],
         network_options={"own_statistics": OWN_STATISTICS, "outside": ORDERS[task].index(0)},
         l_max=2,
+        body_mm=BODY_MM,
         trained_on=HEADS_SEEN,
     )
 

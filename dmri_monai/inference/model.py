@@ -33,7 +33,7 @@ from dmri_monai.qspace.b0 import head_mask, mean_b0
 from dmri_monai.scan import Scan
 from dmri_monai.tasks.registry import find_task
 from dmri_monai.tasks.task import Task
-from dmri_monai.transforms import collate_dwi
+from dmri_monai.transforms import KeepBrainBodyd, collate_dwi
 
 __all__ = ["TrainedModel", "load_model", "out_of_range", "predict", "predict_all"]
 
@@ -110,7 +110,12 @@ class TrainedModel:
             allow_missing_keys=True,
         )
         output = self.learned.output
-        return Compose([*split_uncertainty(ensemble), *output.activate(), invert, *output.decide()])
+        told = [*output.activate(), invert, *self.keep_body(), *output.decide()]
+        return Compose([*split_uncertainty(ensemble), *told])
+
+    def keep_body(self) -> list[MapTransform]:
+        """Of what `activate` leaves of `pred`, on the scan's grid: drop what is far from the brain, with `body_mm`."""
+        return [] if self.spec.body_mm is None else [KeepBrainBodyd("pred", self.spec.body_mm)]
 
     def encode(self, scan: Scan) -> dict[Hashable, Any]:
         """What the network takes in of `scan`: `image` (C, X, Y, Z) on the network's grid, and its table where needed.

@@ -79,6 +79,8 @@ class ModelSpec(Strict):
         For "any" and "invariants" only l_max (then 6 by default) and b0_threshold count, and shells is empty.
     slots: of these two, as of :func:`dmri_monai.qspace.shell_set.shell_set`: scans with more shells have them merged.
     n_directions: of "plain-directions".  spacing_mm: voxel size the network sees; None: that of each scan.
+    body_mm: of tissue alone: depth of the opening, mm, after which the largest body of what is predicted stays, as of
+        :class:`dmri_monai.transforms.KeepBrainBodyd`; None: all that the network tells.
     subsample_directions: fewest and most directions per shell that training left in a scan; None: all of them.
     trained_on: ranges of the training scans.  scans: name of each training scan -> hash of its gradient table.
     sha256: of the weights' file.  previous_sha256: of the weights that these replaced, which are as good.
@@ -102,6 +104,7 @@ class ModelSpec(Strict):
     slots: Annotated[int, MEANING, Field(strict=True, ge=1, le=16)] = 4
     n_directions: Annotated[int, MEANING, Field(strict=True, ge=6, le=1000)] = 64
     spacing_mm: tuple[Millimetres, Millimetres, Millimetres] | None = (2.5, 2.5, 2.5)
+    body_mm: Annotated[float, Field(strict=True, gt=0, le=20)] | None = None
     subsample_directions: tuple[Directions, Directions] | None = None
     trained_on: TrainingRange = TrainingRange()
     scans: Annotated[dict[str, str], Field(max_length=100_000)] = Field(default_factory=dict)
@@ -148,6 +151,12 @@ class ModelSpec(Strict):
         known = TASKS[self.task].follows if self.task else {}
         if self.learned is not None and self.learned not in known:
             raise ValueError(f"learned is {self.learned!r}, from which {self.task!r} does not follow")
+        return self
+
+    @model_validator(mode="after")
+    def _one_body(self) -> ModelSpec:
+        if self.body_mm is not None and self.task is not None and not TASKS[self.task].one_body:
+            raise ValueError(f"body_mm is {self.body_mm}, but what {self.task!r} predicts is not one body")
         return self
 
     @model_validator(mode="after")

@@ -23,6 +23,7 @@ class Task:
     label: ending of its label file in the BIDS derivatives, and of what is written.  class_names: of the foreground
     classes, numbered from 1; none for directions.  outside: value of the label where a brain mask is 0, which losses
     and metrics pass over.  instead: endings of label files from which the label follows where there is none of its own.
+    one_body: what it tells of a head, taken together, is the brain, which is in one piece.
     follows: names of tasks from whose prediction this one's follows -> how: a transform of `pred` on the scan's grid.
     """
 
@@ -33,6 +34,7 @@ class Task:
     class_names: tuple[str, ...] = ()
     outside: float = -1.0
     instead: tuple[str, ...] = ()
+    one_body: bool = False
     follows: Mapping[str, Callable[[str], MapTransform]] = field(default_factory=dict)
 
     @property

@@ -12,4 +12,5 @@ TISSUE = Task(
     output=Classes(4),
     class_names=("WM", "GM", "CSF"),
     outside=0.0,  # the brain's outside is the background class
+    one_body=True,
 )

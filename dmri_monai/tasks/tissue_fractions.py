@@ -13,4 +13,5 @@ FRACTIONS = Task(
     class_names=("WM", "GM", "CSF"),
     outside=float("nan"),
     instead=("dseg",),
+    one_body=True,
 )

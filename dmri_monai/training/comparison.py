@@ -31,7 +31,8 @@ class MethodEvaluator(SupervisedEvaluator):
 
     name: of the method.  load: transforms from files to raw scan and label; encode: from there to what `network` takes.
     objective: of a task's config; its `activate` and `score` stand before and after the way back to the scan's grid.
-    postprocessing: instead of these three.  seed: of random transforms.
+    keep: transforms of `pred` on that grid, before the score.  postprocessing: instead of these four.  seed: of random
+    transforms.
     """
 
     def __init__(  # noqa: PLR0913  # each one is a block of the config
@@ -45,6 +46,7 @@ class MethodEvaluator(SupervisedEvaluator):
         device: torch.device,
         inferer: Inferer,
         *,
+        keep: Sequence[Transform] = (),
         postprocessing: Sequence[Transform] | None = None,
         handlers: Sequence[Any] = (),
         prepare_batch: Callable[..., Any] = default_prepare_batch,
@@ -57,7 +59,7 @@ class MethodEvaluator(SupervisedEvaluator):
         dataset = SeededDataset([dict(item) for item in data], preprocessing, seed)
         if postprocessing is None:
             invert = Invertd("pred", preprocessing, orig_keys="image", nearest_interp=False, to_tensor=True)
-            postprocessing = [*_several(objective["activate"]), invert, *_several(objective["score"])]
+            postprocessing = [*_several(objective["activate"]), invert, *keep, *_several(objective["score"])]
         metrics = copy.deepcopy({name: objective[name] for name in ("key_metric", "further_metrics")})
         super().__init__(
             device=device,

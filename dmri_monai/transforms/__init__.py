@@ -2,6 +2,7 @@
 
 from dmri_monai.artifacts.engine import corrupt, replay
 from dmri_monai.transforms.artifacts import RandDWIArtifactsd
+from dmri_monai.transforms.brain_body import KeepBrainBodyd
 from dmri_monai.transforms.collate import collate_dwi
 from dmri_monai.transforms.direction_frames import (
     DirectionsToVoxelFramed,
@@ -48,6 +49,7 @@ __all__ = [
     "DirectionsToVoxelFramed",
     "DirectionsToWorldFramed",
     "DyadsToPeaksd",
+    "KeepBrainBodyd",
     "LoadDWId",
     "LoadHarmonicsd",
     "LoadNiftid",

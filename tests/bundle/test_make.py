@@ -8,6 +8,7 @@ import torch
 from torch.testing import assert_close
 
 from dmri_monai.inference.architectures import build_network
+from dmri_monai.inference.spec import ModelSpec
 from dmri_monai.networks.voxelwise import VoxelwiseNet
 from dmri_monai.phantom.voxel_signals import draw_batch
 
@@ -53,6 +54,13 @@ def test_density_is_that_of_the_voxelwise_network(make, deconvolution):
         assert_close(found[:, 1:], expected[:, 1:45])
     # degree 0 is a fit
     assert (found[:, 0] - expected[:, 0]).abs().mean() < 0.5 * expected[:, 0].std()
+
+
+@pytest.mark.parametrize("task", ["tissue", "fractions"])
+def test_released_descriptions_say_what_would_be_made(make, task):
+    released = ModelSpec.load(PATH.with_name(f"{task}.json"))
+    assert released.replace(sha256=None) == make.heads_spec(task, {"size": "small"})
+    assert released.body_mm == make.BODY_MM
 
 
 @pytest.mark.parametrize(("task", "order"), [("tissue", [0, 1, 2, 3]), ("fractions", [1, 2, 3, 0])])

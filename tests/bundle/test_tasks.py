@@ -9,6 +9,7 @@ import torch
 
 from dmri_monai.inference.spec import TAKES, ModelSpec
 from dmri_monai.tasks import TASKS, find_task
+from tests.small_models import save_model
 
 PRETEXTS = ("artifacts", "autoencoder", "masked", "none")
 # the diagonal runs every time, the rest in the full suite
@@ -310,6 +311,17 @@ def test_wrong_word_in_a_config_is_named(prepare, dataset_dir, tmp_path, setting
     with pytest.raises(Exception) as error:  # noqa: PT011  MONAI wraps what its expressions raise
         prepare("train", dataset_dir=dataset_dir, output_dir=str(tmp_path), **settings).run()
     assert message in chain(error.value)
+
+
+def test_evaluation_keeps_the_body_as_predictions_do(prepare, dataset_dir, tmp_path):
+    tables = []
+    for name, depth in (("kept", 12.0), ("again", 12.0), ("whole", None)):
+        model = save_model(tmp_path / f"{name}.pt", body_mm=depth)
+        own = {"dataset_dir": dataset_dir, "checkpoint": str(model), "output_dir": str(tmp_path / name)}
+        prepare("evaluate", shuffled=None, kmeans=None, **own).run()
+        tables.append((tmp_path / name / "dice.csv").read_text())
+    assert tables[0] == tables[1]
+    assert tables[0] != tables[2]
 
 
 def chain(error):
