@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from dipy.data import get_fnames
 from monai.data import MetaTensor
-from monai.transforms import SpatialPad
 from torch import Tensor
 
 from dmri_monai import predict
@@ -34,7 +33,6 @@ from dmri_monai.reference import FibreLabels, fibre_labels
 
 SAMPLES = ("small_64D", "small_101D")
 ANISOTROPIC = 0.4  # FA
-AIR = 8  # voxels on every side
 TISSUES = ("background", "WM", "GM", "CSF")
 
 
@@ -42,7 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("scans", nargs="*", type=Path)
     parser.add_argument("--orientation", type=Path, help="checkpoint; else the released one")
-    parser.add_argument("--tissue", type=Path, help="checkpoint; else the released one")
+    parser.add_argument("--tissue", type=Path, help="checkpoint; else the released one, for blocks")
     parser.add_argument("--figure", type=Path, help="picture of the first scan")
     options = parser.parse_args()
     logging.disable(logging.WARNING)  # MONAI's go to stdout
@@ -60,10 +58,8 @@ def main() -> None:
 
 
 def _predict(image: MetaTensor, table: GradientTable, task: str, checkpoint: Path | None) -> Tensor:
-    """On the grid of `image`, which is set into air: the network needs more than 8 voxels along an axis."""
-    wide = SpatialPad([n + 2 * AIR for n in image.shape[1:]])(image)
-    found = predict(wide, table.bvals, table.bvecs, task=task, checkpoint=checkpoint).image.as_tensor()
-    return found[(slice(None), *(slice(AIR, -AIR),) * 3)]
+    found = predict(image, table.bvals, table.bvecs, task=task, checkpoint=checkpoint)
+    return found.image.as_tensor()
 
 
 def _principal_directions(image: MetaTensor, table: GradientTable) -> Tensor:
