@@ -80,12 +80,12 @@ class NeighbourAttention(nn.Module):
         """(..., 26, irreps.dim + 1) of voxel sizes (..., 3) along x, y, z: of each neighbour the harmonics of its
         direction, component by component, and its distance relative to the nearest one's.
         """
-        steps = torch.tensor(OFFSETS, dtype=torch.float64) * spacing.double().cpu().unsqueeze(-2)
+        wide = spacing.double()
+        steps = self.constants.steps.to(wide) * wide.unsqueeze(-2)
         harmonics = spherical_harmonics(steps, max(self.degrees))
         parts = [harmonics[degree] / (4 * pi) ** 0.5 for degree in self.degrees]
         distance = steps.norm(dim=-1, keepdim=True)
-        found = torch.cat([*parts, distance / distance.amin(-2, keepdim=True)], dim=-1)
-        return found.to(spacing.device)
+        return torch.cat([*parts, distance / distance.amin(-2, keepdim=True)], dim=-1)
 
     def forward(self, x: Tensor, scalars: Tensor, there: Tensor, geometry: Tensor | None = None) -> Tensor:
         if x.ndim != 5 or x.shape[1] != self.dim or scalars.shape[1] != self.scalars:

@@ -215,6 +215,7 @@ TRANSFORMS: dict[str, Example] = {
     "HarmonicsToPeaksd": transform(lambda: transforms.HarmonicsToPeaksd("l2", mask_key="mask"), "l2"),
     "HeadMaskd": transform(transforms.HeadMaskd, "head"),
     "IgnoreOutsided": transform(transforms.IgnoreOutsided, "label"),
+    "KeepBrainBodyd": transform(lambda: transforms.KeepBrainBodyd("label", 1.0), "label"),
     "LesionMapsd": transform(lambda: transforms.LesionMapsd("scores"), "scores_map", "label_map"),
     "LogitsToFractionsd": transform(lambda: transforms.LogitsToFractionsd("logits"), "logits"),
     "NormalizeByB0d": several(
@@ -291,6 +292,18 @@ LAYERS: dict[str, Example] = {
     "EquivariantUpsample3d": module(equivariant.EquivariantUpsample3d, P),
     "Gate": module(lambda: equivariant.Gate(FIELD_IN), drawn(2, GATED.dim, 4, 4, 4)),
     "Invariants": module(lambda: equivariant.Invariants(FIELD_IN), P),
+    "NeighbourAttention": several(
+        *(
+            module(
+                lambda: equivariant.NeighbourAttention("1x0e+1x2e", scalars=2, hidden=4),
+                drawn(2, 6, 3, 3, 3),
+                drawn(2, 2, 3, 3, 3),
+                drawn(2, 1, 3, 3, 3) > 0,
+                training=training,
+            )
+            for training in (True, False)
+        )
+    ),
     "NormActivation": module(lambda: equivariant.NormActivation(FIELD_IN), P),
     "NormGate": module(
         lambda: equivariant.NormGate(equivariant.Gate(FIELD_IN)), drawn(2, GATED.dim, 4, 4, 4)
