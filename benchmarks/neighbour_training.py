@@ -110,7 +110,7 @@ def train(options: argparse.Namespace, model: TrainedModel, heads: dict[str, Hea
         max(0, first // EVERY - POOL // CROPS + 1), first // EVERY
     ):  # it depends on the step alone
         pool.extend(crops(model, network, heads, options.seed, i))
-    started, total = time.perf_counter() - seconds, 0.0
+    started, losses = time.perf_counter() - seconds, []
     for step in range(first, options.steps):
         if step % EVERY == 0 or step == first:
             pool.extend(crops(model, network, heads, options.seed, step // EVERY))
@@ -122,12 +122,12 @@ def train(options: argparse.Namespace, model: TrainedModel, heads: dict[str, Hea
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.neighbours.parameters(), 1.0)
         optimizer.step()
-        total += float(loss.detach())
+        losses.append(float(loss.detach()))
         if (step + 1) % options.report == 0 or step + 1 == options.steps:
             seconds = time.perf_counter() - started
-            line = {"step": step + 1, "loss": round(total / options.report, 4), "seconds": round(seconds, 1)}
+            line = {"step": step + 1, "loss": round(float(np.mean(losses)), 4), "seconds": round(seconds, 1)}
             print(json.dumps({**line, **found_fibres(network, aside)}), flush=True)
-            total = 0.0
+            losses = []
             state = {"model": network.state_dict(), "neighbours": ROUNDS, "optimizer": optimizer.state_dict()}
             with replacing(options.out) as (temporary,):
                 torch.save({**state, "step": step + 1, "seconds": seconds}, temporary)

@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--slots", type=int, default=4)
     parser.add_argument("--model", default="fod", help="of task fod")
     parser.add_argument(
-        "--apart", nargs="*", default=[], help="scans whose slices do not lie side by side, by the last axis"
+        "--apart", nargs="*", default=[], help="scans whose slices, along z, do not lie side by side"
     )
     options = parser.parse_args()
     logging.disable(logging.WARNING)
@@ -137,7 +137,7 @@ def predicted(network: VoxelwiseNet, scan: Scan, slots: int) -> Found:
 
 
 def released(model: TrainedModel, scan: Scan, apart: bool = False) -> Found:
-    """By a model of task fod, as `dmri-monai predict` runs it.  apart: each slice, by the last axis, is a window."""
+    """By a model of task fod, as `dmri-monai predict` runs it.  apart: each slice, along z, is a window."""
     whole = ProductScan.of_arrays(scan.image, scan.table.bvals, scan.table.bvecs, scan.affine)
     width, height, _ = scan.mask.shape
     found = model.predict(whole, window=(width, height, 1) if apart else None)

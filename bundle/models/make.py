@@ -116,7 +116,7 @@ def density_spec(network: dict[str, Any], task: str = "fod") -> ModelSpec:
         architecture="any",
         size=ALONE,
         network_options=network,
-        spacing_mm=None,  # each voxel is alone: nothing is gained by another grid
+        spacing_mm=None,  # voxels of any size: nothing is gained by another grid
         trained_on=VOXELS_SEEN,
     )
 

@@ -10,7 +10,8 @@ from dmri_monai.check.measured import Measured
 
 __all__ = ["empty_volumes", "is_block", "judge_image", "listed"]
 
-SMALL_MM = 50.0  # a block thinner than this lacks the surroundings by which networks tell tissue
+# thinner than the one, or less than the other along two axes: what networks tell tissue by is missing
+THIN_MM, NARROW_MM = 12.0, 100.0
 EMPTY = 1e-3  # of the usual level of a volume
 SHOWN = 5
 
@@ -74,8 +75,9 @@ def _unusable(signal: Tensor) -> Finding | None:
 
 
 def is_block(shape: tuple[int, ...], spacing_mm: tuple[float, ...]) -> bool:
-    """Whether a volume is too thin, along any axis, to show the shape of a head."""
-    return min(n * size for n, size in zip(shape, spacing_mm, strict=True)) < SMALL_MM
+    """Whether a volume is too thin along one axis, or too narrow along two, to show the shape of a head."""
+    thin, narrow, _ = sorted(n * size for n, size in zip(shape, spacing_mm, strict=True))
+    return thin < THIN_MM or narrow < NARROW_MM
 
 
 def _size(scan: Measured) -> list[Finding]:
@@ -88,8 +90,8 @@ def _size(scan: Measured) -> list[Finding]:
         return [
             Finding(
                 "small-block",
-                f"a small block, {_product([round(e) for e in extent])} mm: tissue maps are known to fail below "
-                f"{SMALL_MM:g} mm",
+                f"a small block, {_product([round(e) for e in extent])} mm: it lacks the shape of a head, by "
+                "which models of whole heads tell tissue; tissue-voxelwise and fractions-voxelwise do without",
             )
         ]
     return []

@@ -24,10 +24,8 @@ __all__ = ["NeighbourAttention"]
 
 OFFSETS = [offset for offset in product((-1, 0, 1), repeat=3) if any(offset)]
 FIRST_LEVEL = -4.0  # log weight of a neighbour before training, beside 0 of the voxel itself
-CHUNK, TRAINING_CHUNK = (
-    512,
-    4096,
-)  # voxels at a time: their neighbours stay in the cache; memory for gradients
+CHUNK = 512  # voxels at a time: their neighbours stay in the cache
+TRAINING_CHUNK = 4096  # bounds the memory for gradients
 
 
 class NeighbourAttention(nn.Module):
@@ -36,7 +34,7 @@ class NeighbourAttention(nn.Module):
     forward(x, scalars, there, geometry=None): x (B, irreps.dim, X, Y, Z); scalars (B, S, X, Y, Z), invariants that
     weights may depend on; there (B, 1, X, Y, Z) bool, the voxels that count: others are no neighbours, and keep their
     x -> (B, irreps.dim, X, Y, Z).  geometry (B, 26, irreps.dim + 1): where the neighbours lie, see :meth:`geometry`;
-    None for cubic voxels.
+    None for cubic voxels; one item for all or one each.
 
         y(v) = (x(v) + sum_n w_n x(n)) / (1 + sum_n w_n),    w_n = exp(level + 5 tanh(f / 5))
 
@@ -93,9 +91,15 @@ class NeighbourAttention(nn.Module):
                 f"NeighbourAttention: fields {list(x.shape)} and scalars {list(scalars.shape)}, expected 5 axes, "
                 f"{self.dim} and {self.scalars} channels"
             )
+        if geometry is not None and (geometry.ndim != 3 or geometry.shape[0] not in (1, x.shape[0])):
+            raise ValueError(
+                f"NeighbourAttention: geometry {list(geometry.shape)}, expected that of voxel sizes (1, 3) or "
+                f"({x.shape[0]}, 3)"
+            )
         items: list[Tensor] = []
+        there = there.to(torch.bool)
         for b in range(x.shape[0]):
-            lines = self.nominal.geometry if geometry is None else geometry[b]
+            lines = self.nominal.geometry if geometry is None else geometry[b % geometry.shape[0]]
             items.append(self.item(x[b], scalars[b], there[b, 0], lines.to(x.dtype)))
         return torch.stack(items)
 

@@ -8,12 +8,12 @@ from math import ceil, prod
 from typing import Any
 
 import torch
+from monai.data import MetaTensor
 from monai.inferers import Inferer, SlidingWindowInferer
 from torch import Tensor
 from torch.nn import functional as F
 
 from dmri_monai.inference.memory import available_bytes, estimated_bytes
-from dmri_monai.networks.input_checks import with_meta_of
 
 __all__ = ["FullVolumeInferer", "SymmetricWindowInferer", "VolumeInferer", "symmetric_windows"]
 
@@ -67,10 +67,14 @@ class SymmetricWindowInferer(Inferer):
         self.deviation = float("nan")
 
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-        whole = FullVolumeInferer(self.multiple)
+        whole, affines, seen = FullVolumeInferer(self.multiple), _affines(inputs), 0
 
         def moments(part: Tensor) -> Tensor:
-            output = whole(_placed(part, inputs), network, *args, **kwargs).as_subclass(Tensor)
+            # MONAI's windows come one item after the other, and without meta data: a network reads the voxel size there
+            nonlocal seen
+            placed = part if affines is None else MetaTensor(part, affine=affines[seen // windows])
+            seen += 1
+            output = whole(placed, network, *args, **kwargs).as_subclass(Tensor)
             return torch.cat([output, output.square()], dim=1)
 
         sizes, steps = zip(
@@ -79,6 +83,9 @@ class SymmetricWindowInferer(Inferer):
                 for n, w in zip(inputs.shape[2:], self.window, strict=True)
             ),
             strict=True,
+        )
+        windows = prod(  # of one item
+            (n - size) // step + 1 for n, size, step in zip(inputs.shape[2:], sizes, steps, strict=True)
         )
         if max(sizes) < self.smallest:
             raise ValueError(
@@ -99,9 +106,11 @@ class SymmetricWindowInferer(Inferer):
         return mean
 
 
-def _placed(part: Tensor, inputs: Tensor) -> Tensor:
-    """`part` of `inputs` with their meta data, which MONAI's windows drop: a network reads the voxel size there."""
-    return with_meta_of(inputs, part) if len(part) == len(inputs) else part
+def _affines(inputs: Tensor) -> Tensor | None:
+    """(B, 4, 4) of a batch; None for one without meta data."""
+    if not isinstance(inputs, MetaTensor):
+        return None
+    return torch.as_tensor(inputs.affine).expand(len(inputs), 4, 4)
 
 
 def _times(sizes: Sequence[int]) -> str:

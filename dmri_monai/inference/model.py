@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,16 @@ class TrainedModel:
     def learned(self) -> Task:
         """What the network was trained for: another task than `task` where the prediction follows from that one's."""
         return self.task if self.spec.learned is None else find_task(self.spec.learned)
+
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """SHA-256 of the weights that may answer: its own, and those of the model for blocks."""
+        own = self.spec.sha256 or digest_of(self.weights)
+        return (own,) if self._block_model is None else (own, *self._block_model.digests)
+
+    @cached_property
+    def _block_model(self) -> TrainedModel | None:
+        return None if self.for_blocks is None else load_model(self.for_blocks, self.device)
 
     def preprocessing(self, scan: Scan | None = None) -> Compose:
         """From the item of a scan to that of the network, as :meth:`encode` does it.
@@ -158,9 +169,8 @@ class TrainedModel:
         memory_gib: float | None = None,
     ) -> Prediction:
         """The prediction of the task that the network has learned, for a block perhaps by the model made for blocks."""
-        if self.for_blocks is not None and is_block(tuple(scan.signal.shape[1:]), scan.spacing_mm):
-            other = load_model(self.for_blocks, self.device)
-            by_voxels = other._predict_learned(scan, ensemble, window, memory_gib)
+        if self._block_model is not None and is_block(tuple(scan.signal.shape[1:]), scan.spacing_mm):
+            by_voxels = self._block_model._predict_learned(scan, ensemble, window, memory_gib)
             note = f"a block without the shape of a head: predicted voxel by voxel, by {self.for_blocks}"
             return replace(by_voxels, warnings=(note, *by_voxels.warnings))
         with telling_memory(f"{scan.name} on {self.device}", MEMORY_ADVICE), naming_scan(scan.path):
@@ -199,7 +209,7 @@ class TrainedModel:
         """
         directions = self.learned.output.directions
         findings = check(scan).findings if directions else quick_check(scan)
-        if directions or self.weights.stem in FOR_BLOCKS.values():  # they do not need the shape of a head
+        if directions or self.spec.voxelwise:  # they do not need the shape of a head
             findings = tuple(finding for finding in findings if finding.code != "small-block")
         for finding in findings:
             if finding.severity == "error":

@@ -258,6 +258,13 @@ class ModelSpec(Strict):
         return self.spacing_mm or (-1.0, -1.0, -1.0)
 
     @property
+    def voxelwise(self) -> bool:
+        """Whether the network was made to see each voxel alone, but for `neighbours`: levels without any direction."""
+        if self.architecture != "any" or isinstance(self.size, str):
+            return False
+        return all(ir.l == 0 for level in self.size for _, ir in as_irreps(level))
+
+    @property
     def deconvolution(self) -> bool:
         """Whether the network deconvolves its shells, which are then rescaled to the nominal response of a fibre."""
         return self.takes == "shell-set" and self.network_options.get("deconvolution", False) is True

@@ -221,7 +221,7 @@ def _predict_scan(
         warnings: dict[str, None] = {}
         found_all = predict_all(models, scan, ensemble=options.ensemble, window=options.window)
         for model, found in zip(models, found_all, strict=True):
-            more = {**sources, **made_by(model.weights.name)}
+            more = {**sources, **made_by(found.provenance["Model"])}
             task, overwrite = model.task.name, options.overwrite or options.resume
             found.write_to(places[task], more=more, meaning=meaning(task, uri), overwrite=overwrite)
             warnings |= dict.fromkeys(found.warnings)

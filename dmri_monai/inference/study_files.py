@@ -135,7 +135,7 @@ def meaning(task: str, scan: str) -> dict[str, Any]:
 
 
 def is_done(places: Mapping[str, Path], scan: Path, model: TrainedModel) -> bool:
-    """Whether the prediction of `scan` by these weights is there, whole."""
+    """Whether the prediction of `scan` by this model, or the one it has for blocks, is there, whole."""
     if not places["sidecar"].parent.is_dir():
         return False
     finish_renames(places["sidecar"].parent)
@@ -145,8 +145,7 @@ def is_done(places: Mapping[str, Path], scan: Path, model: TrainedModel) -> bool
         record = read_json(places["sidecar"])
     except ValueError:
         return False
-    weights = model.spec.sha256 or digest_of(model.weights)
-    return record.get("ModelSHA256") == weights and record.get("SourcesSHA256") == sources_digest(scan)
+    return record.get("ModelSHA256") in model.digests and record.get("SourcesSHA256") == sources_digest(scan)
 
 
 def sources_digest(scan: Path) -> str:

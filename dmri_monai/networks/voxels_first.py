@@ -30,10 +30,8 @@ class VoxelsFirst(nn.Module):
         super().__init__()
         self.slots, self.l_shells, self.repeats, self.chunk = slots, l_shells, repeats, CHUNK
         self.neighbours, self.answers = neighbours, sum(repeats)
-        self.least, self.mass = (
-            LEAST_FRACTION,
-            sqrt(4 * pi),
-        )  # of fibres in a voxel; of a density, per coefficient l = 0
+        self.least = LEAST_FRACTION  # of fibres in a voxel, below which they have no shape
+        self.integral = sqrt(4 * pi)  # of the harmonic l = 0
         # of every slot's l = 0, presence, b, log n, l = 2, l = 4, ...
         self.dims = [1, 1, 1, 1] + [2 * degree + 1 for degree in range(2, l_shells + 1, 2)]
 
@@ -93,7 +91,7 @@ class VoxelsFirst(nn.Module):
 
         scalars (B, P, X, Y, Z): of each voxel.  used (B, 1, X, Y, Z) bool: it has signal.  geometry: of the layers.
         """
-        mass = density[:, :1] * self.mass
+        mass = density[:, :1] * self.integral
         fibres = used & (mass > self.least)
         mass = mass.clamp(min=self.least)
         shape = density[:, 1:] / mass

@@ -33,7 +33,7 @@ __all__ = ["Checkpoint", "copy_with_weights", "load_pretrained"]
 
 logger = logging.getLogger(__name__)
 # options of a network that change nothing but its head, or only what an evaluated network makes of its answers
-HEAD_OPTIONS = ("deep_supervision", "own_statistics", "outside")
+HEAD_OPTIONS = ("deep_supervision", "own_statistics", "outside", "neighbours")
 
 
 class Checkpoint:
@@ -182,7 +182,8 @@ class Checkpoint:
 
 
 def load_pretrained(network: nn.Module, path: str | Path | None, spec: ModelSpec | None = None) -> nn.Module:
-    """`network` with the weights of checkpoint `path` (a state dict) in everything but its `head`.
+    """`network` with the weights of checkpoint `path` (a state dict) in everything but its `head`, and but for
+    `neighbours`, which only networks of densities have, where the checkpoint has none.
 
     Logs what was loaded, what is new, and what the checkpoint holds besides.  None, or the words null and none of a
     command line, leave the network as it is.  spec: as of :func:`load_weights`, but the task may differ.  ValueError
@@ -193,7 +194,11 @@ def load_pretrained(network: nn.Module, path: str | Path | None, spec: ModelSpec
     source = read_weights(path)
     check_same_model(spec, path, ModelSpec.meaning(), but=HEAD_OPTIONS)
     target = network.state_dict()
-    body = {name: value for name, value in target.items() if not name.startswith("head.")}
+    body = {
+        name: value
+        for name, value in target.items()
+        if not name.startswith("head.") and (name in source or not name.startswith("neighbours."))
+    }
     check_fit(network, body, source, path)
     network.load_state_dict({name: source[name] for name in body}, strict=False)
     logger.info(

@@ -11,6 +11,7 @@ from dmri_monai.inference.architectures import build_network
 from dmri_monai.inference.spec import ModelSpec
 from dmri_monai.networks.voxelwise import VoxelwiseNet
 from dmri_monai.phantom.voxel_signals import draw_batch
+from dmri_monai.training.checkpoint import load_pretrained
 
 PATH = Path(__file__).parents[2] / "bundle" / "models" / "make.py"
 NETWORK = {"channels": 2, "scalars": 6, "hidden": 4, "blocks": 1}
@@ -101,3 +102,19 @@ def test_neighbours_count_by_the_strength_that_was_chosen(make):
     layer = weaker.neighbours[0]
     assert_close(layer.level.exp(), 0.25 * trained["neighbours.0.level"].exp())
     assert_close(layer.query.weight, trained["neighbours.0.query.weight"])
+
+
+def test_a_network_goes_on_from_weights_with_or_without_neighbours(make, tmp_path):
+    options = {**NETWORK, "deconvolution": True}
+    specs = {n: make.density_spec({**options, "neighbours": n} if n else options) for n in (0, 1)}
+    for n, spec in specs.items():
+        torch.manual_seed(n)
+        make.save_model(build_network(spec), tmp_path / f"{n}.pt", spec)
+    tissue = make.density_spec(options, "tissue")
+    for spec, source in ((specs[1], 0), (specs[0], 1), (tissue, 1), (specs[1], 1)):
+        network = load_pretrained(build_network(spec), tmp_path / f"{source}.pt", spec)
+        trained = torch.load(tmp_path / f"{source}.pt", weights_only=True)
+        same = [name for name in network.state_dict() if name in trained and not name.startswith("head.")]
+        assert any(name.startswith("neighbours.") for name in same) == (spec is specs[1] and source == 1)
+        for name in same:
+            assert_close(network.state_dict()[name], trained[name])

@@ -204,3 +204,12 @@ def test_other_channels_are_refused():
         module(x[:, :18], x[:, DIM:-1], x[:, -1:] > 0.5)
     with pytest.raises(ValueError, match="no irreps"):
         NeighbourAttention("0x0e")
+
+
+def test_one_geometry_does_for_all_items_and_others_are_refused():
+    module, x = layer(), volume()
+    given = (x[:, :DIM], x[:, DIM:-1], x[:, -1:] > 0.5)
+    assert_close(module(*given, module.geometry(SPACING)), on_grid(module, SPACING)(x))
+    for sizes in (SPACING[0], SPACING.expand(3, 3)):
+        with pytest.raises(ValueError, match=r"expected that of voxel sizes \(1, 3\) or \(2, 3\)"):
+            module(*given, module.geometry(sizes))

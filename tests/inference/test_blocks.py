@@ -1,11 +1,16 @@
 """Blocks without the shape of a head: the released models of whole heads hand them on to voxel-wise ones."""
 
+import json
+
 import pytest
 import torch
 from dipy.data import get_fnames
 
+from dmri_monai.check.image_state import is_block
 from dmri_monai.inference.model import load_model, predict_all
 from dmri_monai.inference.released import FOR_BLOCKS, released_models
+from dmri_monai.inference.study import StudyOptions, predict_study
+from dmri_monai.io import write_dwi
 from dmri_monai.phantom import make_subject
 from dmri_monai.scan import Scan
 
@@ -21,7 +26,7 @@ def test_a_block_is_predicted_voxel_by_voxel_and_the_prediction_says_so(block, t
     assert found.provenance["Model"] == f"{FOR_BLOCKS[task]}.pt"
     assert found.task == task
     assert f"predicted voxel by voxel, by {FOR_BLOCKS[task]}" in found.warnings[0]
-    assert not any("known to fail" in warning for warning in found.warnings)
+    assert not any("a small block" in warning for warning in found.warnings)
     direct = load_model(FOR_BLOCKS[task], "cpu").predict(block)
     torch.testing.assert_close(found.image, direct.image, rtol=0, atol=0)
     assert direct.warnings == found.warnings[1:]
@@ -29,7 +34,7 @@ def test_a_block_is_predicted_voxel_by_voxel_and_the_prediction_says_so(block, t
     torch.testing.assert_close(again.image, direct.image, rtol=0, atol=0)
     whole = load_model(released_models()[task], "cpu").predict(block)  # the file itself, as asked for
     assert whole.provenance["Model"] == f"{task}.pt"
-    assert any("known to fail" in warning for warning in whole.warnings)
+    assert any("a small block" in warning for warning in whole.warnings)
     assert (whole.values != direct.values).any()
 
 
@@ -48,6 +53,41 @@ def test_a_whole_head_is_not_a_block():
     scan = Scan.of_arrays(subject.image, subject.table.bvals, subject.table.bvecs, subject.affine)
     found = load_model("tissue", "cpu").predict(scan)
     assert found.provenance["Model"] == "tissue.pt"
+
+
+@pytest.mark.parametrize(
+    ("shape", "spacing", "expected"),
+    [
+        ((128, 128, 24), (2.0, 2.0, 2.0), False),  # a slab of a head
+        ((128, 128, 5), (2.0, 2.0, 2.0), True),
+        ((128, 5, 128), (2.0, 2.0, 2.0), True),
+        ((128, 128, 5), (1.7, 1.7, 5.2), False),
+        ((40, 40, 40), (2.0, 2.0, 2.0), True),
+        ((128, 40, 40), (2.0, 2.0, 2.0), True),
+        ((128, 128, 1), (2.0, 2.0, 5.0), True),
+    ],
+)
+def test_what_counts_as_a_block(shape, spacing, expected):
+    assert is_block(shape, spacing) is expected
+
+
+def test_a_study_knows_a_block_that_is_done(block, tmp_path):
+    folder = tmp_path / "data" / "sub-01" / "dwi"
+    write_dwi(folder / "sub-01_dwi.nii.gz", block.image, block.table)
+    (tmp_path / "data" / "dataset_description.json").write_text('{"Name": "blocks", "BIDSVersion": "1.10.0"}')
+
+    def statuses(resume: bool) -> list[str]:
+        options = StudyOptions(models=("tissue",), device="cpu", resume=resume)
+        items = [{"image": str(folder / "sub-01_dwi.nii.gz"), "subject": "01"}]
+        return [o.status for o in predict_study(items, tmp_path / "data", tmp_path / "out", options)]
+
+    assert statuses(False) == ["predicted"]
+    (sidecar,) = (tmp_path / "out").rglob("sub-01*dseg.json")
+    record = json.loads(sidecar.read_text())
+    assert record["ModelSHA256"] == load_model("tissue-voxelwise", "cpu").spec.sha256
+    assert "tissue-voxelwise.pt" in json.dumps(record)
+    assert '"tissue.pt"' not in json.dumps(record)
+    assert statuses(True) == ["resumed"]
 
 
 @pytest.mark.slow

@@ -199,5 +199,13 @@ def test_networks_are_told_the_voxel_size_in_windows_too():
     for size in seen:
         torch.testing.assert_close(size, torch.tensor([[2.0, 2.5, 3.0]], dtype=torch.float64))
     seen.clear()
+    both = MetaTensor(torch.cat([volume(12, 9, 9)] * 2))
+    both.affine = torch.stack([affine, torch.eye(4, dtype=affine.dtype)])
+    SymmetricWindowInferer((6, 9, 5))(both, network)
+    half = len(seen) // 2
+    assert half > 3
+    assert all(float(size[0, 2]) == 3.0 for size in seen[:half])
+    assert all(float(size[0, 2]) == 1.0 for size in seen[half:])
+    seen.clear()
     SymmetricWindowInferer((6, 9, 9))(image.as_tensor(), network)
     assert set(seen) == {None}
