@@ -8,7 +8,7 @@ tissue, and outside_mask, what lies off median_otsu's brain.
 Per pair of scans of one head: agreement, the share of the voxels called tissue in one scan, and seen in the other, that
 are the same tissue there (mean of both ways, world frame); it asks for no labels.  Methods: models with their names;
 one with `+shuffled` gets the b-vectors in another order; `kmeans`: clusters of b0, FA and MD inside the labels, else
-inside median_otsu's mask.
+inside median_otsu's mask.  slab_mm: thickness of an axial slab that was cut out of the head, about its middle.
 
 Run: python -m benchmarks.real.heads REAL_FOLDER [--models tissue runs/tissue.pt kmeans] [--figure PNG]
 """
@@ -47,6 +47,9 @@ def main() -> None:
     parser.add_argument("real", type=Path, help="BIDS folder; labels in derivatives/*/sub-*/anat")
     parser.add_argument("--models", nargs="*", default=["tissue", "tissue+shuffled", "fractions", "kmeans"])
     parser.add_argument("--no-pairs", action="store_true")
+    parser.add_argument(
+        "--slabs", nargs="*", type=float, default=[], help="mm: slabs of the labelled heads, too"
+    )
     parser.add_argument("--figure", type=Path, help="picture of every scan, three slices each")
     options = parser.parse_args()
     logging.disable(logging.WARNING)
@@ -69,6 +72,11 @@ def main() -> None:
             }
             print(json.dumps({**line, "seconds": round(time.perf_counter() - began, 1)}), flush=True)
             shown[subject][method] = found
+            for thickness in options.slabs:
+                part = slab(truth, scan.spacing_mm[2], thickness)
+                found = classes(told(method, cut(scan, part), truth[..., part] > 0))
+                line = {"scan": subject, "method": method, "slab_mm": thickness}
+                print(json.dumps({**line, **against(found, truth[..., part])}), flush=True)
     for method in [] if options.no_pairs else options.models:
         kept: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         values = []
@@ -91,6 +99,20 @@ def main() -> None:
         )
     if options.figure:
         draw(options.figure, shown)
+
+
+def slab(truth: np.ndarray, spacing_mm: float, thickness: float) -> slice:
+    """Slices about the middle of the labels."""
+    labelled = np.flatnonzero(truth.any((0, 1)))
+    count = max(1, round(thickness / spacing_mm))
+    first = max(0, int(labelled.mean() - count / 2))
+    return slice(first, first + count)
+
+
+def cut(scan: Scan, part: slice) -> Scan:
+    affine = scan.affine.clone()
+    affine[:3, 3] += part.start * affine[:3, 2]
+    return Scan.of_arrays(scan.signal[..., part], scan.table.bvals, scan.table.bvecs, affine)
 
 
 def mean_b0(scan: Scan) -> np.ndarray:

@@ -11,7 +11,7 @@ from dmri_monai.check.measured import Measured
 __all__ = ["empty_volumes", "is_block", "judge_image", "listed"]
 
 # thinner than the one, or less than the other along two axes: what networks tell tissue by is missing
-THIN_MM, NARROW_MM = 12.0, 100.0
+THIN_MM, NARROW_MM = 20.0, 100.0
 EMPTY = 1e-3  # of the usual level of a volume
 SHOWN = 5
 
