@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from dipy.data import get_fnames
 from monai.data import MetaTensor
+from monai.transforms import SpatialPad
 from torch import Tensor
 
 from dmri_monai import predict
@@ -31,6 +32,7 @@ from dmri_monai.qspace.direction_maps import tensor_volumes
 from dmri_monai.qspace.tensor import fit_tensor, tensor_metrics
 from dmri_monai.reference import FibreLabels, fibre_labels
 
+AIR = 8  # voxels on every side
 SAMPLES = ("small_64D", "small_101D")
 ANISOTROPIC = 0.4  # FA
 TISSUES = ("background", "WM", "GM", "CSF")
@@ -58,8 +60,11 @@ def main() -> None:
 
 
 def _predict(image: MetaTensor, table: GradientTable, task: str, checkpoint: Path | None) -> Tensor:
-    found = predict(image, table.bvals, table.bvecs, task=task, checkpoint=checkpoint)
-    return found.image.as_tensor()
+    """On the grid of `image`; for a checkpoint it is set into air: networks need more than 8 voxels along an axis."""
+    air = 0 if checkpoint is None else AIR
+    wide = SpatialPad([n + 2 * air for n in image.shape[1:]])(image)
+    found = predict(wide, table.bvals, table.bvecs, task=task, checkpoint=checkpoint).image.as_tensor()
+    return found[(slice(None), *(slice(air, n + air) for n in image.shape[1:]))]
 
 
 def _principal_directions(image: MetaTensor, table: GradientTable) -> Tensor:

@@ -70,6 +70,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=["fod"], help="of fod, tissue, fractions")
     parser.add_argument("--out", type=Path, help="folder of the models; by default RUNS/models")
     options = parser.parse_args()
+    torch.manual_seed(0)  # of weights that say nothing but are written
     out = options.out or options.runs / "models"
     out.mkdir(parents=True, exist_ok=True)
     sources = [(f"--{name}", getattr(options, name)) for name in ("anatomy", "peaks", "fa")]
