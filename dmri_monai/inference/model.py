@@ -169,8 +169,9 @@ class TrainedModel:
         memory_gib: float | None = None,
     ) -> Prediction:
         """The prediction of the task that the network has learned, for a block perhaps by the model made for blocks."""
-        if self._block_model is not None and is_block(tuple(scan.signal.shape[1:]), scan.spacing_mm):
-            by_voxels = self._block_model._predict_learned(scan, ensemble, window, memory_gib)
+        block = self.for_blocks is not None and is_block(tuple(scan.signal.shape[1:]), scan.spacing_mm)
+        if block and (model := self._block_model) is not None:
+            by_voxels = model._predict_learned(scan, ensemble, window, memory_gib)
             note = f"a block without the shape of a head: predicted voxel by voxel, by {self.for_blocks}"
             return replace(by_voxels, warnings=(note, *by_voxels.warnings))
         with telling_memory(f"{scan.name} on {self.device}", MEMORY_ADVICE), naming_scan(scan.path):
