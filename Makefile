@@ -44,14 +44,14 @@ lint: install
 docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
-# these want a folder or a name of a file: see their own help
-NEED_DATA := body_depths few_labels head_distributions neighbour_strength neighbour_training own_statistics streamed_heads tissue_training voxelwise_training
+# these want a folder or a name of a file: see their own help; `resuming` is a part of them
+NEED_DATA := body_depths few_labels head_distributions neighbour_strength neighbour_training own_statistics resuming streamed_heads tissue_training voxelwise_training
 bench: install
 	for script in $(filter-out $(NEED_DATA:%=benchmarks/%.py),$(wildcard benchmarks/*.py)); do \
 		$(BIN)/python $$script || exit 1; done
 
-# models of any protocol from nothing, resumable, into runs/release/models; ONLY="fod tissue fractions" trains on heads too, of
-# individuals with HEADS="--anatomy DIR --peaks FILE --fa FILE"
+# models of any protocol from nothing, resumable, into runs/release/models; ONLY="fod tissue fractions" makes those of whole
+# heads, too; heads of individuals with HEADS="--anatomy DIR --peaks FILE --fa FILE"
 RELEASE ?= runs/release
 ONLY ?= fod
 HEADS ?=

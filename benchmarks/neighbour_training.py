@@ -27,6 +27,7 @@ from monai.transforms import Compose, Orientationd
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from benchmarks.resuming import resumed
 from dmri_monai.inference.architectures import build_network
 from dmri_monai.io.writing import replacing
 from dmri_monai.metrics.angles import axial_angle_deg
@@ -98,7 +99,7 @@ def train(options: argparse.Namespace, model: TrainedModel, heads: dict[str, Hea
     torch.manual_seed(options.seed)
     network = with_neighbours(model)
     optimizer = torch.optim.AdamW(network.neighbours.parameters(), lr=options.rate)
-    first, seconds = _resumed(options.out, network, optimizer)
+    first, seconds = resumed(options.out, network, optimizer)
     aside = [crops(model, network, heads, ASIDE_SEED, i)[0] for i in range(ASIDE)]
     if first == 0:
         print(
@@ -219,15 +220,6 @@ def true_peaks(peaks: Tensor) -> Tensor:
     lengths, order = vectors.norm(dim=2).sort(dim=1, descending=True)
     directions = normalize(vectors, dim=2).gather(1, order.unsqueeze(2).expand(-1, -1, 3))
     return find_peaks(lengths, directions)[1]
-
-
-def _resumed(path: Path, network: AnyProtocolUNet, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
-    if not path.exists():
-        return 0, 0.0
-    state = torch.load(path, weights_only=True)
-    network.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    return state["step"], state["seconds"]
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from monai.transforms import Compose, Orientationd, Spacingd, SpatialPadd
 from torch import Tensor
 from torch.nn import functional
 
+from benchmarks.resuming import resumed
 from dmri_monai.io.writing import replacing
 from dmri_monai.networks import InvariantUNet
 from dmri_monai.phantom.head_bank import HeadSources, head_models
@@ -76,7 +77,7 @@ def train(options: argparse.Namespace, models: dict[str, HeadModel]) -> None:
     network = InvariantUNet(shell_irreps(SLOTS, L_MAX), f"{len(CLASSES)}x0e", options.size)
     network = network.to(memory_format=torch.channels_last_3d)
     optimizer = torch.optim.AdamW(network.parameters(), lr=options.rate, weight_decay=1e-4)
-    first, seconds = _resumed(options.out, network, optimizer)
+    first, seconds = resumed(options.out, network, optimizer)
     parameters = sum(p.numel() for p in network.parameters())
     print(json.dumps({"parameters": parameters, "heads": sorted(models), "first": first}), flush=True)
     aside = [cubes(models, ASIDE_SEED, i)[0] for i in range(ASIDE)]
@@ -224,15 +225,6 @@ def validated(network: InvariantUNet, aside: list[Cube]) -> dict[str, Any]:
         ]
         found[f"{name}_outside"] = round(float(((ours > 0) & (theirs == 0)).sum() / (ours > 0).sum()), 4)
     return found
-
-
-def _resumed(path: Path, network: InvariantUNet, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
-    if not path.exists():
-        return 0, 0.0
-    state = torch.load(path, weights_only=True)
-    network.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    return state["step"], state["seconds"]
 
 
 if __name__ == "__main__":

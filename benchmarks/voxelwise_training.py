@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.resuming import resumed
 from dmri_monai.io.writing import replacing
 from dmri_monai.networks.voxelwise import VoxelwiseNet
 from dmri_monai.phantom.voxel_signals import Batch, draw_batch
@@ -46,7 +47,7 @@ def train(options: argparse.Namespace) -> None:
     torch.manual_seed(options.seed)
     network = VoxelwiseNet(**options.network)
     optimizer = torch.optim.AdamW(network.parameters(), lr=options.rate, weight_decay=1e-4)
-    first, seconds = _resumed(options.out, network, optimizer)
+    first, seconds = resumed(options.out, network, optimizer)
     parameters = sum(p.numel() for p in network.parameters())
     print(json.dumps({"parameters": parameters, "steps": options.steps, "first": first}), flush=True)
     rescaled = network.deconvolution
@@ -107,15 +108,6 @@ def _save(options: argparse.Namespace, network: nn.Module, optimizer: Any, step:
     state = {"network": options.network, "model": network.state_dict(), "optimizer": optimizer.state_dict()}
     with replacing(options.out) as (temporary,):
         torch.save({**state, "step": step, "seconds": seconds}, temporary)
-
-
-def _resumed(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
-    if not path.exists():
-        return 0, 0.0
-    state = torch.load(path, weights_only=True)
-    network.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    return state["step"], state["seconds"]
 
 
 if __name__ == "__main__":

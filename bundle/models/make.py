@@ -67,7 +67,12 @@ def main() -> None:
     parser.add_argument("--anatomy", type=Path, help="folder of T1-weighted images")
     parser.add_argument("--peaks", type=Path)
     parser.add_argument("--fa", type=Path)
-    parser.add_argument("--only", nargs="*", default=["fod"], help="of fod, tissue, fractions")
+    parser.add_argument(
+        "--only",
+        nargs="*",
+        default=["fod"],
+        help="of fod (and what follows from it, and the voxel-wise models), tissue, fractions",
+    )
     parser.add_argument("--out", type=Path, help="folder of the models; by default RUNS/models")
     options = parser.parse_args()
     torch.manual_seed(0)  # of weights that say nothing but are written

@@ -18,28 +18,26 @@ from torch import nn
 import dmri_monai
 from dmri_monai.check import check, quick_check
 from dmri_monai.check.image_state import is_block
-from dmri_monai.check.quality import estimate_snr
 from dmri_monai.failures import detached_cause, first_cause, naming_scan
 from dmri_monai.gradients import B0_THRESHOLD
 from dmri_monai.inference.architectures import SAMPLE_KEYS, build_network, smallest_size, to_device
 from dmri_monai.inference.encoding import encode, resample_scan
 from dmri_monai.inference.ensemble import Group, ensemble_of, split_uncertainty
 from dmri_monai.inference.inferers import VolumeInferer
+from dmri_monai.inference.out_of_range import out_of_range
 from dmri_monai.inference.released import FOR_BLOCKS, find_weights, released_models
 from dmri_monai.inference.result import Prediction
 from dmri_monai.inference.spec import ModelSpec, spec_path
 from dmri_monai.inference.weights import digest_of, load_weights
 from dmri_monai.out_of_memory import telling_memory
-from dmri_monai.qspace.b0 import head_mask, mean_b0
 from dmri_monai.scan import Scan
 from dmri_monai.tasks.registry import find_task
 from dmri_monai.tasks.task import Task
 from dmri_monai.transforms import KeepBrainBodyd, collate_dwi
 
-__all__ = ["TrainedModel", "load_model", "out_of_range", "predict", "predict_all"]
+__all__ = ["TrainedModel", "load_model", "predict", "predict_all"]
 
 MEMORY_ADVICE = "try `--window 64 64 64` (window=), `--device cpu`, or a scan with larger voxels"
-MARGIN = 0.1  # a scan may lie this far outside of the training range before it is worth a warning
 
 
 class TrainedModel:
@@ -311,49 +309,3 @@ def _scan(image: Any, bvals: Any, bvecs: Any, affine: Any, b0_threshold: float) 
     if bvals is None or bvecs is None:
         raise ValueError("an array needs bvals (N,) and bvecs (N, 3) in the world frame")
     return Scan.of_arrays(image, bvals, bvecs, affine, b0_threshold)
-
-
-def out_of_range(scan: Scan, spec: ModelSpec) -> list[str]:
-    """Where a scan lies outside of what the model was trained on, one sentence each."""
-    found, shells = _absent(scan, spec), _shells_used(scan, spec)
-    known = spec.trained_on
-    values: list[tuple[str, tuple[float, float] | None, tuple[float, ...]]] = [
-        ("directions", known.directions, (float(sum(count for _, count in shells)),)),
-        ("s/mm² b-values", known.bval, tuple(round(b) for b, _ in shells)),
-        ("mm voxel size", known.voxel_mm, scan.spacing_mm),
-        ("SNR", known.snr, _snr(scan) if known.snr else ()),
-    ]
-    for name, bounds, measured in values:
-        if bounds and any(not bounds[0] * (1 - MARGIN) <= v <= bounds[1] * (1 + MARGIN) for v in measured):
-            shown = " x ".join(f"{v:g}" for v in measured)
-            found.append(f"{shown} {name}: the model was trained on {bounds[0]:g} to {bounds[1]:g}")
-    return found
-
-
-def _snr(scan: Scan) -> tuple[float, ...]:
-    """SNR of one b0 volume; empty where it cannot be estimated."""
-    if int(scan.table.b0_mask.sum()) < 2:
-        return ()
-    mask = head_mask(mean_b0(scan.signal, scan.table.bvals, scan.table.b0_threshold))
-    snr = estimate_snr(scan.signal, scan.table, mask)
-    return () if snr is None else (round(snr, 1),)
-
-
-def _absent(scan: Scan, spec: ModelSpec) -> list[str]:
-    """The model's shells that the scan lacks, where that matters."""
-    own = [shell.bval for shell in scan.table.shells()]
-    absent = [b for b in spec.shells if not any(_is_near(one, b, spec) for one in own)]
-    matters = spec.missing == "error" or len(absent) == len(spec.shells)
-    return [f"no shell near the model's b = {b:g} s/mm²" for b in absent] if matters else []
-
-
-def _shells_used(scan: Scan, spec: ModelSpec) -> list[tuple[float, int]]:
-    """b-value and number of directions of the shells that the model takes for its own."""
-    shells = [(shell.bval, len(shell.indices)) for shell in scan.table.shells()]
-    if spec.takes == "shell-set":
-        return shells
-    return [(b, count) for b, count in shells for near in spec.shells if _is_near(b, near, spec)]
-
-
-def _is_near(bval: float, shell: float, spec: ModelSpec) -> bool:
-    return abs(bval - shell) <= spec.shell_tolerance * shell

@@ -32,7 +32,7 @@ from dmri_monai.training.continuation import Record, check_same_inputs
 __all__ = ["Checkpoint", "copy_with_weights", "load_pretrained"]
 
 logger = logging.getLogger(__name__)
-# options of a network that change nothing but its head, or only what an evaluated network makes of its answers
+# options of a network that change nothing but its head, or only what is made of its answers
 HEAD_OPTIONS = ("deep_supervision", "own_statistics", "outside", "neighbours")
 
 

@@ -8,6 +8,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from dipy.data import get_fnames
 from monai.data import MetaTensor
 from torch import nn
 from torch.nn.functional import normalize
@@ -177,3 +178,30 @@ def test_prediction_without_directions_says_so(scan, checkpoint):
         found.peaks()
     with pytest.raises(ValueError, match="tissue does not tell the number of fibres"):
         found.n_fibres()
+
+
+@pytest.mark.parametrize("control", [False, True], ids=["own voxels", "control: sizes along other axes"])
+def test_directions_among_neighbours_turn_with_the_scan(control, monkeypatch):
+    """The released model on thick slices: a turn by which other axes are nearest to left, front and up."""
+    block = Scan.read(get_fnames(name="small_64D")[0])
+    affine = GRIDS["oblique-left"]
+    axis, angle = normalize(torch.tensor([0.3, -0.2, 1.0]).double(), dim=0), 1.4
+    cross = torch.linalg.cross(axis.expand(3, 3), torch.eye(3).double()).T
+    turn = torch.eye(3).double() + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
+    turned = affine.clone()
+    turned[:3] = turn @ affine[:3]
+    if control:
+        sizes = torch.tensor([[1.7, 1.7, 5.0]]).double()
+        monkeypatch.setattr("dmri_monai.networks.any_protocol.spacing_of", lambda _: sizes.roll(roll, 1))
+    bvals, bvecs = block.table.bvals, block.table.bvecs.double()
+    roll = 0
+    first = load_model("fod", "cpu").predict(Scan.of_arrays(block.signal, bvals, bvecs, affine)).peaks()
+    roll = 1
+    second = (
+        load_model("fod", "cpu").predict(Scan.of_arrays(block.signal, bvals, bvecs @ turn.T, turned)).peaks()
+    )
+    there = first[0].isfinite()
+    assert there.float().mean() > 0.3
+    expected = torch.einsum("ij,jv->vi", turn, first[:3, there].double())
+    off = angles(second[:3, there].nan_to_num().movedim(0, -1), expected)
+    assert (off.max() > 1.0) if control else (off.max() < 0.1)

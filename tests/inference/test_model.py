@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 import dmri_monai
 from dmri_monai.cli import app
-from dmri_monai.inference.model import load_model, out_of_range, predict
+from dmri_monai.inference.model import load_model, predict
+from dmri_monai.inference.out_of_range import out_of_range
 from dmri_monai.inference.released import bundle_folder, released_models, released_tasks
 from dmri_monai.inference.spec import TAKES, ModelSpec
 from dmri_monai.io import read_dwi
