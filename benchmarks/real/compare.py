@@ -3,7 +3,9 @@
 No truth is known. The reference is multi-tissue deconvolution of all shells where a scan has several (MRtrix3 where it
 is installed and the scan is large enough, else DIPY), else deconvolution of its one shell with all its directions; the
 methods get the same or fewer measurements. Scans: the samples that come with DIPY (`small_64D`, `small_101D`), and
-folders with `dwi.nii.gz`, its table and perhaps `mask.nii.gz`.
+folders with `dwi.nii.gz`, its table and perhaps `mask.nii.gz`. With `--independent` the reference has every second
+measurement, and the methods the others: else a method of the reference's kind on the same measurements repeats its
+noise, and is told to be right.
 
 angle_deg, within_10: main direction in white matter (the reference's fraction above 0.5; FA above 0.25 for one
 shell), median and share within 10 degrees; single_deg: where it finds one fibre; crossing_deg, recall_20, false_20:
@@ -15,7 +17,8 @@ correlation of fractions.
 Methods: `network`, the voxel-wise NETWORK.pt; `fod`, a model of that task, by default the released one, as the product
 predicts, neighbours included; and those of `rivals.py`.
 
-Run: python -m benchmarks.real.compare NETWORK.pt [FOLDER ...] [--model fod] [--apart NAME ...] [--force]
+Run: python -m benchmarks.real.compare NETWORK.pt [FOLDER ...] [--model fod] [--apart NAME ...] [--independent]
+    [--force]
 """
 
 from __future__ import annotations
@@ -47,6 +50,7 @@ from dmri_monai.qspace.shell_set import shell_channels, shell_set
 from dmri_monai.scan import Scan as ProductScan
 
 PURE = 0.8
+FEWEST = 12  # directions of a shell on its own
 
 
 def main() -> None:
@@ -61,13 +65,24 @@ def main() -> None:
     parser.add_argument(
         "--apart", nargs="*", default=[], help="scans whose slices, along z, do not lie side by side"
     )
+    parser.add_argument(
+        "--independent", action="store_true", help="reference and methods have measurements of their own"
+    )
     options = parser.parse_args()
     logging.disable(logging.WARNING)
     network = load(options.network)
     model = load_model(options.model, "cpu")
     for name, scan in scans(options.folders):
         cache = options.cache / f"{name}.pt" if options.cache else None
-        reference, white = reference_of(scan, cache)
+        others = scan
+        if options.independent:
+            cache = options.cache / f"{name}-half.pt" if options.cache else None
+            scan, others = halves(scan)
+        try:
+            reference, white = reference_of(others, cache)
+        except ValueError as error:  # half of the measurements may not suffice
+            print(json.dumps({"scan": name, "refused": str(error)}), flush=True)
+            continue
         methods: dict[str, Callable[[Scan], Found]] = {
             "network": partial(predicted, network, slots=options.slots),
             "fod": partial(released, model, apart=name in options.apart),
@@ -117,10 +132,19 @@ def parts(scan: Scan) -> Iterator[tuple[str, Tensor]]:
         yield "half", half
     elif len(shells) < 9:
         for shell in shells:
-            if len(shell.indices) >= 12:
+            if len(shell.indices) >= FEWEST:
                 rows = torch.zeros_like(everything)
                 rows[shell.indices] = True
                 yield f"b{shell.bval:.0f}", rows
+
+
+def halves(scan: Scan) -> tuple[Scan, Scan]:
+    """Every second measurement of each shell of 12 directions at least, and the others; both with all b0 volumes."""
+    first, second = torch.zeros(2, len(scan.table), dtype=torch.bool)
+    for shell in scan.table.shells():
+        if len(shell.indices) >= FEWEST:
+            first[shell.indices[::2]] = second[shell.indices[1::2]] = True
+    return scan.select(first), scan.select(second)
 
 
 @torch.no_grad()

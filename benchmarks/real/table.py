@@ -33,6 +33,8 @@ def main() -> None:
     for path in options.lines:  # a later line about the same replaces an earlier one
         for text in path.read_text(encoding="utf-8").splitlines():
             line = json.loads(text)
+            if "refused" in line:
+                continue
             found[line["scan"], line["part"], line["method"]] = line
     print("\n".join(table(found)))
 
