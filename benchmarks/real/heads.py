@@ -7,7 +7,8 @@ them; missed: share of the labelled voxels that are called no tissue.  Of scans 
 tissue, and outside_mask, what lies off median_otsu's brain.
 Per pair of scans of one head: agreement, the share of the voxels called tissue in one scan, and seen in the other, that
 are the same tissue there (mean of both ways, world frame); it asks for no labels.  Methods: models with their names;
-one with `+shuffled` gets the b-vectors in another order; `kmeans`: clusters of b0, FA and MD inside the labels, else
+one with `+shuffled` gets the b-vectors in another order, one with `+extracted` the brain that median_otsu finds and 0
+around it; `kmeans`: clusters of b0, FA and MD inside the labels, else
 inside median_otsu's mask.  slab_mm: thickness of an axial slab that was cut out of the head, about its middle.
 
 Run: python -m benchmarks.real.heads REAL_FOLDER [--models tissue runs/tissue.pt kmeans] [--figure PNG]
@@ -130,6 +131,9 @@ def told(method: str, scan: Scan, brain: np.ndarray | None) -> np.ndarray:
         assert tissue is not None
         numbers[inside.numpy()] = tissue.numpy() + 1
         return _one_hot(numbers)
+    if "extracted" in changes:
+        brain_there = brain_mask(torch.from_numpy(mean_b0(scan)))
+        scan = Scan.of_arrays(scan.signal * brain_there, scan.table.bvals, scan.table.bvecs, scan.affine)
     model = load_model(name if name in released_models() else Path(name), "cpu")
     if "shuffled" in changes:
         order = torch.arange(len(scan.table))

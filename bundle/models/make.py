@@ -135,6 +135,7 @@ def heads_spec(task: str, network: dict[str, Any]) -> ModelSpec:
         network_options={"own_statistics": OWN_STATISTICS, "outside": ORDERS[task].index(0)},
         l_max=2,
         body_mm=BODY_MM,
+        fill_extracted=True,
         trained_on=HEADS_SEEN,
     )
 

@@ -15,7 +15,7 @@ from monai.metrics import DiceHelper
 from torch import Tensor
 
 from dmri_monai.inference.inferers import VolumeInferer
-from dmri_monai.inference.model import TrainedModel
+from dmri_monai.inference.model import TrainedModel, notes
 from dmri_monai.inference.result import Prediction, result_stem
 from dmri_monai.io import read_nifti
 from dmri_monai.io.sidecars import BvecsChoice
@@ -81,7 +81,7 @@ class WriteResults:
                 image=item["pred"].cpu(),
                 uncertainty=item.get("uncertainty"),
                 deviation=self.inferer.deviation if self.inferer is not None else 0.0,
-                warnings=self.model.examine(scan),
+                warnings=(*notes(item), *self.model.examine(scan)),
                 provenance=self.model.provenance(scan),
                 scan=scan,
                 files={},

@@ -14,6 +14,7 @@ from dmri_monai.transforms import (
     RandDropShelld,
     RandSubsampleDirectionsd,
     ResampleDirectionsd,
+    SignalMaskd,
     SphericalHarmonicsd,
     ToVoxelFramed,
 )
@@ -23,9 +24,13 @@ __all__ = ["encode", "encode_scan", "resample_scan", "subsample_measurements"]
 
 
 def resample_scan(spec: ModelSpec) -> list[MapTransform]:
-    """A scan to the grid that the network of `spec` sees: nearest to RAS+ axes, `spacing_mm` voxels."""
+    """A scan to the grid that the network of `spec` sees: nearest to RAS+ axes, `spacing_mm` voxels.
+
+    Where the prediction needs it, the item gets `signal`, of the scan's own grid.
+    """
+    signal = [SignalMaskd("image")] if "signal" in spec.maps else []
     resample = [Spacingd("image", pixdim=spec.pixdim, mode="bilinear")] if spec.spacing_mm else []
-    return [Orientationd("image", axcodes="RAS", labels=None), *resample]
+    return [*signal, Orientationd("image", axcodes="RAS", labels=None), *resample]
 
 
 def encode_scan(spec: ModelSpec) -> list[MapTransform]:

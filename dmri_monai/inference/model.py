@@ -33,10 +33,11 @@ from dmri_monai.out_of_memory import telling_memory
 from dmri_monai.scan import Scan
 from dmri_monai.tasks.registry import find_task
 from dmri_monai.tasks.task import Task
-from dmri_monai.transforms import KeepBrainBodyd, collate_dwi
+from dmri_monai.transforms import FillExtractedBraind, KeepBrainBodyd, collate_dwi
 
 __all__ = ["TrainedModel", "load_model", "predict", "predict_all"]
 
+EXTRACTED = "no signal around the brain, which was extracted: each voxel with signal is told to be tissue"
 MEMORY_ADVICE = "try `--window 64 64 64` (window=), `--device cpu`, or a scan with larger voxels"
 
 
@@ -97,7 +98,7 @@ class TrainedModel:
         if scan is not None and scan.table.b0_threshold != B0_THRESHOLD:
             spec = spec.replace(b0_threshold=scan.table.b0_threshold)
         keep = ["head"] if self.learned.output.needs_head else []
-        return Compose([*resample_scan(spec), *encode(spec, keep=keep)])
+        return Compose([*resample_scan(spec), *encode(spec, keep=[*keep, *spec.maps])])
 
     def postprocessing(self, preprocessing: Compose, ensemble: Group | None = None) -> Compose:
         """From the network's output `pred` to the prediction on the scan's grid, undoing `preprocessing`."""
@@ -123,8 +124,11 @@ class TrainedModel:
         return Compose([*split_uncertainty(ensemble), *told])
 
     def keep_body(self) -> list[MapTransform]:
-        """Of what `activate` leaves of `pred`, on the scan's grid: drop what is far from the brain, with `body_mm`."""
-        return [] if self.spec.body_mm is None else [KeepBrainBodyd("pred", self.spec.body_mm)]
+        """Of what `activate` leaves of `pred`, on the scan's grid: fill a brain that was extracted, with
+        `fill_extracted`, and drop what is far from the brain, with `body_mm`.
+        """
+        fill = [FillExtractedBraind("pred")] if self.spec.fill_extracted else []
+        return fill if self.spec.body_mm is None else [*fill, KeepBrainBodyd("pred", self.spec.body_mm)]
 
     def encode(self, scan: Scan) -> dict[Hashable, Any]:
         """What the network takes in of `scan`: `image` (C, X, Y, Z) on the network's grid, and its table where needed.
@@ -188,6 +192,7 @@ class TrainedModel:
                 raise ValueError(f"{bad} of {output.numel()} values predicted for {scan.name} are not finite")
             item = decollate_batch({**batch, "pred": output})[0]
             found = self._apply(self._decided(preprocessing, ensemble), item)
+            warnings = (*notes(found), *warnings)
             return Prediction(
                 task=task.name,
                 image=found["pred"].cpu(),
@@ -235,6 +240,11 @@ class TrainedModel:
             if isinstance(first_cause(error), ValueError | TypeError | OSError | MemoryError):
                 raise detached_cause(error) from None
             raise
+
+
+def notes(item: Mapping[Any, Any]) -> tuple[str, ...]:
+    """What was assumed of the scan when its prediction was made, one sentence each, from the predicted item."""
+    return (EXTRACTED,) if item.get("extracted") else ()
 
 
 def load_model(

@@ -81,6 +81,8 @@ class ModelSpec(Strict):
     n_directions: of "plain-directions".  spacing_mm: voxel size the network sees; None: that of each scan.
     body_mm: of tissue alone: depth of the opening, mm, after which the largest body of what is predicted stays, as of
         :class:`dmri_monai.transforms.KeepBrainBodyd`; None: all that the network tells.
+    fill_extracted: of tissue alone: whether each voxel of a brain that was extracted is given to a tissue, as of
+        :class:`dmri_monai.transforms.FillExtractedBraind`; for networks that learned from whole heads.
     subsample_directions: fewest and most directions per shell that training left in a scan; None: all of them.
     trained_on: ranges of the training scans.  scans: name of each training scan -> hash of its gradient table.
     sha256: of the weights' file.  previous_sha256: of the weights that these replaced, which are as good.
@@ -105,6 +107,7 @@ class ModelSpec(Strict):
     n_directions: Annotated[int, MEANING, Field(strict=True, ge=6, le=1000)] = 64
     spacing_mm: tuple[Millimetres, Millimetres, Millimetres] | None = (2.5, 2.5, 2.5)
     body_mm: Annotated[float, Field(strict=True, gt=0, le=20)] | None = None
+    fill_extracted: Annotated[bool, Field(strict=True)] = False
     subsample_directions: tuple[Directions, Directions] | None = None
     trained_on: TrainingRange = TrainingRange()
     scans: Annotated[dict[str, str], Field(max_length=100_000)] = Field(default_factory=dict)
@@ -155,8 +158,13 @@ class ModelSpec(Strict):
 
     @model_validator(mode="after")
     def _one_body(self) -> ModelSpec:
-        if self.body_mm is not None and self.task is not None and not TASKS[self.task].one_body:
-            raise ValueError(f"body_mm is {self.body_mm}, but what {self.task!r} predicts is not one body")
+        if self.task is not None and not TASKS[self.task].one_body:
+            if self.body_mm is not None:
+                raise ValueError(
+                    f"body_mm is {self.body_mm}, but what {self.task!r} predicts is not one body"
+                )
+            if self.fill_extracted:
+                raise ValueError(f"fill_extracted is true, but {self.task!r} does not tell tissues")
         return self
 
     @model_validator(mode="after")
@@ -251,6 +259,11 @@ class ModelSpec(Strict):
     def keys(self) -> list[str]:
         """Entries of an item, besides the image, that the network takes."""
         return ["bvals", "bvecs_voxel"] if self.takes == "samples" else []
+
+    @property
+    def maps(self) -> list[str]:
+        """Entries of an item that the prediction needs on the scan's own grid."""
+        return ["signal"] if self.fill_extracted else []
 
     @property
     def pixdim(self) -> tuple[float, float, float]:

@@ -13,6 +13,7 @@ from dmri_monai.transforms.direction_frames import (
     turn_directions,
 )
 from dmri_monai.transforms.elastic import RandElasticDWId
+from dmri_monai.transforms.extracted_brain import FillExtractedBraind, SignalMaskd
 from dmri_monai.transforms.frames import ToVoxelFramed, check_voxel_frame, voxel_rotation
 from dmri_monai.transforms.guards import check_gradient_safe
 from dmri_monai.transforms.load import LoadDWId, LoadHarmonicsd, LoadNiftid
@@ -49,6 +50,7 @@ __all__ = [
     "DirectionsToVoxelFramed",
     "DirectionsToWorldFramed",
     "DyadsToPeaksd",
+    "FillExtractedBraind",
     "KeepBrainBodyd",
     "LoadDWId",
     "LoadHarmonicsd",
@@ -63,6 +65,7 @@ __all__ = [
     "ResampleDirectionsd",
     "RotationInvariantsd",
     "SelectShellsd",
+    "SignalMaskd",
     "SphericalHarmonicsd",
     "SwapLeftRightd",
     "TensorMetricsd",

