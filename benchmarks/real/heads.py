@@ -6,7 +6,8 @@ is never told.  outside: share of the predicted tissue that lies outside of the 
 them; missed: share of the labelled voxels that are called no tissue.  Of scans without labels: litres of
 tissue, and outside_mask, what lies off median_otsu's brain.
 Per pair of scans of one head: agreement, the share of the voxels called tissue in one scan, and seen in the other, that
-are the same tissue there (mean of both ways, world frame); it asks for no labels.  Methods: models with their names;
+are the same tissue there (mean of both ways, world frame); it asks for no labels; registered: the same after the second
+head was laid on the first, rigidly.  Methods: models with their names;
 one with `+shuffled` gets the b-vectors in another order, one with `+extracted` the brain that median_otsu finds and 0
 around it; `kmeans`: clusters of b0, FA and MD inside the labels, else
 inside median_otsu's mask.  slab_mm: thickness of an axial slab that was cut out of the head, about its middle.
@@ -29,6 +30,7 @@ import torch
 from scipy import ndimage
 
 from benchmarks.real import rivals
+from benchmarks.real.registration import rigid
 from dmri_monai import Scan, load_model
 from dmri_monai.gradients import GradientTable
 from dmri_monai.prediction import released_models
@@ -78,26 +80,31 @@ def main() -> None:
                 found = classes(told(method, cut(scan, part), truth[..., part] > 0))
                 line = {"scan": subject, "method": method, "slab_mm": thickness}
                 print(json.dumps({**line, **against(found, truth[..., part])}), flush=True)
+    moves: dict[str, np.ndarray] = {}
     for method in [] if options.no_pairs else options.models:
         kept: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-        values = []
+        scans: dict[str, Scan] = {}
+        values, laid = [], []
         for subject, *names in PAIRS:
             for name in names:
                 key = f"{subject}_{name}"
                 if key not in kept:
                     scan = Scan.read(options.real / subject / "dwi" / f"{key}_dwi.nii.gz")
+                    scans[key] = scan
                     kept[key] = classes(told(method, scan, None)), scan.affine.numpy()
                     shown.setdefault(key, {"b0": mean_b0(scan)})[method] = kept[key][0]
                     line = {"scan": key, "method": method, **unlabelled(kept[key][0], scan)}
                     print(json.dumps(line), flush=True)
             first, second = (kept[f"{subject}_{name}"] for name in names)
+            pair = " ".join((subject, *names))
+            if pair not in moves:
+                moves[pair] = rigid(*(scans[f"{subject}_{name}"] for name in names))
             values.append(agreement(first, second))
-            line = {"pair": " ".join((subject, *names)), "method": method, "agreement": values[-1]}
+            laid.append(agreement(first, (second[0], np.linalg.inv(moves[pair]) @ second[1])))
+            line = {"pair": pair, "method": method, "agreement": values[-1], "registered": laid[-1]}
             print(json.dumps(line), flush=True)
-        print(
-            json.dumps({"pair": "mean", "method": method, "agreement": round(float(np.mean(values)), 4)}),
-            flush=True,
-        )
+        mean = {"agreement": round(float(np.mean(values)), 4), "registered": round(float(np.mean(laid)), 4)}
+        print(json.dumps({"pair": "mean", "method": method, **mean}), flush=True)
     if options.figure:
         draw(options.figure, shown)
 
