@@ -83,12 +83,12 @@ def force(scan: Scan, simulations: int = 100_000) -> Found:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = FORCEModel(deconvolution.dipy_table(scan.table), use_posterior=True)
+        model = FORCEModel(scan.table.to_dipy(), use_posterior=True)
         model.generate(num_simulations=simulations)
         fit = model.fit(_signal(scan), mask=scan.mask.numpy())
     inside = scan.mask.numpy()
     fractions = np.stack([fit.wm_fraction, fit.gm_fraction, fit.csf_fraction], axis=-1)[inside]
-    number = torch.from_numpy(np.asarray(fit.num_fibers)[inside])
+    number = torch.from_numpy(np.asarray(fit.num_fibers)[inside]).round()  # the posterior has means
     part = torch.from_numpy(fractions)
     return Found(None, number, part, part.argmax(1))
 

@@ -8,7 +8,9 @@ scans, 90 degrees where one of the two has none; answered: share of these voxels
 these angle_answered_deg and tensor_answered_deg, of the tensor's main directions.  same: share of voxels of the same
 class, where one of the two scans has one other than 0.
 
-Run: python -m benchmarks.real.slice_angles DATA [--models fod tissue model.pt ...] [--registered]; DATA: folder of scans, as BIDS
+Run: python -m benchmarks.real.slice_angles DATA [--models fod tissue model.pt ...] [--registered]
+
+DATA: folder of scans, as BIDS
 """
 
 from __future__ import annotations
