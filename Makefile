@@ -45,7 +45,7 @@ docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 # these want a folder or a name of a file: see their own help; `resuming` is a part of them
-NEED_DATA := body_depths few_labels head_distributions neighbour_strength neighbour_training own_statistics resuming streamed_heads tissue_training voxelwise_training
+NEED_DATA := body_depths demo_picture few_labels head_distributions neighbour_strength neighbour_training own_statistics resuming streamed_heads tissue_training voxelwise_training
 bench: install
 	for script in $(filter-out $(NEED_DATA:%=benchmarks/%.py),$(wildcard benchmarks/*.py)); do \
 		$(BIN)/python $$script || exit 1; done

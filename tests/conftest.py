@@ -95,8 +95,8 @@ def smallest_scan(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An untrained tissue model with its settings."""
-    return save_model(tmp_path_factory.mktemp("model") / "model.pt")
+    """An untrained tissue model on named shells, with its settings; one for any shells would tell one class alone."""
+    return save_model(tmp_path_factory.mktemp("model") / "model.pt", architecture="equivariant")
 
 
 @pytest.fixture

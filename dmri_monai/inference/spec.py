@@ -91,7 +91,7 @@ class ModelSpec(Strict):
     format_version: Literal[2] = FORMAT_VERSION  # type: ignore[assignment]
     task: str | None = None
     learned: str | None = None
-    architecture: Annotated[Architecture, MEANING] = "equivariant"
+    architecture: Annotated[Architecture, MEANING] = "any"
     size: Annotated[str | tuple[str, ...], MEANING] = "small"
     network_options: Annotated[dict[str, Any], MEANING] = Field(default_factory=dict)
     shells: Annotated[tuple[Bval, ...], Field(max_length=16)] = (1000.0,)

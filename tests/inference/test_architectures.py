@@ -53,7 +53,7 @@ def test_size_and_options_reach_the_network():
     assert build_network(ModelSpec(**plain), "4x0e").head.in_channels == 32
     narrow = ModelSpec(**plain, network_options={"filters": 5})
     assert build_network(narrow, "4x0e").head.in_channels == 5
-    levels = ModelSpec(size=["4x0e+1x2e", "8x0e+2x2e"])
+    levels = ModelSpec(architecture="equivariant", size=["4x0e+1x2e", "8x0e+2x2e"])
     assert build_network(levels, "4x0e").irreps_features == "4x0e+1x2e"
 
 

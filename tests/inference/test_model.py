@@ -172,10 +172,10 @@ def test_model_that_says_nothing_of_its_training_data_gives_no_warning(whole):
 
 
 def test_one_shell_is_enough_where_others_may_be_missing(whole):
-    several = ModelSpec(shells=[1000, 3000])
+    several = ModelSpec(architecture="equivariant", shells=[1000, 3000])
     assert out_of_range(whole, several.replace(missing="zero")) == []
     assert out_of_range(whole, several) == ["no shell near the model's b = 3000 s/mm²"]
-    none = out_of_range(whole, ModelSpec(shells=[3000, 5000], missing="zero"))
+    none = out_of_range(whole, several.replace(shells=[3000, 5000], missing="zero"))
     assert [w[-10:] for w in none] == ["3000 s/mm²", "5000 s/mm²"]
 
 
@@ -204,7 +204,7 @@ def test_a_model_for_any_protocol_takes_every_shell_and_many_of_them(tmp_path):
 
 
 def test_missing_shell_is_an_error_that_says_both_sides(scan, tmp_path):
-    checkpoint = save_model(tmp_path / "model.pt", "tissue", shells=[3000])
+    checkpoint = save_model(tmp_path / "model.pt", "tissue", architecture="equivariant", shells=[3000])
     with pytest.raises(ValueError, match=r"no volume within 20% of shell b = 3000; b-values: .*992"):
         predict(scan, checkpoint=checkpoint, device="cpu")
 
