@@ -27,8 +27,6 @@ SPECS = {
     "levels": ModelSpec(
         task="lesion", architecture="equivariant", size=("4x0e+1x2e", "8x0e+2x2e"), subsample_directions=12
     ),
-        task="lesion", architecture="equivariant", size=("4x0e+1x2e", "8x0e+2x2e"), subsample_directions=12
-    ),
     "pq": ModelSpec(
         task="orientation",
         architecture="pq",
