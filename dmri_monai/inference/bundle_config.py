@@ -37,6 +37,7 @@ DERIVED = (
     "previous_sha256",
 )
 OWN_MEANING = ("task", "subsample_directions")  # in these configs: which model, and an experiment
+NAMED_SHELLS = ("shells", "shell_tolerance", "order_scale")  # without a meaning for a scan's own shells
 PUBLISHED = "$@bundle_root + '/training'"  # the output_dir of a bundle for a label server
 HANDLER = "dmri_monai.training.Checkpoint"  # what train.json and pretrain.json call `checkpoint`
 PATHS = (
@@ -73,6 +74,12 @@ def model_settings(task: str | None = None, pretext: bool = False) -> ModelSpec:
     config = current_config()
     fields = [name for name in ModelSpec.model_fields if name not in (*DERIVED, "task")]
     found = {name: config[name] for name in fields if name in config}
+    if "architecture" not in found and ModelSpec().takes == "shell-set":
+        for name in (n for n in NAMED_SHELLS if n in found):
+            raise ValueError(
+                f"{name} is set, but the default architecture {ModelSpec().architecture!r} takes the shells of each "
+                f"scan, whatever they are: leave {name} out, or set architecture to 'equivariant', which has named ones"
+            )
     return ModelSpec.of({**found, "task": None if pretext else task}, " in the configuration")
 
 

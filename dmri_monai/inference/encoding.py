@@ -14,7 +14,6 @@ from dmri_monai.transforms import (
     RandDropShelld,
     RandSubsampleDirectionsd,
     ResampleDirectionsd,
-    SignalMaskd,
     SphericalHarmonicsd,
     ToVoxelFramed,
 )
@@ -23,12 +22,16 @@ from dmri_monai.transforms.task_labels import HeadMaskd, IgnoreOutsided
 __all__ = ["encode", "encode_scan", "resample_scan", "subsample_measurements"]
 
 
+# of the 98th percentile of b0: less is rounding, interpolation or nothing
+SIGNAL = 0.01
+
+
 def resample_scan(spec: ModelSpec) -> list[MapTransform]:
     """A scan to the grid that the network of `spec` sees: nearest to RAS+ axes, `spacing_mm` voxels.
 
-    Where the prediction needs it, the item gets `signal`, of the scan's own grid.
+    Where the prediction needs it, the item gets `signal`, where that is, on the scan's own grid.
     """
-    signal = [SignalMaskd("image")] if "signal" in spec.maps else []
+    signal = [HeadMaskd("image", "signal", SIGNAL)] if "signal" in spec.maps else []
     resample = [Spacingd("image", pixdim=spec.pixdim, mode="bilinear")] if spec.spacing_mm else []
     return [*signal, Orientationd("image", axcodes="RAS", labels=None), *resample]
 

@@ -79,10 +79,15 @@ class TrainedModel:
         return self.task if self.spec.learned is None else find_task(self.spec.learned)
 
     @property
-    def digests(self) -> tuple[str, ...]:
-        """SHA-256 of the weights that may answer: its own, and those of the model for blocks."""
-        own = self.spec.sha256 or digest_of(self.weights)
-        return (own,) if self._block_model is None else (own, *self._block_model.digests)
+    def identity(self) -> dict[str, Any]:
+        """What tells this model's predictions from another's: its weights, and what is done with what they tell."""
+        kept = {"body_mm": self.spec.body_mm, "fill_extracted": self.spec.fill_extracted}
+        return {"ModelSHA256": self.spec.sha256 or digest_of(self.weights), "ModelSettings": kept}
+
+    @property
+    def identities(self) -> list[dict[str, Any]]:
+        """Of the models that may answer: its own, and that of the model for blocks."""
+        return [self.identity, *([] if self._block_model is None else self._block_model.identities)]
 
     @cached_property
     def _block_model(self) -> TrainedModel | None:
@@ -124,11 +129,12 @@ class TrainedModel:
         return Compose([*split_uncertainty(ensemble), *told])
 
     def keep_body(self) -> list[MapTransform]:
-        """Of what `activate` leaves of `pred`, on the scan's grid: fill a brain that was extracted, with
-        `fill_extracted`, and drop what is far from the brain, with `body_mm`.
+        """Of what `activate` leaves of `pred`, on the scan's grid: fill a brain that was extracted (`fill_extracted`),
+        else drop what is far from the brain (`body_mm`).
         """
-        fill = [FillExtractedBraind("pred")] if self.spec.fill_extracted else []
-        return fill if self.spec.body_mm is None else [*fill, KeepBrainBodyd("pred", self.spec.body_mm)]
+        share, depth = self.spec.fill_extracted, self.spec.body_mm
+        fill = [] if share is None else [FillExtractedBraind("pred", share)]
+        return fill if depth is None else [*fill, KeepBrainBodyd("pred", depth, unless_key="extracted")]
 
     def encode(self, scan: Scan) -> dict[Hashable, Any]:
         """What the network takes in of `scan`: `image` (C, X, Y, Z) on the network's grid, and its table where needed.
@@ -227,7 +233,7 @@ class TrainedModel:
             "Scan": scan.name,
             "TableSHA256": scan.table.sha256,
             "Model": self.weights.name,
-            "ModelSHA256": self.spec.sha256 or digest_of(self.weights),
+            **self.identity,
             "Versions": {"dmri_monai": dmri_monai.__version__, **versions},
         }
 

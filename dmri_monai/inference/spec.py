@@ -81,8 +81,9 @@ class ModelSpec(Strict):
     n_directions: of "plain-directions".  spacing_mm: voxel size the network sees; None: that of each scan.
     body_mm: of tissue alone: depth of the opening, mm, after which the largest body of what is predicted stays, as of
         :class:`dmri_monai.transforms.KeepBrainBodyd`; None: all that the network tells.
-    fill_extracted: of tissue alone: whether each voxel of a brain that was extracted is given to a tissue, as of
-        :class:`dmri_monai.transforms.FillExtractedBraind`; for networks that learned from whole heads.
+    fill_extracted: of tissue alone, for networks that learned from whole heads: most of the voxels with signal, as a
+        share, that the network leaves to no tissue where the brain was extracted; each is then given to one, as of
+        :class:`dmri_monai.transforms.FillExtractedBraind`.  None: what the network tells.
     subsample_directions: fewest and most directions per shell that training left in a scan; None: all of them.
     trained_on: ranges of the training scans.  scans: name of each training scan -> hash of its gradient table.
     sha256: of the weights' file.  previous_sha256: of the weights that these replaced, which are as good.
@@ -107,7 +108,7 @@ class ModelSpec(Strict):
     n_directions: Annotated[int, MEANING, Field(strict=True, ge=6, le=1000)] = 64
     spacing_mm: tuple[Millimetres, Millimetres, Millimetres] | None = (2.5, 2.5, 2.5)
     body_mm: Annotated[float, Field(strict=True, gt=0, le=20)] | None = None
-    fill_extracted: Annotated[bool, Field(strict=True)] = False
+    fill_extracted: Annotated[float, Field(strict=True, gt=0, lt=1)] | None = None
     subsample_directions: tuple[Directions, Directions] | None = None
     trained_on: TrainingRange = TrainingRange()
     scans: Annotated[dict[str, str], Field(max_length=100_000)] = Field(default_factory=dict)
@@ -163,8 +164,10 @@ class ModelSpec(Strict):
                 raise ValueError(
                     f"body_mm is {self.body_mm}, but what {self.task!r} predicts is not one body"
                 )
-            if self.fill_extracted:
-                raise ValueError(f"fill_extracted is true, but {self.task!r} does not tell tissues")
+            if self.fill_extracted is not None:
+                raise ValueError(
+                    f"fill_extracted is {self.fill_extracted}, but {self.task!r} does not tell tissues"
+                )
         return self
 
     @model_validator(mode="after")
@@ -263,7 +266,7 @@ class ModelSpec(Strict):
     @property
     def maps(self) -> list[str]:
         """Entries of an item that the prediction needs on the scan's own grid."""
-        return ["signal"] if self.fill_extracted else []
+        return [] if self.fill_extracted is None else ["signal"]
 
     @property
     def pixdim(self) -> tuple[float, float, float]:

@@ -145,7 +145,8 @@ def is_done(places: Mapping[str, Path], scan: Path, model: TrainedModel) -> bool
         record = read_json(places["sidecar"])
     except ValueError:
         return False
-    return record.get("ModelSHA256") in model.digests and record.get("SourcesSHA256") == sources_digest(scan)
+    ours = any({name: record.get(name) for name in known} == known for known in model.identities)
+    return ours and record.get("SourcesSHA256") == sources_digest(scan)
 
 
 def sources_digest(scan: Path) -> str:

@@ -13,7 +13,7 @@ from dmri_monai.transforms.direction_frames import (
     turn_directions,
 )
 from dmri_monai.transforms.elastic import RandElasticDWId
-from dmri_monai.transforms.extracted_brain import FillExtractedBraind, SignalMaskd
+from dmri_monai.transforms.extracted_brain import FillExtractedBraind
 from dmri_monai.transforms.frames import ToVoxelFramed, check_voxel_frame, voxel_rotation
 from dmri_monai.transforms.guards import check_gradient_safe
 from dmri_monai.transforms.load import LoadDWId, LoadHarmonicsd, LoadNiftid
@@ -65,7 +65,6 @@ __all__ = [
     "ResampleDirectionsd",
     "RotationInvariantsd",
     "SelectShellsd",
-    "SignalMaskd",
     "SphericalHarmonicsd",
     "SwapLeftRightd",
     "TensorMetricsd",

@@ -28,15 +28,18 @@ class KeepBrainBodyd(MapTransform):
     The prediction is class numbers (1, X, Y, Z), 0 outside; or fractions of the tissues (3, X, Y, Z), tissue where
     their sum is above 0.5; or probabilities of outside and the tissues (4, X, Y, Z), tissue where outside is not
     the largest.  Where it is dropped, classes and fractions are 0 and the probability of outside is 1.
-    depth_mm: of the opening.  TypeError for a prediction without an affine, which tells the size of voxels.
+    depth_mm: of the opening.  unless_key: an item in which this is true stays as it is.  TypeError for a prediction
+    without an affine, which tells the size of voxels.
     """
 
-    def __init__(self, keys: KeysCollection, depth_mm: float) -> None:
+    def __init__(self, keys: KeysCollection, depth_mm: float, unless_key: Hashable | None = None) -> None:
         super().__init__(keys)
-        self.depth_mm = depth_mm
+        self.depth_mm, self.unless_key = depth_mm, unless_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
+        if self.unless_key is not None and item.get(self.unless_key):
+            return item
         for key in self.key_iterator(item):
             found = item[key]
             if not isinstance(found, MetaTensor):

@@ -12,45 +12,33 @@ from torch import Tensor
 
 from dmri_monai.transforms.rows import like, plain
 
-__all__ = ["FillExtractedBraind", "SignalMaskd"]
+__all__ = ["FillExtractedBraind"]
 
-# of the voxels with signal: a network for whole heads leaves 7 to 12 % of brains that median_otsu extracted, and 21 to
-# 38 % of heads in air of exactly 0
-MOST_LEFT = 0.15
-LEAST_AIR = 0.1  # of all voxels: exactly 0, as extraction leaves them
-
-
-class SignalMaskd(MapTransform):
-    """Add `name` (1, X, Y, Z) bool: where a raw scan (N, X, Y, Z) is not exactly 0 in every volume."""
-
-    def __init__(self, keys: KeysCollection = "image", name: str = "signal") -> None:
-        super().__init__(keys)
-        self.name = name
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        item = dict(data)
-        for key in self.key_iterator(item):
-            item[self.name] = like(item[key], (plain(item[key]) != 0).any(0, keepdim=True))
-        return item
+LEAST_AIR = 0.1  # of all voxels: without signal, as extraction leaves them
 
 
 class FillExtractedBraind(MapTransform):
     """Give each voxel with signal to a tissue, in a scan whose brain was extracted.
 
     A network that learned from whole heads takes the rim of such a brain for what lies around brains.  A brain counts
-    as extracted where a tenth of the voxels, at least, are exactly 0, and the network leaves no more than 15 % of the
-    others to no tissue; of a whole head it leaves more.  Then no voxel with signal is left, and none without is told.
+    as extracted where a tenth of the voxels, at least, have no signal, and the network leaves no more than the share
+    `most_left` of the others to no tissue; of a whole head it leaves more.  Then no voxel with signal is left, and none
+    without is told.
 
     The prediction is probabilities of outside and the tissues (4, X, Y, Z), or fractions of the tissues (3, X, Y, Z),
-    which afterwards sum to 1 where there is signal; `signal_key` holds :class:`SignalMaskd`'s map on the same grid.
-    Adds `extracted`, whether the brain counts as extracted.  Without that map nothing changes.
+    which afterwards sum to 1 where there is signal.  `signal_key` (1, X, Y, Z) says where that is, on the same grid;
+    without it nothing changes.  Adds `extracted_key`, whether the brain counts as extracted.
     """
 
     def __init__(
-        self, keys: KeysCollection = "pred", signal_key: str = "signal", extracted_key: str = "extracted"
+        self,
+        keys: KeysCollection,
+        most_left: float,
+        signal_key: str = "signal",
+        extracted_key: str = "extracted",
     ) -> None:
         super().__init__(keys)
-        self.signal_key, self.extracted_key = signal_key, extracted_key
+        self.most_left, self.signal_key, self.extracted_key = most_left, signal_key, extracted_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
@@ -64,17 +52,16 @@ class FillExtractedBraind(MapTransform):
                     f"FillExtractedBraind: {self.signal_key!r} has shape {tuple(signal.shape)}, expected "
                     f"{tuple(values.shape[1:])} of {key!r}"
                 )
-            item[self.extracted_key] = _extracted(values, signal)
+            item[self.extracted_key] = self._extracted(values, signal)
             if item[self.extracted_key]:
                 item[key] = like(item[key], _filled(values, signal))
         return item
 
-
-def _extracted(values: Tensor, signal: Tensor) -> bool:
-    count = int(signal.sum())
-    if count == 0 or signal.numel() - count < LEAST_AIR * signal.numel():
-        return False
-    return float((signal & ~_told(values)).sum()) <= MOST_LEFT * count
+    def _extracted(self, values: Tensor, signal: Tensor) -> bool:
+        count = int(signal.sum())
+        if count == 0 or signal.numel() - count < LEAST_AIR * signal.numel():
+            return False
+        return float((signal & ~_told(values)).sum()) <= self.most_left * count
 
 
 def _told(values: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from monai.bundle import ConfigWorkflow
 
 from dmri_monai.inference.spec import TAKES, ModelSpec
 from dmri_monai.io import read_dwi, write_dwi
@@ -308,6 +309,10 @@ def test_too_few_directions_are_an_error_without_such_training(prepare, dataset_
         ({"monitor": "metrics"}, "monitor is 'metrics', expected one of ('metric', 'loss')"),
         ({"masked": "yes"}, "masked is 'yes', expected true or false"),
         ({"fold": 9}, "fold is 9, expected 0 to"),
+        (
+            {"shells": [1000]},
+            "shells is set, but the default architecture 'any' takes the shells of each scan",
+        ),
     ],
     ids=["objective", "architecture", "monitor", "masked", "fold"],
 )
@@ -316,6 +321,32 @@ def test_wrong_word_in_a_config_is_named(prepare, dataset_dir, tmp_path, setting
     with pytest.raises(Exception) as error:  # noqa: PT011  MONAI wraps what its expressions raise
         prepare("train", dataset_dir=dataset_dir, output_dir=str(tmp_path), **settings).run()
     assert message in chain(error.value)
+
+
+@pytest.mark.parametrize("config", ["train", "pretrain"])
+def test_shells_without_an_architecture_that_has_named_ones_are_refused(
+    bundle, dataset_dir, tmp_path, config
+):
+    own = {
+        "bundle_root": str(bundle),
+        "dataset_dir": dataset_dir,
+        "output_dir": str(tmp_path),
+        "mlflow": False,
+    }
+
+    def prepared(**settings):
+        file = str(bundle / "configs" / f"{config}.json")
+        made = ConfigWorkflow(
+            file, workflow_type="train", logging_file=False, device="cpu", **own, **settings
+        )
+        made.initialize()
+        return made.parser.get_parsed_content("model")
+
+    with pytest.raises(Exception) as error:  # noqa: PT011  MONAI wraps what its expressions raise
+        prepared(shells=[1000])
+    assert "shells is set, but the default architecture 'any' takes the shells" in chain(error.value)
+    assert prepared().architecture == "any"
+    assert prepared(shells=[1000], architecture="equivariant").shells == (1000.0,)
 
 
 def test_evaluation_keeps_the_body_as_predictions_do(prepare, dataset_dir, tmp_path):
@@ -338,7 +369,7 @@ def test_evaluation_fills_an_extracted_brain_as_predictions_do(prepare, dataset_
         head = head_mask(mean_b0(image.as_tensor(), table.bvals))
         write_dwi(path, image * head, table)
     tables = []
-    for name, fills in (("fills", True), ("again", True), ("leaves", False)):
+    for name, fills in (("fills", 0.5), ("again", 0.5), ("leaves", None)):
         model = save_model(tmp_path / f"{name}.pt", fill_extracted=fills, architecture="plain")
         own = {"dataset_dir": str(folder), "checkpoint": str(model), "output_dir": str(tmp_path / name)}
         prepare("evaluate", shuffled=None, kmeans=None, **own).run()

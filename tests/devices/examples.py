@@ -212,7 +212,7 @@ TRANSFORMS: dict[str, Example] = {
     ),
     "DyadsToPeaksd": transform(lambda: transforms.DyadsToPeaksd("dyads"), "dyads"),
     "FillExtractedBraind": transform(
-        lambda: transforms.FillExtractedBraind("logits", signal_key="mask"), "logits"
+        lambda: transforms.FillExtractedBraind("logits", 0.9, signal_key="mask"), "logits"
     ),
     "FractionLabeld": transform(lambda: transforms.FractionLabeld("label"), "label"),
     "HarmonicsToPeaksd": transform(lambda: transforms.HarmonicsToPeaksd("l2", mask_key="mask"), "l2"),
@@ -250,7 +250,6 @@ TRANSFORMS: dict[str, Example] = {
         lambda: transforms.RotationInvariantsd("image"), "image", before=harmonics_of()
     ),
     "SelectShellsd": transform(transforms.SelectShellsd, "image", shells=(1000.0, 2000.0)),
-    "SignalMaskd": transform(transforms.SignalMaskd, "signal"),
     "SphericalHarmonicsd": several(
         transform(lambda: transforms.SphericalHarmonicsd(shells=[1000.0], mask_key="mask"), "image"),
         transform(lambda: transforms.SphericalHarmonicsd(shells="auto", l_max=6), "image"),

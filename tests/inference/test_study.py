@@ -13,6 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from dmri_monai.cli import app
+from dmri_monai.inference.spec import ModelSpec
 from dmri_monai.inference.study import own_share
 from dmri_monai.inference.study_files import made_by, meaning, places_of
 from dmri_monai.inference.study_pages import write_study_index, write_subject_page
@@ -93,6 +94,19 @@ def test_prediction_of_other_weights_is_not_taken_for_done(study, checkpoint, tm
     other = save_model(tmp_path / "other.pt", l_max=2, order_scale=(1.0, 15.0))
     again = run(study, "-o", tmp_path / "out", "--checkpoint", other, "--no-report", "--resume")
     assert "2 predicted, 1 failed" in again.output
+
+
+def test_prediction_of_other_settings_is_not_taken_for_done(study, checkpoint, tmp_path):
+    own = ("--checkpoint", tmp_path / "own.pt", "--no-report")
+    shutil.copy(checkpoint, tmp_path / "own.pt")
+    spec = ModelSpec.load(checkpoint.with_suffix(".json"))
+    for depth, expected in (
+        (None, "2 predicted, 1 failed"),
+        (12.0, "2 predicted, 1 failed"),
+        (12.0, "2 resumed"),
+    ):
+        spec.replace(body_mm=depth).save(tmp_path / "own.json")
+        assert expected in run(study, "-o", tmp_path / "out", *own, "--resume").output
 
 
 def test_two_workers_predict_the_same_maps(done, study, checkpoint, tmp_path):

@@ -183,3 +183,12 @@ def test_other_predictions_are_refused():
         kept(torch.zeros(2, 4, 4, 4), np.eye(4))
     with pytest.raises(TypeError, match="'pred' is a Tensor, expected a MetaTensor"):
         KeepBrainBodyd("pred", DEPTH_MM)({"pred": torch.zeros(1, 4, 4, 4)})
+
+
+def test_item_that_says_so_stays_as_it_is():
+    affine, brain, face, _ = head("iso")
+    values = MetaTensor(torch.from_numpy(brain | face).float()[None], affine=torch.as_tensor(affine))
+    keep = KeepBrainBodyd("pred", DEPTH_MM, unless_key="whole")
+    torch.testing.assert_close(keep({"pred": values, "whole": True})["pred"], values, rtol=0, atol=0)
+    for item in ({"pred": values, "whole": False}, {"pred": values}):
+        assert (keep(item)["pred"] != values).any()
