@@ -309,10 +309,6 @@ def test_too_few_directions_are_an_error_without_such_training(prepare, dataset_
         ({"monitor": "metrics"}, "monitor is 'metrics', expected one of ('metric', 'loss')"),
         ({"masked": "yes"}, "masked is 'yes', expected true or false"),
         ({"fold": 9}, "fold is 9, expected 0 to"),
-        (
-            {"shells": [1000]},
-            "shells is set, but the default architecture 'any' takes the shells of each scan",
-        ),
     ],
     ids=["objective", "architecture", "monitor", "masked", "fold"],
 )
