@@ -4,7 +4,8 @@ training_ratio, inference_ratio: time of the preset over `PlainUNet` with as man
 has components, best of interleaved runs.  twin_ratio, beside them: over the preset's own wiring with ordinary
 convolutions, instance norm and ReLU.  cpu_time_ratio: of CPU seconds, for a machine that is not alone.
 whole_brain_s: inference at 96 x 96 x 60.  any_ratio: inference of `AnyProtocolUNet` over that of `EquivariantUNet`, a
-scan of one shell whose head fills 44 % of the grid.  training_memory_ratio: growth of peak memory in a training step,
+scan of one shell whose head fills 44 % of the grid; any_training_ratio: the same of a training step on a crop of 32
+voxels inside the head.  training_memory_ratio: growth of peak memory in a training step,
 each in a process of its own.
 
 On CPU in float32; on a GPU in bfloat16 autocast (or --precision float32) with channels last, for all networks alike.
@@ -33,13 +34,14 @@ from dmri_monai.networks.invariant_gate import InvariantNormGate
 from dmri_monai.qspace.shell_set import shell_irreps
 
 IRREPS_IN, CLASSES = "2x0e+1x2e+1x4e", 4
-SHAPE, WHOLE_BRAIN = (64, 80, 56), (96, 96, 60)
+SHAPE, WHOLE_BRAIN, CROP = (64, 80, 56), (96, 96, 60), 32
 SLOTS, DEGREE, HEAD = 4, 6, 0.92  # of `AnyProtocolUNet`; squared radius of a ball that fills the grid
 TARGETS = {  # on the CPU in float32, on a GPU in bfloat16
     "training_ratio": {"cpu": 1.15, "cuda": 1.5},
     "inference_ratio": {"cpu": 1.1, "cuda": 1.2},
     "whole_brain_s": {"cpu": 20.0, "cuda": 0.15},
     "any_ratio": {"cpu": 1.5, "cuda": 1.5},
+    "any_training_ratio": {},
     "training_memory_ratio": {},
 }
 
@@ -109,12 +111,12 @@ def volume(shape: Sequence[int], place: Place) -> Tensor:
     return x.to(memory_format=torch.channels_last_3d) if place.cuda else x
 
 
-def scan_of_one_shell(shape: Sequence[int], place: Place) -> Tensor:
+def scan_of_one_shell(shape: Sequence[int], place: Place, head: float = HEAD) -> Tensor:
     """Channels of `AnyProtocolUNet`: the first slot alone is there, and no signal outside of a ball."""
     x = torch.rand(1, as_irreps(shell_irreps(SLOTS, DEGREE)).dim, *shape, device=place.device)
     x[:, 2 + SLOTS : 1 + 2 * SLOTS] = 0.0
     axes = torch.meshgrid(*(torch.linspace(-1, 1, n, device=place.device) for n in shape), indexing="ij")
-    x[:, 1 : 1 + SLOTS] *= sum(axis.square() for axis in axes) < HEAD
+    x[:, 1 : 1 + SLOTS] *= sum(axis.square() for axis in axes) < head
     return x
 
 
@@ -207,6 +209,11 @@ def report_any(equivariant: nn.Module, size: str, shape: Sequence[int], repeats:
     one = {"equivariant": equivariant}
     today = best(one, inference, volume(shape, place), place, repeats)["equivariant"]
     report("any_ratio", elapsed / today[0], place, any_s=elapsed, cpu_time_ratio=cpu / today[1], size=size)
+    crop = (CROP,) * 3
+    trained = best(own, training_step, scan_of_one_shell(crop, place, 4.0), place, repeats)["any"]
+    before = best(one, training_step, volume(crop, place), place, repeats)["equivariant"]
+    ratios = {"any_s": trained[0], "cpu_time_ratio": trained[1] / before[1], "crop": CROP}
+    report("any_training_ratio", trained[0] / before[0], place, **ratios, size=size)
 
 
 def main() -> None:
@@ -219,7 +226,7 @@ def main() -> None:
         "--shape", type=int, nargs=3, help="voxels; by default those that the targets hold for"
     )
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--only-any", action="store_true", help="any_ratio alone")
+    parser.add_argument("--only-any", action="store_true", help="any_ratio and any_training_ratio alone")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if there else "cpu")
     parser.add_argument(
         "--precision", choices=("float32", "bfloat16"), help="bfloat16 on a GPU, else float32"
