@@ -1,9 +1,10 @@
 """Tissue of whole real heads: released models, own checkpoints and k-means on the same voxels, as JSON lines.
 
-dice: of WM, GM and CSF against labels of the scan, inside the brain (the labels); mean: of the three.  r: correlation
-there of the fractions of WM, GM and CSF, 0 or 1 of methods that tell classes alone, with the labels; 0 for a class that
-is never told.  outside: share of the predicted tissue that lies outside of the labels, outside_far: and not beside
-them; missed: share of the labelled voxels that are called no tissue.  Of scans without labels: litres of
+dice: of WM, GM and CSF against labels of the scan, inside the brain (the labels); mean: of the three; mean_largest:
+against the largest body of the labels alone, as eyes and other bodies apart are no brain, whatever labels call them.
+r: correlation there of the fractions of WM, GM and CSF, 0 or 1 of methods that tell classes alone, with the labels; 0
+for a class that is never told.  outside: share of the predicted tissue that lies outside of the labels, outside_far:
+and not beside them; missed: share of the labelled voxels that are called no tissue.  Of scans without labels: litres of
 tissue, and outside_mask, what lies off median_otsu's brain.
 Per pair of scans of one head: agreement, the share of the voxels called tissue in one scan, and seen in the other, that
 are the same tissue there (mean of both ways, world frame); it asks for no labels; registered: the same after the second
@@ -169,20 +170,27 @@ def related(fractions: np.ndarray, truth: np.ndarray) -> list[float]:
 
 
 def against(found: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
-    inside = np.where(truth > 0, found, 0)
-    dice = [
-        2 * ((inside == c) & (truth == c)).sum() / max((inside == c).sum() + (truth == c).sum(), 1)
-        for c in TISSUES
-    ]
+    bodies, _ = ndimage.label(truth > 0)
+    largest = np.where(bodies == 1 + np.argmax(np.bincount(bodies.ravel())[1:]), truth, 0)
+    dice = _dice(found, truth)
     return {
         "dice": [round(float(d), 3) for d in dice],
         "mean": round(float(np.mean(dice)), 4),
+        "mean_largest": round(float(np.mean(_dice(found, largest))), 4),
         "outside": _share((found > 0) & (truth == 0), found > 0),
         "outside_far": _share(
             (found > 0) & ~ndimage.binary_dilation(truth > 0, iterations=BORDER), found > 0
         ),
         "missed": _share((found == 0) & (truth > 0), truth > 0),
     }
+
+
+def _dice(found: np.ndarray, truth: np.ndarray) -> list[float]:
+    inside = np.where(truth > 0, found, 0)
+    return [
+        float(2 * ((inside == c) & (truth == c)).sum() / max((inside == c).sum() + (truth == c).sum(), 1))
+        for c in TISSUES
+    ]
 
 
 def unlabelled(found: np.ndarray, scan: Scan) -> dict[str, float]:

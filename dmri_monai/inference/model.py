@@ -37,7 +37,7 @@ from dmri_monai.transforms import FillExtractedBraind, KeepBrainBodyd, collate_d
 
 __all__ = ["TrainedModel", "load_model", "predict", "predict_all"]
 
-EXTRACTED = "no signal around the brain, which was extracted: each voxel with signal is told to be tissue"
+EXTRACTED = "no signal around the brain, which was extracted: what has signal is told to be tissue"
 MEMORY_ADVICE = "try `--window 64 64 64` (window=), `--device cpu`, or a scan with larger voxels"
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
+from scipy import ndimage
 from torch import Tensor
 
 from dmri_monai.transforms.rows import like, plain
@@ -15,6 +17,7 @@ from dmri_monai.transforms.rows import like, plain
 __all__ = ["FillExtractedBraind"]
 
 LEAST_AIR = 0.1  # of all voxels: without signal, as extraction leaves them
+SPECK = 0.05  # of the largest body with signal: what is smaller and apart is no brain, such as eyes that a mask left in
 
 
 class FillExtractedBraind(MapTransform):
@@ -22,11 +25,11 @@ class FillExtractedBraind(MapTransform):
 
     A network that learned from whole heads takes the rim of such a brain for what lies around brains.  A brain counts
     as extracted where a tenth of the voxels, at least, have no signal, and the network leaves no more than the share
-    `most_left` of the others to no tissue; of a whole head it leaves more.  Then no voxel with signal is left, and none
-    without is told.
+    `most_left` of the others to no tissue; of a whole head it leaves more.  Then no voxel with signal is left, but for
+    bodies apart that have less than a twentieth of the largest one's voxels, and none without is told.
 
     The prediction is probabilities of outside and the tissues (4, X, Y, Z), or fractions of the tissues (3, X, Y, Z),
-    which afterwards sum to 1 where there is signal.  `signal_key` (1, X, Y, Z) says where that is, on the same grid;
+    which afterwards sum to 1 or 0.  `signal_key` (1, X, Y, Z) says where that is, on the same grid;
     without it nothing changes.  Adds `extracted_key`, whether the brain counts as extracted.
     """
 
@@ -54,7 +57,7 @@ class FillExtractedBraind(MapTransform):
                 )
             item[self.extracted_key] = self._extracted(values, signal)
             if item[self.extracted_key]:
-                item[key] = like(item[key], _filled(values, signal))
+                item[key] = like(item[key], _filled(values, _without_specks(signal)))
         return item
 
     def _extracted(self, values: Tensor, signal: Tensor) -> bool:
@@ -73,6 +76,13 @@ def _told(values: Tensor) -> Tensor:
     raise ValueError(
         f"FillExtractedBraind: {len(values)} channels, expected 3 of fractions or 4 of probabilities"
     )
+
+
+def _without_specks(signal: Tensor) -> Tensor:
+    bodies, _ = ndimage.label(signal.cpu().numpy())
+    sizes = np.bincount(bodies.ravel())
+    sizes[0] = 0
+    return torch.from_numpy((sizes >= max(SPECK * sizes.max(), 1))[bodies]).to(signal.device)
 
 
 def _filled(values: Tensor, signal: Tensor) -> Tensor:

@@ -91,6 +91,16 @@ def test_half_of_a_voxel_is_where_fractions_count_as_told():
     assert filled(values, BRAIN, 1e-6)["extracted"] is False
 
 
+def test_small_body_apart_is_no_brain_and_a_large_one_is():
+    eye, half = torch.zeros(SHAPE).bool(), torch.zeros(SHAPE).bool()
+    eye[0:2, 0:2, 0:2] = half[0:2, 0:7, 0:7] = True
+    for apart, kept in ((eye, False), (half, True)):
+        assert not (apart & BRAIN).any()
+        found = filled(told(CORE | apart), BRAIN | apart)["pred"].as_tensor()
+        assert bool((found.argmax(0) > 0)[apart].all()) is kept
+        assert bool((found.argmax(0) > 0)[BRAIN].all())
+
+
 def test_certain_outside_still_becomes_a_tissue():
     """Probabilities that are 0 to a float have no largest: any tissue will do, but none is left."""
     values = told(CORE, outside=1.0)
