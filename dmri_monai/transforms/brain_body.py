@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dmri_monai.transforms.rows import like, plain
 
-__all__ = ["KeepBrainBodyd", "near_largest_body"]
+__all__ = ["KeepBrainBodyd", "near_largest_body", "told_tissue"]
 
 REACH = 1.3  # depths: how far from the core of a body its surface may lie; 1 would cut corners off
 ROUNDING_MM = 1e-3  # of voxel sizes in affines
@@ -46,7 +46,9 @@ class KeepBrainBodyd(MapTransform):
                 raise TypeError(f"KeepBrainBodyd: {key!r} is a {type(found).__name__}, expected a MetaTensor")
             values = plain(found)
             spacing = affine_to_spacing(found.affine).tolist()
-            kept = torch.from_numpy(near_largest_body(_tissue(values).cpu().numpy(), spacing, self.depth_mm))
+            kept = torch.from_numpy(
+                near_largest_body(told_tissue(values, "KeepBrainBodyd").cpu().numpy(), spacing, self.depth_mm)
+            )
             item[key] = like(found, torch.where(kept.to(values.device), values, _nothing(values)))
         return item
 
@@ -81,7 +83,7 @@ def _distance_mm(inside: NDArray[np.bool_], spacing_mm: Sequence[float]) -> NDAr
     return distance
 
 
-def _tissue(values: Tensor) -> Tensor:
+def told_tissue(values: Tensor, caller: str) -> Tensor:
     """(X, Y, Z) bool: where a prediction (C, X, Y, Z) is tissue."""
     if len(values) == 1:
         return values[0] > 0
@@ -90,7 +92,7 @@ def _tissue(values: Tensor) -> Tensor:
     if len(values) == 4:
         return values.argmax(0) > 0
     raise ValueError(
-        f"KeepBrainBodyd: {len(values)} channels, expected 1 of class numbers, 3 of fractions or 4 of probabilities"
+        f"{caller}: {len(values)} channels, expected 1 of class numbers, 3 of fractions or 4 of probabilities"
     )
 
 

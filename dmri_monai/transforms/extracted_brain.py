@@ -12,6 +12,7 @@ from monai.transforms import MapTransform
 from scipy import ndimage
 from torch import Tensor
 
+from dmri_monai.transforms.brain_body import told_tissue
 from dmri_monai.transforms.rows import like, plain
 
 __all__ = ["FillExtractedBraind"]
@@ -29,8 +30,8 @@ class FillExtractedBraind(MapTransform):
     bodies apart that have less than a twentieth of the largest one's voxels, and none without is told.
 
     The prediction is probabilities of outside and the tissues (4, X, Y, Z), or fractions of the tissues (3, X, Y, Z),
-    which afterwards sum to 1 or 0.  `signal_key` (1, X, Y, Z) says where that is, on the same grid;
-    without it nothing changes.  Adds `extracted_key`, whether the brain counts as extracted.
+    which afterwards sum to 1 or 0.  `signal_key` (1, X, Y, Z), on the same grid, is true where there is signal; without
+    it nothing changes.  Adds `extracted_key`, whether the brain counts as extracted.
     """
 
     def __init__(
@@ -49,6 +50,10 @@ class FillExtractedBraind(MapTransform):
             return item
         for key in self.key_iterator(item):
             values = plain(item[key])
+            if len(values) not in (3, 4):
+                raise ValueError(
+                    f"FillExtractedBraind: {len(values)} channels, expected 3 of fractions or 4 of probabilities"
+                )
             signal = plain(torch.as_tensor(item[self.signal_key]))[0].to(values.device) > 0
             if signal.shape != values.shape[1:]:
                 raise ValueError(
@@ -64,18 +69,7 @@ class FillExtractedBraind(MapTransform):
         count = int(signal.sum())
         if count == 0 or signal.numel() - count < LEAST_AIR * signal.numel():
             return False
-        return float((signal & ~_told(values)).sum()) <= self.most_left * count
-
-
-def _told(values: Tensor) -> Tensor:
-    """(X, Y, Z) bool: where a tissue is told."""
-    if len(values) == 3:
-        return values.sum(0) > 0.5
-    if len(values) == 4:
-        return values.argmax(0) > 0
-    raise ValueError(
-        f"FillExtractedBraind: {len(values)} channels, expected 3 of fractions or 4 of probabilities"
-    )
+        return float((signal & ~told_tissue(values, "FillExtractedBraind")).sum()) <= self.most_left * count
 
 
 def _without_specks(signal: Tensor) -> Tensor:
