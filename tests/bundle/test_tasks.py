@@ -348,7 +348,7 @@ def test_shells_without_an_architecture_that_has_named_ones_are_refused(
 def test_evaluation_keeps_the_body_as_predictions_do(prepare, dataset_dir, tmp_path):
     tables = []
     for name, depth in (("kept", 12.0), ("again", 12.0), ("whole", None)):
-        model = save_model(tmp_path / f"{name}.pt", body_mm=depth)
+        model = save_model(tmp_path / f"{name}.pt", body_mm=depth, architecture="plain")
         own = {"dataset_dir": dataset_dir, "checkpoint": str(model), "output_dir": str(tmp_path / name)}
         prepare("evaluate", shuffled=None, kmeans=None, **own).run()
         tables.append((tmp_path / name / "dice.csv").read_text())
