@@ -47,7 +47,9 @@ def main() -> None:
     model = load_model(options.model, "cpu")
     if not model.task.one_body:
         parser.error(f"{options.model} is of task {model.task.name}, expected tissue or fractions")
-    whole = TrainedModel(model.spec.replace(body_mm=None), model.network, model.device, model.weights)
+    whole = TrainedModel(
+        model.spec.replace(body_mm=None, fill_extracted=None), model.network, model.device, model.weights
+    )
     heads = head_models(options.cache, HeadSources(options.anatomy, options.peaks, options.fa))
     found: dict[float | None, list[dict[str, Any]]] = {depth: [] for depth in DEPTHS_MM}
     for number in range(options.heads):

@@ -5,8 +5,7 @@ has components, best of interleaved runs.  twin_ratio, beside them: over the pre
 convolutions, instance norm and ReLU.  cpu_time_ratio: of CPU seconds, for a machine that is not alone.
 whole_brain_s: inference at 96 x 96 x 60.  any_ratio: inference of `AnyProtocolUNet` over that of `EquivariantUNet`, a
 scan of one shell whose head fills 44 % of the grid; any_training_ratio: the same of a training step on a crop of 32
-voxels inside the head.  training_memory_ratio: growth of peak memory in a training step,
-each in a process of its own.
+voxels inside the head.  training_memory_ratio: growth of peak memory in a training step, each in a process of its own.
 
 On CPU in float32; on a GPU in bfloat16 autocast (or --precision float32) with channels last, for all networks alike.
 

@@ -65,16 +65,14 @@ def test_directions_agree_once_the_heads_lie_on_one_another(axes):
 
 
 def test_rotation_alone_is_turned_the_right_way():
-    first, second = scans(np.eye(3))
+    first, _ = scans(np.eye(3))
     turned = {
         **first,
         "tensor": torch.einsum("ij,jxyz->ixyz", torch.from_numpy(MOVE[:3, :3]).float(), first["tensor"]),
     }
     pure = np.eye(4)
     pure[:3, :3] = MOVE[:3, :3]
-    turned["affine"] = torch.from_numpy(
-        pure @ first["affine"].numpy()
-    )  # the same voxels, head and grid turned together
+    turned["affine"] = torch.from_numpy(pure @ first["affine"].numpy())  # head and grid turned together
     (line,) = compared(first, turned, torch.from_numpy(pure))
     assert line["angle_deg"] < 0.1
     (wrong,) = compared(first, turned, torch.from_numpy(np.eye(4)))

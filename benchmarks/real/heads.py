@@ -8,10 +8,10 @@ and not beside them; missed: share of the labelled voxels that are called no tis
 tissue, and outside_mask, what lies off median_otsu's brain.
 Per pair of scans of one head: agreement, the share of the voxels called tissue in one scan, and seen in the other, that
 are the same tissue there (mean of both ways, world frame); it asks for no labels; registered: the same after the second
-head was laid on the first, rigidly.  Methods: models with their names;
-one with `+shuffled` gets the b-vectors in another order, one with `+extracted` the brain that median_otsu finds and 0
-around it; `kmeans`: clusters of b0, FA and MD inside the labels, else
-inside median_otsu's mask.  slab_mm: thickness of an axial slab that was cut out of the head, about its middle.
+head was laid on the first, rigidly.  Methods: models with their names; one with `+shuffled` gets the b-vectors in
+another order, one with `+extracted` the brain that median_otsu finds and 0 around it; `kmeans`: clusters of b0, FA and
+MD inside the labels, else inside median_otsu's mask.  slab_mm: thickness of an axial slab that was cut out of the head,
+about its middle.
 
 Run: python -m benchmarks.real.heads REAL_FOLDER [--models tissue runs/tissue.pt kmeans] [--figure PNG]
 """

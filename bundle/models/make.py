@@ -57,8 +57,8 @@ OWN_STATISTICS, OUTSIDE = 0.25, 1.0
 # chosen on simulated heads, see the card: share of the deconvolved density, and how much less neighbours count than
 # they have learned to
 SHARE, STRENGTH = 0.6, 0.5
-# share of the voxels with signal: the networks leave 12 to 18 % (tissue) and 7 to 12 % (fractions) of brains that
-# median_otsu extracted from 13 real scans, 24 and 21 % or more of whole heads in air of 0
+# share of the voxels with signal: the networks leave 11 to 18 % (tissue) and 7 to 12 % (fractions) of brains that
+# median_otsu extracted from 13 real scans, 25 and 21 % or more of whole heads in air of 0
 MOST_LEFT = {"tissue": 0.21, "fractions": 0.165}
 BODY_MM = 5.0  # see the card: depth of the opening that parts a brain from what touches it
 FIT_SEED = 1 << 41

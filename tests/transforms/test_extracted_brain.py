@@ -16,11 +16,8 @@ def place(radius):
     return torch.from_numpy(np.linalg.norm(grid, axis=-1) <= radius)
 
 
-BRAIN, HEAD, CORE = (
-    place(7.0),
-    place(8.0),
-    place(6.7),
-)  # CORE: what a network is sure of in an extracted brain
+BRAIN, HEAD = place(7.0), place(8.0)
+CORE = place(6.7)  # what a network is sure of in an extracted brain
 
 
 def told(where, outside=0.8):
