@@ -26,11 +26,13 @@ __all__ = ["FileScan", "read_files"]
 class FileScan:
     """signal (N, X, Y, Z) float32, scaled; entries: the table of M entries, unchecked: M may differ from N.
 
-    json: the sidecars that were read, general to specific.
+    unmeasured: (X, Y, Z) bool, voxels that are finite in no volume, as some tools write the outside of a mask; 0 in
+    `signal` and in what is `stored`.  json: the sidecars that were read, general to specific.
     """
 
     path: Path
     signal: Tensor
+    unmeasured: Tensor
     affine: Tensor
     slice_world: Tensor | None
     entries: FileTable
@@ -54,9 +56,11 @@ class FileScan:
         return GradientTable(self.bvals[rows], vectors[rows], self.b0_threshold)
 
     def stored(self, rows: list[int]) -> nibabel.Nifti1Image:
-        """Volumes `rows` as they lie in the file: type, scaling, header and every number kept."""
+        """Volumes `rows` as they lie in the file: type, scaling, header and every number measured kept."""
         image: Any = nibabel.load(self.path)
         raw = np.asarray(image.dataobj.get_unscaled())[..., rows]
+        if self.unmeasured.any():
+            raw[self.unmeasured.numpy()] = -image.dataobj.inter / image.dataobj.slope  # is read as 0
         header = image.header.copy()
         header.set_data_shape(raw.shape)
         kept: nibabel.Nifti1Image = type(image)(raw, None, header)
@@ -72,9 +76,13 @@ def read_files(
     if len(source.shape) != 4:
         raise ValueError(f"image has {len(source.shape)} axes {source.shape}, expected 4: {source.path}")
     sidecars = find_sidecars(source.path, bvecs)
+    signal = read_volumes(source)
+    unmeasured = ~signal.isfinite().any(dim=0)
+    signal[:, unmeasured] = 0
     return FileScan(
         path=source.path,
-        signal=read_volumes(source),
+        signal=signal,
+        unmeasured=unmeasured,
         affine=source.affine,
         slice_world=acquisition_meta(sidecars.json, source).get("slice_world"),
         entries=read_file_table(sidecars, source, b0_threshold, any_count=True),

@@ -54,12 +54,15 @@ def fix_scan(
 
     Left out: entries with b > 0 and no direction, one or two last volumes without an entry if recognised as trace or
     ADC, volumes labelled b0 that are not, empty volumes.  Mended: flipped or permuted b-vectors, b-vectors given in
-    scanner axes.  Every other number stays as it is stored.  Files: `<name>_dwi` .nii.gz, .bval, .bvec (FSL frame) and
-    .json with the sidecar's entries and, under "Mending", what was done.
+    scanner axes, voxels that are NaN or infinite in every volume (then 0).  Every other number stays as it is stored.
+    Files: `<name>_dwi` .nii.gz, .bval, .bvec (FSL frame) and .json with the sidecar's entries and, under "Mending",
+    what was done.
     ValueError where the check is not sure, FileExistsError where a file is there already; else as the reader.
     """
     files = read_files(path, bvecs=bvecs, b0_threshold=b0_threshold)
     kept, changes = _without_derived(files)
+    if count := int(files.unmeasured.sum()):
+        changes.append(f"{count} voxels set to 0: not finite in any volume")
     scan = Measured(files.signal[kept], files.table(kept), files.affine, files.slice_world)
     result = examine(scan)
     if "derived-volume" in result.codes:

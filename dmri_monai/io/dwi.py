@@ -100,6 +100,12 @@ def _check_finite(signal: Tensor, source: NiftiSource) -> None:
         return
     for i, volume in enumerate(signal):
         if not volume.sum().isfinite() and (bad := int((~volume.isfinite()).sum())):
+            never = int((~signal.isfinite().any(dim=0)).sum())
+            if 0 < never < volume.numel():
+                raise ValueError(
+                    f"{never} of {volume.numel()} voxels are NaN or infinite in every volume, as outside of a mask, "
+                    f"expected 0 there (`dmri-monai fix` writes it): {source.path}"
+                )
             raise ValueError(
                 f"volume {i} has {bad} voxels that are NaN or infinite, expected 0: {source.path}"
             )

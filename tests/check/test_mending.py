@@ -30,7 +30,7 @@ def scan() -> tuple[np.ndarray, GradientTable]:
 def write(folder: Path, stored: np.ndarray, bvals: torch.Tensor, fsl: torch.Tensor) -> Path:
     folder.mkdir(parents=True)
     header = nibabel.Nifti1Header()
-    header.set_data_dtype(np.int16)
+    header.set_data_dtype(stored.dtype)
     image = nibabel.Nifti1Image(stored, AFFINE.numpy(), header)
     image.header.set_slope_inter(SLOPE, INTERCEPT)
     image.to_filename(folder / "scan.nii.gz")
@@ -123,6 +123,41 @@ def test_an_empty_volume_is_left_out(tmp_path, scan):
     fix_scan(write(tmp_path / "in", spoilt, table.bvals, table.to_fsl(AFFINE)), tmp_path / "out")
     keep = [i for i in range(33) if i != 10]
     assert_is_the_right_scan(tmp_path / "out", stored[..., keep], table.select(torch.tensor(keep)))
+
+
+def with_gaps(stored: np.ndarray, first: int) -> np.ndarray:
+    """As float32, NaN and infinite on the first slices of all volumes from `first` on."""
+    spoilt = stored.astype(np.float32)
+    spoilt[:2, ..., first:], spoilt[2, ..., first:] = np.nan, np.inf
+    return spoilt
+
+
+def test_voxels_that_no_volume_measured_become_0(tmp_path, scan):
+    stored, table = scan
+    spoilt = with_gaps(stored, 0)
+    path = write(tmp_path / "in", spoilt, table.bvals, table.to_fsl(AFFINE))
+    count, all_of_them = 3 * stored[0, ..., 0].size, stored[..., 0].size
+    with pytest.raises(
+        ValueError, match=rf"{count} of {all_of_them} voxels are NaN .*`dmri-monai fix` .*scan.nii.gz"
+    ):
+        check_scan(path)
+    mended = fix_scan(path, tmp_path / "out")
+    assert mended.changes == (f"{count} voxels set to 0: not finite in any volume",)
+    image = nibabel.load(tmp_path / "out" / "scan_dwi.nii.gz")
+    assert image.get_data_dtype() == np.float32
+    np.testing.assert_array_equal(np.asarray(image.dataobj)[:3], 0)
+    np.testing.assert_array_equal(np.asarray(image.dataobj.get_unscaled())[3:], spoilt[3:])
+    assert check_scan(tmp_path / "out" / "scan_dwi.nii.gz").ok
+
+
+def test_voxels_that_one_volume_lacks_are_refused(tmp_path, scan):
+    stored, table = scan
+    path = write(tmp_path / "in", with_gaps(stored, 32), table.bvals, table.to_fsl(AFFINE))
+    with pytest.raises(ValueError, match=r"volume 32 has \d+ voxels that are NaN or infinite, expected 0"):
+        check_scan(path)
+    with pytest.raises(ValueError, match="not sure how to mend this: .* not finite, in volume 32"):
+        fix_scan(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("extra", ["weighted", "b0"])
