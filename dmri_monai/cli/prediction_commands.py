@@ -60,7 +60,9 @@ def predict(
     filters: Annotated[
         list[str] | None,
         typer.Option(
-            "--filter", help="Of a study: only scans with this BIDS entity, such as dir=AP; repeatable."
+            "--filter",
+            help="Of a study: only scans with this BIDS entity, such as dir=AP; repeatable, an entity named twice "
+            "takes either value.",
         ),
     ] = None,
     resume: Annotated[
@@ -133,12 +135,12 @@ def _predict_study(
     from dmri_monai.inference.spec import ModelSpec, spec_path
     from dmri_monai.inference.study import StudyOptions, predict_study
     from dmri_monai.io import scans
+    from dmri_monai.io.bids_names import parse_filters
 
     if "b0_threshold" not in reader:
         spec = ModelSpec.load(spec_path(find_weights(options["models"][0])))
         reader = {**reader, "b0_threshold": spec.b0_threshold}
-    wanted = dict(_entity(text) for text in entities)
-    items = scans(source, filters=wanted or None, b0_threshold=reader["b0_threshold"])
+    items = scans(source, filters=parse_filters(entities), b0_threshold=reader["b0_threshold"])
     outcomes = predict_study(items, source, out, StudyOptions(reader=reader, **options))
     counts = {
         status: sum(o.status == status for o in outcomes) for status in ("predicted", "resumed", "failed")
@@ -148,13 +150,6 @@ def _predict_study(
     )
     if counts["failed"]:
         raise typer.Exit(FOUND)
-
-
-def _entity(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not (name and equals and value):
-        raise ValueError(f"--filter is {text!r}, expected an entity and its value, such as dir=AP")
-    return name, value
 
 
 @contextmanager

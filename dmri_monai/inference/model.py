@@ -19,7 +19,6 @@ import dmri_monai
 from dmri_monai.check import check, quick_check
 from dmri_monai.check.image_state import is_block
 from dmri_monai.failures import detached_cause, first_cause, naming_scan
-from dmri_monai.gradients import B0_THRESHOLD
 from dmri_monai.inference.architectures import SAMPLE_KEYS, build_network, smallest_size, to_device
 from dmri_monai.inference.encoding import encode, resample_scan
 from dmri_monai.inference.ensemble import Group, ensemble_of, split_uncertainty
@@ -96,12 +95,9 @@ class TrainedModel:
     def preprocessing(self, scan: Scan | None = None) -> Compose:
         """From the item of a scan to that of the network, as :meth:`encode` does it.
 
-        scan: what it was read to have as b0 counts; where that is the default, or without a scan, the model's own
-        threshold does.
+        scan: what it was read to have as b0 counts, up to which b-value; without one, the model's own threshold does.
         """
-        spec = self.spec
-        if scan is not None and scan.table.b0_threshold != B0_THRESHOLD:
-            spec = spec.replace(b0_threshold=scan.table.b0_threshold)
+        spec = self.spec if scan is None else self.spec.replace(b0_threshold=scan.table.b0_threshold)
         keep = ["head"] if self.learned.output.needs_head else []
         return Compose([*resample_scan(spec), *encode(spec, keep=[*keep, *spec.maps])])
 
@@ -266,6 +262,8 @@ def load_model(
     spec = ModelSpec.load(spec_path(weights))
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     network = load_weights(build_network(spec), weights, spec)
+    # a kill between the two renames leaves a description of newer weights beside the old ones
+    spec = spec.replace(sha256=digest_of(weights))
     for_blocks = FOR_BLOCKS.get(str(name)) if weights == released_models().get(str(name)) else None
     return TrainedModel(spec, to_device(network, place).eval(), place, weights, for_blocks)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dmri_monai.check.quality import estimate_snr
+from dmri_monai.gradients import B0_THRESHOLD
 from dmri_monai.inference.spec import ModelSpec
 from dmri_monai.qspace.b0 import head_mask, mean_b0
 from dmri_monai.scan import Scan
@@ -14,7 +15,7 @@ MARGIN = 0.1  # a scan may lie this far outside of the training range before it 
 
 def out_of_range(scan: Scan, spec: ModelSpec) -> list[str]:
     """Where a scan lies outside of what the model was trained on, one sentence each."""
-    found, shells = _absent(scan, spec), _shells_used(scan, spec)
+    found, shells = [*_other_b0(scan, spec), *_absent(scan, spec)], _shells_used(scan, spec)
     known = spec.trained_on
     values: list[tuple[str, tuple[float, float] | None, tuple[float, ...]]] = [
         ("directions", known.directions, (float(sum(count for _, count in shells)),)),
@@ -36,6 +37,21 @@ def _snr(scan: Scan) -> tuple[float, ...]:
     mask = head_mask(mean_b0(scan.signal, scan.table.bvals, scan.table.b0_threshold))
     snr = estimate_snr(scan.signal, scan.table, mask)
     return () if snr is None else (round(snr, 1),)
+
+
+def _other_b0(scan: Scan, spec: ModelSpec) -> list[str]:
+    """Volumes that count as b0 in a scan read with the default threshold and not in the model's training, or the other
+    way round.
+    """
+    own, trained = scan.table.b0_threshold, spec.b0_threshold
+    differ = [b for b in scan.table.bvals.tolist() if min(own, trained) < b <= max(own, trained)]
+    if not differ or own != B0_THRESHOLD:  # any other one was asked for
+        return []
+    here, there = ("b0", "weighted") if own > trained else ("weighted", "b0")
+    shown = f"{min(differ):g}" if min(differ) == max(differ) else f"{min(differ):g} to {max(differ):g}"
+    return [
+        f"volumes with b = {shown} count as {here}: with the model's b0_threshold of {trained:g} they would be {there}"
+    ]
 
 
 def _absent(scan: Scan, spec: ModelSpec) -> list[str]:

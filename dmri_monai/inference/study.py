@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from dmri_monai.gradients import B0_THRESHOLD
 from dmri_monai.inference.ensemble import Group
 from dmri_monai.inference.model import TrainedModel, load_model, predict_all
 from dmri_monai.inference.study_files import (
@@ -49,7 +50,8 @@ class StudyOptions:
 
     models: names of released models, or paths of weights.  device, ensemble, window: as of :func:`load_model` and
     :meth:`TrainedModel.predict`.  workers: processes on this machine.  resume: scans whose prediction by the same
-    weights of the same gradient table is there are passed over.  reports: one HTML page per subject.
+    weights, of the same files and under the same options, is there are passed over.  overwrite: replace files that no
+    prediction wrote.  reports: one HTML page per subject.  reader: options of :func:`dmri_monai.io.read_dwi`.
     """
 
     models: Sequence[str] = ("tissue",)
@@ -61,6 +63,12 @@ class StudyOptions:
     overwrite: bool = False
     reports: bool = True
     reader: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What of it makes other predictions of the same scan by the same model; JSON."""
+        reading = {"bvecs": "auto", "b0_threshold": B0_THRESHOLD, **self.reader}
+        return {**reading, "ensemble": self.ensemble}
 
 
 @dataclass(frozen=True)
@@ -83,13 +91,23 @@ def own_share(items: Sequence[Any], environment: Mapping[str, str] | None = None
 
 
 def _share(known: Mapping[str, str]) -> tuple[int, int]:
-    """Number of this process, from 0, and how many there are."""
+    """Number of this process, from 0, and how many there are.
+
+    ValueError for an array with gaps (`--array=3,7`): nothing tells which of its tasks this one is.
+    """
     if "RANK" in known and "WORLD_SIZE" in known:
         return int(known["RANK"]), int(known["WORLD_SIZE"])
-    if "SLURM_ARRAY_TASK_ID" in known and "SLURM_ARRAY_TASK_COUNT" in known:
-        first = int(known["SLURM_ARRAY_TASK_ID"]) - int(known.get("SLURM_ARRAY_TASK_MIN", "0"))
-        return first, int(known["SLURM_ARRAY_TASK_COUNT"])
-    return 0, 1
+    if "SLURM_ARRAY_TASK_ID" not in known or "SLURM_ARRAY_TASK_COUNT" not in known:
+        return 0, 1
+    own, count = int(known["SLURM_ARRAY_TASK_ID"]), int(known["SLURM_ARRAY_TASK_COUNT"])
+    least, step = int(known.get("SLURM_ARRAY_TASK_MIN", "0")), int(known.get("SLURM_ARRAY_TASK_STEP", "1"))
+    last = least + step * (count - 1)
+    if int(known.get("SLURM_ARRAY_TASK_MAX", last)) != last or own not in range(least, last + 1, step):
+        raise ValueError(
+            f"task {own} of a SLURM array of {count} that does not run from {least} to {last} by {step}: its share of "
+            "the study is not known; start an array without gaps, such as --array=0-9, with --resume"
+        )
+    return (own - least) // step, count
 
 
 def predict_study(
@@ -102,9 +120,11 @@ def predict_study(
     loaded once per process; ValueError or OSError before any work where one of them cannot be used, or another study
     is being written to `out`.
     """
+    share = _share(os.environ)
     tasks = [load_model(name, "cpu").task.name for name in options.models]
+    _check_apart(items, source, out)
     subjects = _by_subject(items, source, out)
-    with locked(out, "a study", _share(os.environ)):
+    with locked(out, "a study", share):
         write_description(out, source)
         outcomes = list(_outcomes(own_share(subjects), source, out, options))
         scans = [Path(item["image"]) for item in items]
@@ -177,6 +197,15 @@ def _load(options: StudyOptions) -> list[TrainedModel]:
     return [load_model(name, options.device) for name in options.models]
 
 
+def _check_apart(items: Sequence[Mapping[str, Any]], source: Path, out: Path) -> None:
+    """ValueError naming two scans whose predictions would have one name."""
+    taken: dict[Path, Path] = {}
+    for path in (Path(item["image"]) for item in items):
+        place = places_of(path, source, out, "tissue")["prediction"]
+        if (other := taken.setdefault(place, path)) != path:
+            raise ValueError(f"{other} and {path} would both be predicted as {place}: rename one")
+
+
 def _by_subject(items: Sequence[Mapping[str, Any]], source: Path, out: Path) -> list[list[dict[str, Any]]]:
     """The scans that share a page."""
     groups: dict[Path, list[dict[str, Any]]] = {}
@@ -213,17 +242,19 @@ def _predict_scan(
 ) -> Outcome:
     places = {model.task.name: places_of(path, source, out, model.task.name) for model in models}
     try:
-        if options.resume and all(is_done(places[m.task.name], path, m) for m in models):
+        made = options.record
+        if options.resume and all(is_done(places[m.task.name], path, m, made) for m in models):
             return Outcome(str(path), "resumed")
         scan = Scan.read(path, **options.reader)
         uri = f"bids:raw:{relative_to(path, source)}"
-        sources = {"Sources": [uri], "SourcesSHA256": sources_digest(path)}
+        digest = sources_digest(path, made["bvecs"])
+        sources = {"Sources": [uri], "SourcesSHA256": digest, "Options": made}
         warnings: dict[str, None] = {}
         found_all = predict_all(models, scan, ensemble=options.ensemble, window=options.window)
         for model, found in zip(models, found_all, strict=True):
             more = {**sources, **made_by(found.provenance["Model"])}
-            task, overwrite = model.task.name, options.overwrite or options.resume
-            found.write_to(places[task], more=more, meaning=meaning(task, uri), overwrite=overwrite)
+            task = model.task.name
+            found.write_to(places[task], more=more, meaning=meaning(task, uri), overwrite=options.overwrite)
             warnings |= dict.fromkeys(found.warnings)
         return Outcome(str(path), "predicted", tuple(warnings))
     except (ValueError, TypeError, OSError, RuntimeError, MemoryError) as error:

@@ -14,6 +14,7 @@ from dmri_monai.inference.result import result_stem
 from dmri_monai.inference.weights import digest_of
 from dmri_monai.io.json_sidecar import read_json
 from dmri_monai.io.leftovers import finish_renames
+from dmri_monai.io.sidecars import BvecsChoice
 from dmri_monai.io.writing import replacing
 from dmri_monai.tasks.registry import find_task
 from dmri_monai.transforms import LoadDWId
@@ -81,8 +82,12 @@ which files and by which model it was made. Not for clinical use.
 
 
 def relative_to(path: Path, source: Path) -> str:
+    """The place of `path` in the folder `source`; its name where it lies elsewhere.
+
+    By name alone: what a link within `source` leads to (the store of git-annex, another disk) is not where a scan lies.
+    """
     try:
-        return path.resolve().relative_to(source.resolve()).as_posix()
+        return path.absolute().relative_to(source.absolute()).as_posix()
     except ValueError:
         return path.name
 
@@ -134,8 +139,11 @@ def meaning(task: str, scan: str) -> dict[str, Any]:
     return {**common, "OrientationEncoding": encoding}
 
 
-def is_done(places: Mapping[str, Path], scan: Path, model: TrainedModel) -> bool:
-    """Whether the prediction of `scan` by this model, or the one it has for blocks, is there, whole."""
+def is_done(places: Mapping[str, Path], scan: Path, model: TrainedModel, options: Mapping[str, Any]) -> bool:
+    """Whether the prediction of `scan` by this model, or the one it has for blocks, is there, whole.
+
+    options: under which it is made, as its sidecar has them; `bvecs` among them.
+    """
     if not places["sidecar"].parent.is_dir():
         return False
     finish_renames(places["sidecar"].parent)
@@ -146,12 +154,14 @@ def is_done(places: Mapping[str, Path], scan: Path, model: TrainedModel) -> bool
     except ValueError:
         return False
     ours = any({name: record.get(name) for name in known} == known for known in model.identities)
-    return ours and record.get("SourcesSHA256") == sources_digest(scan)
+    if not ours or record.get("Options") != options:
+        return False
+    return record.get("SourcesSHA256") == sources_digest(scan, options["bvecs"])
 
 
-def sources_digest(scan: Path) -> str:
-    """SHA-256 of the digests of everything `scan` is read from: image, gradient table, JSON sidecars."""
-    digests = [digest_of(path) for path in LoadDWId("image").files({"image": scan})]
+def sources_digest(scan: Path, bvecs: BvecsChoice) -> str:
+    """SHA-256 of the digests of everything `scan` is read from: image, gradient table by `bvecs`, JSON sidecars."""
+    digests = [digest_of(path) for path in LoadDWId("image", bvecs=bvecs).files({"image": scan})]
     return hashlib.sha256("".join(digests).encode("ascii")).hexdigest()
 
 

@@ -204,7 +204,7 @@ class MLflowRun:
     def _log_data(self) -> None:
         if self.data is None:
             return
-        record = data_record(self.data)
+        record = data_record(self.data, self.config.get("bvecs", "auto"))
         self._client.log_dict(self.run_id, record, "data.json")
         self._client.set_tag(self.run_id, "data_digest", record["digest"])
 

@@ -12,13 +12,13 @@ from typing import Any, Literal, get_args
 from dmri_monai.flags import flag
 from dmri_monai.gradients import B0_THRESHOLD
 from dmri_monai.io.bids import Missing, data_list, is_bids
-from dmri_monai.io.bids_names import Filters, matches, parse_filters
+from dmri_monai.io.bids_names import Filters, entities_of, matches, parse_filters
 from dmri_monai.io.fsl import read_bvals
 from dmri_monai.io.hcp import hcp_list
 from dmri_monai.io.mrtrix import read_mrtrix
-from dmri_monai.io.nifti import is_nifti, open_nifti
+from dmri_monai.io.nifti import is_nifti, nifti_stem, open_nifti
 from dmri_monai.io.present import NotFetchedError, present, required
-from dmri_monai.io.sidecars import find_sidecars
+from dmri_monai.io.sidecars import any_sidecars
 from dmri_monai.io.splits import split, split_fold
 
 __all__ = ["sample_subjects", "scans", "subjects"]
@@ -137,7 +137,7 @@ def _is_weighted(image: Path, b0_threshold: float) -> bool:
 def _highest_bval(image: Path) -> float:
     """The highest b-value (s/mm²) of a scan; 0 of a single volume without a table."""
     try:
-        sidecars = find_sidecars(image)
+        sidecars = any_sidecars(image)
     except NotFetchedError:
         raise
     except FileNotFoundError:
@@ -172,11 +172,11 @@ def scans(
         return _bids_scans(path, label, wanted, b0_threshold)
     if any(path.glob("*/T1w/Diffusion")):
         return [{"image": item["image"], "subject": item["subject"]} for item in _hcp_items(path, wanted)]
-    found = [
-        f for f in sorted(path.iterdir()) if is_nifti(f) and _is_scan(f) and _may_predict(f, b0_threshold)
-    ]
+    named = [f for f in sorted(path.iterdir()) if is_nifti(f) and matches(entities_of(nifti_stem(f)), wanted)]
+    found = [f for f in named if _is_scan(f) and _may_predict(f, b0_threshold)]
     if not found:
-        raise ValueError(f"no diffusion scan (NIfTI with .bval and .bvec) in {path}")
+        passing = f" passes the filters {dict(wanted)}" if wanted else ""
+        raise ValueError(f"no diffusion scan (NIfTI with .bval and .bvec){passing} in {path}")
     return [{"image": str(f)} for f in found]
 
 
@@ -202,7 +202,7 @@ def _may_predict(image: Path, b0_threshold: float) -> bool:
 def _is_scan(path: Path) -> bool:
     """Whether a gradient table lies beside a 4-D image: the mask beside HCP's bvals has three axes."""
     try:
-        find_sidecars(path)
+        any_sidecars(path)
         return len(open_nifti(path).shape) == 4
     except NotFetchedError:
         return True

@@ -11,9 +11,9 @@ from dmri_monai.io.bids_names import inherited, inherited_names
 from dmri_monai.io.fsl import EDDY_ENDING
 from dmri_monai.io.hcp import TABLE_NAMES
 from dmri_monai.io.nifti import nifti_stem
-from dmri_monai.io.present import present
+from dmri_monai.io.present import NotFetchedError, present
 
-__all__ = ["BvecsChoice", "Sidecars", "find_sidecars", "sidecars_of"]
+__all__ = ["BvecsChoice", "Sidecars", "any_sidecars", "find_sidecars", "sidecars_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +67,16 @@ def find_sidecars(image: Path, bvecs: BvecsChoice = "auto") -> Sidecars:
         if found.tables:
             break  # half a table beside a link is never completed by the other half beside its target
     raise FileNotFoundError(_missing(image, _beside(image, bvecs), bvecs))
+
+
+def any_sidecars(image: Path) -> Sidecars:
+    """Sidecars of `image` by whichever choice of b-vectors finds a whole table, for what needs the b-values alone."""
+    try:
+        return find_sidecars(image, "eddy")
+    except NotFetchedError:
+        raise
+    except FileNotFoundError:
+        return find_sidecars(image)
 
 
 def _beside(image: Path, bvecs: BvecsChoice) -> Sidecars:

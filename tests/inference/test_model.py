@@ -157,6 +157,34 @@ def test_scan_outside_of_the_training_range_is_a_warning_everywhere(scan, tmp_pa
     assert "the model was trained on 100 to 200" in found.files["report"].read_text()
 
 
+def test_a_prediction_names_the_weights_that_made_it_after_a_kill_between_description_and_weights(
+    scan, tmp_path
+):
+    old = save_model(tmp_path / "old" / "model.pt")
+    digest = load_model(old, "cpu").identity["ModelSHA256"]
+    killed = ModelSpec.load(old.with_suffix(".json")).replace(sha256="0" * 64, previous_sha256=digest)
+    killed.save(old.with_suffix(".json"))
+    found = load_model(old, "cpu").predict(Scan.read(scan))
+    assert found.provenance["ModelSHA256"] == digest
+
+
+def test_the_threshold_a_scan_was_read_with_holds_for_any_model(scan, tmp_path):
+    """One given as the default is not taken for none given; the doubtful volumes are named."""
+    model = load_model(save_model(tmp_path / "model.pt", b0_threshold=100.0), "cpu")
+    read = Scan.read(scan)
+    bvals = read.table.bvals.clone()
+    bvals[torch.nonzero(read.table.b0_mask).flatten()[-1]] = 80.0
+    vectors = read.table.bvecs.clone()
+    vectors[bvals == 80] = torch.tensor([1.0, 0.0, 0.0], dtype=vectors.dtype)
+    usual, wide = (Scan.of_arrays(read.image, bvals, vectors, b0_threshold=b) for b in (50.0, 100.0))
+    (doubt,) = out_of_range(usual, model.spec)
+    assert doubt.startswith("volumes with b = 80 count as weighted: with the model's b0_threshold of 100")
+    assert out_of_range(wide, model.spec) == []
+    one, other = (model.encode(s)["image"] for s in (usual, wide))
+    assert not torch.equal(one, other)
+    torch.testing.assert_close(model.encode(read)["image"], other)  # all of them b0 in both
+
+
 @pytest.fixture(scope="module")
 def whole(scan):
     return Scan.read(scan)

@@ -17,6 +17,7 @@ from dmri_monai.inference.spec import ModelSpec
 from dmri_monai.inference.study import own_share
 from dmri_monai.inference.study_files import made_by, meaning, places_of
 from dmri_monai.inference.study_pages import write_study_index, write_subject_page
+from dmri_monai.io import subjects
 from dmri_monai.phantom import write_dataset
 from dmri_monai.tasks import TASKS
 from tests.small_models import save_model
@@ -83,7 +84,7 @@ def test_resumed_study_passes_over_what_is_done_and_redoes_the_rest(study, check
     assert "2 predicted" in first.output
     kept = tmp_path / "sub-01" / "dwi" / "sub-01_desc-tissue_dseg.nii.gz"
     before = kept.stat().st_mtime_ns
-    (tmp_path / "sub-03" / "dwi" / "sub-03_desc-tissue_dseg.json").unlink()  # half done
+    (tmp_path / "sub-03" / "dwi" / "sub-03_desc-tissue_dseg.nii.gz").unlink()  # half done
     again = run(study, "-o", tmp_path, "--checkpoint", checkpoint, "--no-report", "--resume")
     assert "1 predicted, 1 resumed, 1 failed" in again.output
     assert kept.stat().st_mtime_ns == before
@@ -150,17 +151,39 @@ def test_two_processes_share_the_scans(study, checkpoint, tmp_path):
     ]  # 02 is broken
 
 
+def slurm(task, first, last, step, count):
+    """The environment of one task of an array."""
+    names = {"ID": task, "MIN": first, "MAX": last, "STEP": step, "COUNT": count}
+    return {f"SLURM_ARRAY_TASK_{name}": str(value) for name, value in names.items()}
+
+
 @pytest.mark.parametrize(
     ("environment", "expected"),
     [
         ({}, "abcde"),
         ({"RANK": "1", "WORLD_SIZE": "2"}, "bd"),
-        ({"SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_COUNT": "3"}, "c"),
+        (slurm(3, 1, 3, 1, 3), "c"),
+        (slurm(2, 0, 8, 2, 5), "b"),
+        (slurm(8, 0, 8, 2, 5), "e"),
     ],
-    ids=["alone", "torchrun", "slurm"],
+    ids=["alone", "torchrun", "slurm", "slurm by 2", "last of slurm by 2"],
 )
 def test_shares_of_all_processes_are_the_whole(environment, expected):
     assert "".join(own_share("abcde", environment)) == expected
+
+
+@pytest.mark.parametrize(
+    "environment", [slurm(7, 3, 7, 1, 2), slurm(4, 0, 9, 1, 3)], ids=["--array=3,7", "--array=0,4,9"]
+)
+def test_an_array_with_gaps_is_refused_and_not_a_part_of_the_study_left_out(
+    environment, study, checkpoint, tmp_path, monkeypatch
+):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    result = run(study, "-o", tmp_path / "out", "--checkpoint", checkpoint)
+    assert result.exit_code == 2
+    assert "--array=0-9" in result.output
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +209,8 @@ def test_page_of_a_subject_shows_all_its_scans_also_after_a_kill(two_runs, check
     again = run(two_runs, "-o", tmp_path, "--checkpoint", checkpoint, "--resume")
     assert "2 resumed" in again.output
     assert page.read_text(encoding="utf-8") == whole
-    (tmp_path / "sub-01" / "dwi" / "sub-01_run-2_desc-tissue_dseg.json").unlink()  # killed between the scans
+    for file in (tmp_path / "sub-01" / "dwi").glob("sub-01_run-2_*"):  # killed between the scans
+        file.unlink()
     run(two_runs, "-o", tmp_path, "--checkpoint", checkpoint, "--resume")
     assert page.read_text(encoding="utf-8") == whole
 
@@ -309,10 +333,159 @@ def test_folder_of_another_tool_is_not_written_into(study, checkpoint, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["dataset_description.json"]
 
 
-def test_label_drawn_by_hand_is_not_replaced(study, checkpoint, tmp_path):
+@pytest.mark.parametrize("more", [(), ("--resume",)], ids=["", "resume"])
+def test_label_drawn_by_hand_is_not_replaced(study, checkpoint, tmp_path, more):
     own = tmp_path / "sub-01" / "dwi" / "sub-01_desc-tissue_dseg.nii.gz"
     own.parent.mkdir(parents=True)
     own.write_bytes(b"mine")
-    result = run(study, "-o", tmp_path, "--checkpoint", checkpoint, "--no-report")
+    result = run(study, "-o", tmp_path, "--checkpoint", checkpoint, "--no-report", *more)
     assert own.read_bytes() == b"mine"
     assert "1 predicted, 2 failed" in result.output
+
+
+@pytest.fixture
+def subject(study, tmp_path):
+    """A data set of one subject, to be changed."""
+    root = tmp_path / "study"
+    shutil.copytree(study / "sub-01", root / "sub-01")
+    shutil.copy(study / "dataset_description.json", root)
+    return root
+
+
+def linked_subjects(study, tmp_path, layout):
+    """A data set whose folders or files are links to a store elsewhere, and the names of what a study makes of it."""
+    root, store = tmp_path / "study", tmp_path / "store"
+    for number, name in enumerate(("sub-01", "sub-03")):
+        dwi = study / name / "dwi"
+        if layout == "hcp":
+            folder = store / f"disk{number}" / "x"
+            (folder / "T1w" / "Diffusion").mkdir(parents=True)
+            endings = {"data.nii.gz": ".nii.gz", "bvals": ".bval", "bvecs": ".bvec"}
+            for new, old in endings.items():
+                shutil.copy(dwi / f"{name}_dwi{old}", folder / "T1w" / "Diffusion" / new)
+            root.mkdir(exist_ok=True)
+            (root / f"10030{number}").symlink_to(folder)
+        else:
+            (root / name / "dwi").mkdir(parents=True)
+            shutil.copy(study / "dataset_description.json", root)
+            for number, file in enumerate(dwi.glob(f"{name}_dwi.*")):  # as git-annex keeps them
+                held = (
+                    root / ".git" / "annex" / "objects" / name / str(number) / f"MD5E-{number}{file.suffix}"
+                )
+                held.parent.mkdir(parents=True)
+                shutil.copy(file, held)
+                (root / name / "dwi" / file.name).symlink_to(held)
+    if layout == "hcp":
+        return root, [
+            "100300/T1w/Diffusion/data_desc-tissue_dseg",
+            "100301/T1w/Diffusion/data_desc-tissue_dseg",
+        ]
+    return root, [f"{name}/dwi/{name}_desc-tissue_dseg" for name in ("sub-01", "sub-03")]
+
+
+@pytest.mark.parametrize("layout", ["hcp", "annex"])
+def test_a_scan_behind_a_link_is_predicted_where_the_link_lies(study, checkpoint, tmp_path, layout):
+    root, expected = linked_subjects(study, tmp_path, layout)
+    out = tmp_path / "out"
+    result = run(root, "-o", out, "--checkpoint", checkpoint)
+    assert "2 predicted" in result.output
+    found = sorted(path.relative_to(out).as_posix() for path in out.rglob("*_dseg.nii.gz"))
+    assert found == [f"{name}.nii.gz" for name in expected]
+    pages = sorted(path.stem for path in out.glob("*.html"))
+    assert pages == sorted([*(name.split("/")[0] for name in expected), "index"])
+    for name in expected:
+        record = json.loads((out / f"{name}.json").read_text(encoding="utf-8"))
+        (source,) = record["Sources"]
+        assert (root / source.removeprefix("bids:raw:")).is_file()
+
+
+@pytest.mark.parametrize("other", ["case_dwi.nii.gz", "case.nii"])
+def test_two_scans_of_one_name_are_refused_before_any_work(study, checkpoint, tmp_path, other):
+    folder, out = tmp_path / "plain", tmp_path / "out"
+    folder.mkdir()
+    dwi = study / "sub-01" / "dwi"
+    for name in ("case.nii.gz", other):
+        stem = name.removesuffix(".gz").removesuffix(".nii")
+        nibabel.load(dwi / "sub-01_dwi.nii.gz").to_filename(folder / name)
+        for ending in (".bval", ".bvec"):
+            shutil.copy(dwi / f"sub-01_dwi{ending}", folder / f"{stem}{ending}")
+    result = run(folder, "-o", out, "--checkpoint", checkpoint)
+    assert result.exit_code == 2
+    assert "case.nii.gz" in result.output
+    assert other in result.output
+    assert not out.exists()
+
+
+def table_of(subject):
+    (sidecar,) = subject.rglob("*_dseg.json")
+    return json.loads(sidecar.read_text(encoding="utf-8"))["TableSHA256"]
+
+
+def turned_table(subject):
+    """Writes eddy's b-vectors, other than those of the `.bvec`."""
+    bvec = subject / "sub-01" / "dwi" / "sub-01_dwi.bvec"
+    rows = bvec.read_text(encoding="ascii").splitlines()
+    bvec.with_name("sub-01_dwi.eddy_rotated_bvecs").write_text("\n".join([rows[1], rows[0], rows[2]]))
+    return bvec
+
+
+@pytest.mark.parametrize("more", [("--bvecs", "eddy"), ("--ensemble", "flips"), ("--b0-threshold", "60")])
+def test_a_prediction_under_other_options_is_not_taken_for_done(subject, checkpoint, tmp_path, more):
+    turned_table(subject)
+    options = (subject, "-o", tmp_path / "out", "--checkpoint", checkpoint, "--no-report", "--resume")
+    assert "1 predicted" in run(*options).output
+    assert "1 resumed" in run(*options).output
+    before = table_of(tmp_path / "out")
+    assert "1 predicted" in run(*options, *more).output
+    assert (table_of(tmp_path / "out") != before) == ("eddy" in more)
+    assert "1 resumed" in run(*options, *more).output
+    assert "1 predicted" in run(*options).output
+
+
+def test_changed_vectors_of_eddy_are_predicted_anew(subject, checkpoint, tmp_path):
+    bvec = turned_table(subject)
+    options = (subject, "-o", tmp_path / "out", "--checkpoint", checkpoint, "--no-report", "--resume")
+    assert "1 predicted" in run(*options, "--bvecs", "eddy").output
+    before = table_of(tmp_path / "out")
+    bvec.with_name("sub-01_dwi.eddy_rotated_bvecs").write_text(bvec.read_text(encoding="ascii"))
+    assert "1 predicted" in run(*options, "--bvecs", "eddy").output
+    assert table_of(tmp_path / "out") != before
+
+
+def test_a_study_with_eddys_vectors_alone_is_read(subject, checkpoint, tmp_path):
+    bvec = turned_table(subject)
+    bvec.unlink()
+    options = (subject, "-o", tmp_path / "out", "--checkpoint", checkpoint, "--no-report")
+    assert "1 predicted" in run(*options, "--bvecs", "eddy").output
+    assert subjects(subject, {"all": 1.0})["all"]
+    refused = run(*options)
+    assert "1 failed" in refused.output
+    assert "bvecs='eddy'" in refused.output
+
+
+@pytest.fixture
+def both_ways(study, tmp_path):
+    """A plain folder with a scan of each phase-encoding direction."""
+    folder = tmp_path / "plain"
+    folder.mkdir()
+    for direction in ("AP", "PA"):
+        for file in (study / "sub-01" / "dwi").glob("sub-01_dwi.*"):
+            shutil.copy(file, folder / f"sub-01_dir-{direction}_dwi{''.join(file.suffixes)}")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [(["dir=AP"], ["AP"]), (["dir=AP", "dir=PA"], ["AP", "PA"]), (["dir=AP", "sub=1"], ["AP"])],
+    ids=str,
+)
+def test_filters_of_the_command_hold_in_any_folder(both_ways, checkpoint, tmp_path, wanted, expected):
+    options = [part for one in wanted for part in ("--filter", one)]
+    run(both_ways, "-o", tmp_path / "out", "--checkpoint", checkpoint, "--no-report", *options)
+    assert maps(tmp_path / "out") == [f"sub-01_dir-{way}_desc-tissue_dseg.nii.gz" for way in expected]
+
+
+def test_filters_that_nothing_passes_are_an_error(both_ways, checkpoint, tmp_path):
+    result = run(both_ways, "-o", tmp_path / "out", "--checkpoint", checkpoint, "--filter", "run=7")
+    assert result.exit_code == 2
+    assert "passes the filters {'run': ['7']}" in result.output
