@@ -26,7 +26,8 @@ def collate_dwi(batch: Sequence[Any], image_keys: Sequence[str] = ("image",)) ->
     unless they hold harmonics; padding is 0, and `valid` (B, N_max) bool is False there, so that it never
     counts as b0.  Meta data survive; entries that cannot be stacked, or that only some scans have, become a list with
     an entry for each scan, None where it has none.  Items without b-values are collated as by MONAI.  Raises
-    ValueError where something fixed to a voxel frame has been turned since (:func:`check_voxel_frame`).
+    ValueError where something fixed to a voxel frame has been turned since (:func:`check_voxel_frame`), and for grids
+    of different sizes.
     """
     items = [dict(i) for entry in batch for i in (entry if isinstance(entry, list) else [entry])]
     for item in items:
@@ -38,11 +39,27 @@ def collate_dwi(batch: Sequence[Any], image_keys: Sequence[str] = ("image",)) ->
     if items and not without:
         longest = max(len(item["bvals"]) for item in items)
         items = [_padded(item, longest, image_keys) for item in items]
+    _check_grids(items, image_keys)
     apart = _split_meta(items)
     collated: dict[Hashable, Any] = list_data_collate(items)
     for key, entries in apart.items():
         collated[key].meta.update(entries)
     return collated
+
+
+def _check_grids(items: Sequence[dict[Hashable, Any]], image_keys: Sequence[str]) -> None:
+    """ValueError naming two scans of the batch whose grids are not of one size."""
+    for key in image_keys:
+        images = [item[key] for item in items if isinstance(item.get(key), Tensor)]
+        for image in images:
+            if image.shape[1:] != images[0].shape[1:]:
+                sizes = ", ".join(
+                    f"{tuple(one.shape[1:])} of {getattr(one, 'meta', {}).get('filename_or_obj', 'an array')}"
+                    for one in (images[0], image)
+                )
+                raise ValueError(
+                    f"grids of different sizes in one batch: {sizes}: crop or pad to one, or batch_size 1"
+                )
 
 
 class PerScan(list[Any]):

@@ -142,3 +142,13 @@ def test_it_works_in_a_loader(workers):
 def test_a_batch_of_which_some_have_no_table_is_an_error():
     with pytest.raises(ValueError, match="item 1 of the batch has no bvals"):
         collate_dwi([field_item(**SMALL), {"image": torch.zeros(31, 8, 7, 6)}])
+
+
+def test_grids_of_different_sizes_are_refused_with_both():
+    one, other = (
+        ToVoxelFramed()(field_item("LAS", shape=(8, 7, 6))),
+        ToVoxelFramed()(field_item("LAS", shape=(8, 7, 5))),
+    )
+    one["image"].meta["filename_or_obj"] = "a.nii.gz"
+    with pytest.raises(ValueError, match=r"\(8, 7, 6\) of a.nii.gz, \(8, 7, 5\) of an array.* batch_size 1"):
+        collate_dwi([one, other])
