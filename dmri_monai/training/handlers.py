@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from math import inf, isnan
 from pathlib import Path
@@ -19,6 +20,8 @@ from dmri_monai.io.writing import replacing
 from dmri_monai.parallel import is_main
 
 __all__ = ["EarlyStopping", "Progress", "StopAtNonFinite", "ValidationPicture", "reuse_handler"]
+
+logger = logging.getLogger(__name__)
 
 
 class Progress:
@@ -41,7 +44,8 @@ def _loss(output: Any) -> dict[str, float]:
 class EarlyStopping:
     """Ignite's early stopping, attached to the trainer, on a metric of `evaluator`, with a state that can be saved.
 
-    patience: validations without improvement before the trainer stops.  Attach it after the validation.
+    patience: validations without improvement before the trainer stops.  Attach it after the validation.  A training
+    that was ended so has ended when its state is loaded, unless `patience` is larger now.
     """
 
     def __init__(
@@ -53,20 +57,38 @@ class EarlyStopping:
         self.interval = interval
         self.sign = sign
         self._handler: IgniteEarlyStopping | None = None
+        self._ended = False
 
     def attach(self, engine: Engine) -> None:
         self._handler = IgniteEarlyStopping(self.patience, self._score, trainer=engine)
-        engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), self._handler)
+        engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), self._judge)
+
+    def _judge(self, engine: Engine) -> None:
+        handler = self._attached()
+        handler(engine)
+        self._ended = handler.counter >= self.patience
 
     def _score(self, engine: Engine) -> float:
         score = self.sign * float(self.evaluator.state.metrics[self.metric])
         return -inf if isnan(score) else score  # ignite takes NaN for an improvement
 
     def state_dict(self) -> dict[str, Any]:
-        return dict(self._attached().state_dict())
+        return {**self._attached().state_dict(), "ended": self._ended}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._attached().load_state_dict(state)
+        """While the trainer starts: where `state` is that of a training that has ended, no epoch follows."""
+        handler = self._attached()
+        handler.load_state_dict({name: value for name, value in state.items() if name != "ended"})
+        enough = handler.counter >= self.patience
+        self._ended = enough and bool(state.get("ended", True))  # which those of 0.1 do not say
+        if self._ended:
+            logger.warning(
+                "early stopping has ended this training after %d validations without improvement: nothing is left to "
+                "train; a --patience of more than %d goes on",
+                handler.counter,
+                handler.counter,
+            )
+            handler.trainer.terminate()
 
     def _attached(self) -> IgniteEarlyStopping:
         if self._handler is None:
