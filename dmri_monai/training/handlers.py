@@ -139,6 +139,7 @@ class ValidationPicture:
     Items of `engine.state.output`: `image`, `label`, `pred`, each (C, X, Y, Z); a label that is a mapping is shown by
     its `harmonics`.  shows: "classes" (one-hot or class numbers), "scores" (their first channel, 0 to 1),
     "directions" (peaks; red, green and blue for the parts along x, y and z), or None for the first channel, unchanged.
+    Of classes, it also warns, once, where validations in a row find one alone in all their scans: :class:`OneClass`.
     """
 
     def __init__(self, path: str | Path, shows: str | None = None) -> None:
@@ -150,6 +151,8 @@ class ValidationPicture:
     def attach(self, engine: Engine) -> None:
         if is_main():
             engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+            if self.shows == "classes":
+                OneClass().attach(engine)
 
     def __call__(self, engine: Engine) -> None:
         from matplotlib.figure import Figure
@@ -172,6 +175,53 @@ class ValidationPicture:
         if self.shows == "classes":
             return {"vmin": 0, "vmax": max(1.0, float(truth.max()), float(found.max()))}
         return {"vmin": 0, "vmax": 1} if self.shows == "scores" else {}
+
+
+class OneClass:
+    """Ignite handler of an evaluator: warns, once, of a network that calls every voxel of all scans the same.
+
+    It does so where the labels hold several classes and `in_a_row` validations agree; a network that has just begun
+    often finds one class.  Items of `engine.state.output`: as of :class:`ValidationPicture`.
+    """
+
+    def __init__(self, in_a_row: int = 2) -> None:
+        self.in_a_row = in_a_row
+        self._found: set[int] = set()
+        self._true: set[int] = set()
+        self._agreed, self._told = 0, False
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.EPOCH_STARTED, self._begin)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._look)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._judge)
+
+    def _begin(self, engine: Engine) -> None:
+        self._found, self._true = set(), set()
+
+    def _look(self, engine: Engine) -> None:
+        for item in engine.state.output:
+            self._found |= _classes(item["pred"])
+            self._true |= _classes(item["label"])
+
+    def _judge(self, engine: Engine) -> None:
+        one = len(self._found) == 1 and len(self._true) > 1
+        self._agreed = self._agreed + 1 if one else 0
+        if self._agreed >= self.in_a_row and not self._told:
+            self._told = True
+            logger.warning(
+                "every voxel of all validation scans is predicted as class %d, the labels hold %s: unless this changes "
+                "soon, try another learning_rate or class weights in the loss, and look whether labels and scans lie "
+                "on the same grid",
+                *self._found,
+                ", ".join(map(str, sorted(self._true))),
+            )
+
+
+def _classes(volume: torch.Tensor) -> set[int]:
+    """Class numbers in a volume (C, X, Y, Z), one-hot or class numbers; what is ignored is none."""
+    plain = torch.as_tensor(volume).as_subclass(torch.Tensor)
+    numbers = plain.argmax(0) if len(plain) > 1 else plain[plain >= 0].round()
+    return {int(number) for number in numbers.unique()}
 
 
 def _slice(volume: Any, shows: str | None) -> torch.Tensor:
