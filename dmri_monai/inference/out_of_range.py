@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dmri_monai.check.quality import estimate_snr
 from dmri_monai.gradients import B0_THRESHOLD
+from dmri_monai.inference.seen_scans import used_shells
 from dmri_monai.inference.spec import ModelSpec
 from dmri_monai.qspace.b0 import head_mask, mean_b0
 from dmri_monai.scan import Scan
@@ -11,11 +12,14 @@ from dmri_monai.scan import Scan
 __all__ = ["out_of_range"]
 
 MARGIN = 0.1  # a scan may lie this far outside of the training range before it is worth a warning
+# and this far from its middle: scans of one protocol say little of what a model can take
+NARROW = 0.2
 
 
 def out_of_range(scan: Scan, spec: ModelSpec) -> list[str]:
     """Where a scan lies outside of what the model was trained on, one sentence each."""
-    found, shells = [*_other_b0(scan, spec), *_absent(scan, spec)], _shells_used(scan, spec)
+    found = [*_other_b0(scan, spec), *_absent(scan, spec)]
+    shells = used_shells([(shell.bval, len(shell.indices)) for shell in scan.table.shells()], spec)
     known = spec.trained_on
     values: list[tuple[str, tuple[float, float] | None, tuple[float, ...]]] = [
         ("directions", known.directions, (float(sum(count for _, count in shells)),)),
@@ -24,10 +28,19 @@ def out_of_range(scan: Scan, spec: ModelSpec) -> list[str]:
         ("SNR", known.snr, _snr(scan) if known.snr else ()),
     ]
     for name, bounds, measured in values:
-        if bounds and any(not bounds[0] * (1 - MARGIN) <= v <= bounds[1] * (1 + MARGIN) for v in measured):
+        if bounds and any(not _is_usual(v, bounds) for v in measured):
             shown = " x ".join(f"{v:g}" for v in measured)
-            found.append(f"{shown} {name}: the model was trained on {bounds[0]:g} to {bounds[1]:g}")
+            seen = " to ".join(dict.fromkeys(f"{v:g}" for v in bounds))
+            found.append(f"{shown} {name}: the model was trained on {seen}")
     return found
+
+
+def _is_usual(value: float, bounds: tuple[float, float]) -> bool:
+    """Whether `value` is so near to the training range that the difference is a trifle."""
+    low, high = bounds
+    middle = (low + high) / 2
+    lowest = min(low * (1 - MARGIN), middle * (1 - NARROW))
+    return lowest <= value <= max(high * (1 + MARGIN), middle * (1 + NARROW))
 
 
 def _snr(scan: Scan) -> tuple[float, ...]:
@@ -60,14 +73,6 @@ def _absent(scan: Scan, spec: ModelSpec) -> list[str]:
     absent = [b for b in spec.shells if not any(_is_near(one, b, spec) for one in own)]
     matters = spec.missing == "error" or len(absent) == len(spec.shells)
     return [f"no shell near the model's b = {b:g} s/mm²" for b in absent] if matters else []
-
-
-def _shells_used(scan: Scan, spec: ModelSpec) -> list[tuple[float, int]]:
-    """b-value and number of directions of the shells that the model takes for its own."""
-    shells = [(shell.bval, len(shell.indices)) for shell in scan.table.shells()]
-    if spec.takes == "shell-set":
-        return shells
-    return [(b, count) for b, count in shells for near in spec.shells if _is_near(b, near, spec)]
 
 
 def _is_near(bval: float, shell: float, spec: ModelSpec) -> bool:

@@ -85,7 +85,8 @@ class ModelSpec(Strict):
         share, that the network leaves to no tissue where the brain was extracted; each is then given to one, as of
         :class:`dmri_monai.transforms.FillExtractedBraind`.  None: what the network tells.
     subsample_directions: fewest and most directions per shell that training left in a scan; None: all of them.
-    trained_on: ranges of the training scans.  scans: name of each training scan -> hash of its gradient table.
+    trained_on: ranges of the training scans, written by :class:`dmri_monai.training.Checkpoint`.  scans: of released
+        models, name of each training scan -> hash of its gradient table.
     sha256: of the weights' file.  previous_sha256: of the weights that these replaced, which are as good.
     """
 

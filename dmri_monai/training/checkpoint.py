@@ -13,6 +13,7 @@ from torch import nn
 from dmri_monai.failures import on_failure
 from dmri_monai.flags import NO_PATH, flag
 from dmri_monai.inference.spec import ModelSpec, spec_path
+from dmri_monai.inference.training_range import TrainingRange
 from dmri_monai.inference.weights import (
     check_finite,
     check_fit,
@@ -28,6 +29,7 @@ from dmri_monai.io.locking import FolderLock, locked
 from dmri_monai.io.present import present
 from dmri_monai.parallel import is_main
 from dmri_monai.training.continuation import Record, check_same_inputs
+from dmri_monai.training.scan_range import training_range
 
 __all__ = ["Checkpoint", "copy_with_weights", "load_pretrained"]
 
@@ -41,7 +43,8 @@ class Checkpoint:
 
     `last.pt` holds the state of `network`, of everything in `stateful` (optimizer, scheduler, early stopping ...), of
     the trainer and of the best metric; `model.pt` holds the network alone, the latest where there is no `evaluator`,
-    and `model.json` its `spec`.  Attach it last, after validation, schedule and early stopping.
+    and `model.json` its `spec`, where that has none, with the range of the scans of the trainer's data set, as of
+    :func:`training_range`.  Attach it last, after validation, schedule and early stopping.
 
     resume: continue from `last.pt`; ValueError when there is none, when it is damaged, and for another model or other
     `inputs` (of :func:`inputs_of`), of which it holds a record.
@@ -94,6 +97,9 @@ class Checkpoint:
     def _begin(self, engine: Engine) -> None:
         self._lock.acquire()
         self._check_folder()  # another training may have ended since
+        if self.spec.trained_on == TrainingRange():
+            dataset = getattr(engine.state.dataloader, "dataset", None)
+            self.spec = self.spec.replace(trained_on=training_range(dataset, self.spec))
 
     def _end(self, *_: Any) -> None:
         self._lock.release()

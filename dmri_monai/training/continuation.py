@@ -15,14 +15,14 @@ from dmri_monai.inference.weights import digest_of
 from dmri_monai.io.data_record import file_record
 from dmri_monai.transforms import LoadDWId
 
-__all__ = ["MAY_CHANGE", "check_same_inputs", "inputs_of"]
+__all__ = ["MAY_CHANGE", "check_same_inputs", "inputs_of", "loader_of"]
 
 Record = dict[str, dict[str, Any]]
 
 # the keys of a config that may be different when a training is continued, and why; every other one may not
 MAY_CHANGE = {
     "max_epochs": "goes on for longer, or ends sooner; the learning rate then follows the new length",
-    "patience": "counts from the next validation on",
+    "patience": "counts from the next validation on; more of it goes on where early stopping had ended the training",
     "num_workers": "which process loads a scan changes nothing",
     "device": "where it is computed; only on the same device bit for bit",
     "cache_rate": "what is kept in memory changes nothing",
@@ -106,7 +106,7 @@ def _plain(value: Any) -> Any:
 
 def _scans(part: str, dataset: Any) -> dict[str, str]:
     items: Sequence[Any] = getattr(dataset, "data", [])
-    load = _loader(getattr(dataset, "transform", None))
+    load = loader_of(getattr(dataset, "transform", None))
     found: dict[str, str] = {}
     for index, item in enumerate(items if isinstance(items, Sequence) else []):
         if isinstance(item, Mapping):
@@ -119,7 +119,7 @@ def _is_file(value: Any) -> bool:
     return isinstance(value, str | Path) and Path(value).is_file()
 
 
-def _loader(transform: Any) -> LoadDWId | None:
+def loader_of(transform: Any) -> LoadDWId | None:
     """The transform that says which table of a scan is read."""
     parts = getattr(transform, "transforms", [])
     return next((part for part in parts if isinstance(part, LoadDWId)), None)

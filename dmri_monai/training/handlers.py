@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from math import inf, isnan
 from pathlib import Path
@@ -19,6 +20,8 @@ from dmri_monai.io.writing import replacing
 from dmri_monai.parallel import is_main
 
 __all__ = ["EarlyStopping", "Progress", "StopAtNonFinite", "ValidationPicture", "reuse_handler"]
+
+logger = logging.getLogger(__name__)
 
 
 class Progress:
@@ -41,7 +44,8 @@ def _loss(output: Any) -> dict[str, float]:
 class EarlyStopping:
     """Ignite's early stopping, attached to the trainer, on a metric of `evaluator`, with a state that can be saved.
 
-    patience: validations without improvement before the trainer stops.  Attach it after the validation.
+    patience: validations without improvement before the trainer stops.  Attach it after the validation.  A training
+    that was ended so has ended when its state is loaded, unless `patience` is larger now.
     """
 
     def __init__(
@@ -53,20 +57,38 @@ class EarlyStopping:
         self.interval = interval
         self.sign = sign
         self._handler: IgniteEarlyStopping | None = None
+        self._ended = False
 
     def attach(self, engine: Engine) -> None:
         self._handler = IgniteEarlyStopping(self.patience, self._score, trainer=engine)
-        engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), self._handler)
+        engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), self._judge)
+
+    def _judge(self, engine: Engine) -> None:
+        handler = self._attached()
+        handler(engine)
+        self._ended = handler.counter >= self.patience
 
     def _score(self, engine: Engine) -> float:
         score = self.sign * float(self.evaluator.state.metrics[self.metric])
         return -inf if isnan(score) else score  # ignite takes NaN for an improvement
 
     def state_dict(self) -> dict[str, Any]:
-        return dict(self._attached().state_dict())
+        return {**self._attached().state_dict(), "ended": self._ended}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._attached().load_state_dict(state)
+        """While the trainer starts: where `state` is that of a training that has ended, no epoch follows."""
+        handler = self._attached()
+        handler.load_state_dict({name: value for name, value in state.items() if name != "ended"})
+        enough = handler.counter >= self.patience
+        self._ended = enough and bool(state.get("ended", True))  # which those of 0.1 do not say
+        if self._ended:
+            logger.warning(
+                "early stopping has ended this training after %d validations without improvement: nothing is left to "
+                "train; a --patience of more than %d goes on",
+                handler.counter,
+                handler.counter,
+            )
+            handler.trainer.terminate()
 
     def _attached(self) -> IgniteEarlyStopping:
         if self._handler is None:
@@ -117,6 +139,7 @@ class ValidationPicture:
     Items of `engine.state.output`: `image`, `label`, `pred`, each (C, X, Y, Z); a label that is a mapping is shown by
     its `harmonics`.  shows: "classes" (one-hot or class numbers), "scores" (their first channel, 0 to 1),
     "directions" (peaks; red, green and blue for the parts along x, y and z), or None for the first channel, unchanged.
+    Of classes, it also warns, once, where validations in a row find one alone in all their scans: :class:`OneClass`.
     """
 
     def __init__(self, path: str | Path, shows: str | None = None) -> None:
@@ -128,6 +151,8 @@ class ValidationPicture:
     def attach(self, engine: Engine) -> None:
         if is_main():
             engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+            if self.shows == "classes":
+                OneClass().attach(engine)
 
     def __call__(self, engine: Engine) -> None:
         from matplotlib.figure import Figure
@@ -150,6 +175,53 @@ class ValidationPicture:
         if self.shows == "classes":
             return {"vmin": 0, "vmax": max(1.0, float(truth.max()), float(found.max()))}
         return {"vmin": 0, "vmax": 1} if self.shows == "scores" else {}
+
+
+class OneClass:
+    """Ignite handler of an evaluator: warns, once, of a network that calls every voxel of all scans the same.
+
+    It does so where the labels hold several classes and `in_a_row` validations agree; a network that has just begun
+    often finds one class.  Items of `engine.state.output`: as of :class:`ValidationPicture`.
+    """
+
+    def __init__(self, in_a_row: int = 2) -> None:
+        self.in_a_row = in_a_row
+        self._found: set[int] = set()
+        self._true: set[int] = set()
+        self._agreed, self._told = 0, False
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.EPOCH_STARTED, self._begin)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._look)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._judge)
+
+    def _begin(self, engine: Engine) -> None:
+        self._found, self._true = set(), set()
+
+    def _look(self, engine: Engine) -> None:
+        for item in engine.state.output:
+            self._found |= _classes(item["pred"])
+            self._true |= _classes(item["label"])
+
+    def _judge(self, engine: Engine) -> None:
+        one = len(self._found) == 1 and len(self._true) > 1
+        self._agreed = self._agreed + 1 if one else 0
+        if self._agreed >= self.in_a_row and not self._told:
+            self._told = True
+            logger.warning(
+                "every voxel of all validation scans is predicted as class %d, the labels hold %s: unless this changes "
+                "soon, try another learning_rate or class weights in the loss, and look whether labels and scans lie "
+                "on the same grid",
+                *self._found,
+                ", ".join(map(str, sorted(self._true))),
+            )
+
+
+def _classes(volume: torch.Tensor) -> set[int]:
+    """Class numbers in a volume (C, X, Y, Z), one-hot or class numbers; what is ignored is none."""
+    plain = torch.as_tensor(volume).as_subclass(torch.Tensor)
+    numbers = plain.argmax(0) if len(plain) > 1 else plain[plain >= 0].round()
+    return {int(number) for number in numbers.unique()}
 
 
 def _slice(volume: Any, shows: str | None) -> torch.Tensor:

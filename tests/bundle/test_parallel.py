@@ -76,7 +76,7 @@ def test_two_processes_pretrain_as_one_that_gathers_the_gradients_of_two_batches
     two = train(2, data, tmp_path / "two" / "run", "pretrain")
     for name in ("train_loss", "val_loss"):
         torch.testing.assert_close(history(two, name), history(one, name), rtol=0, atol=1e-4)
-    load_weights(build_network(ModelSpec(size="tiny"), ModelSpec().irreps), two / "model.pt")
+    load_weights(build_network(ModelSpec(size="tiny"), ModelSpec().pretext_irreps), two / "model.pt")
 
 
 @pytest.mark.slow

@@ -13,6 +13,10 @@ import pytest
 import torch
 
 from dmri_monai.failures import first_cause
+from dmri_monai.inference.out_of_range import out_of_range
+from dmri_monai.inference.spec import ModelSpec
+from dmri_monai.inference.training_range import TrainingRange
+from dmri_monai.scan import Scan
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = {
@@ -89,6 +93,41 @@ def begun(prepare, dataset_dir, tmp_path_factory):
     shutil.copytree(dataset_dir, home / "data")
     prepare("train", dataset_dir=str(home / "data"), output_dir=str(home / "out"), max_epochs=1).run()
     return home / "data", home / "out"
+
+
+@pytest.mark.parametrize("folder", ["trained", "pretrained"])
+def test_training_writes_down_the_range_of_its_scans(request, folder):
+    spec = ModelSpec.load(request.getfixturevalue(folder) / "model.json")
+    low, high = spec.trained_on.directions
+    assert 24 <= low < high <= 64  # of the phantom's three training scans
+    assert spec.trained_on.voxel_mm == (6.0, 6.0)
+    assert spec.trained_on.bval is None  # of named shells
+
+
+def test_training_without_a_range_goes_on_and_gets_it(prepare, begun, tmp_path):
+    """As trainings before this record were left."""
+    data, out = begun
+    out = Path(shutil.copytree(out, tmp_path / "out"))
+    old = ModelSpec.load(out / "model.json")
+    old.replace(trained_on={}).save(out / "model.json")
+    options = {"dataset_dir": str(data), "output_dir": str(out), "max_epochs": 3, "resume": True}
+    prepare("train", **options, learning_rate=0.001).run()
+    assert torch.load(out / "last.pt", weights_only=True)["trainer"]["epoch"] == 3
+    assert ModelSpec.load(out / "model.json").trained_on in (old.trained_on, TrainingRange())
+
+
+def test_a_model_of_any_protocol_knows_its_b_values_and_warns_of_others(prepare, dataset_dir, tmp_path):
+    settings = {"architecture": "any", "size": ["4x0e", "4x0e"], "network_options": {}, "max_epochs": 1}
+    prepare("train", dataset_dir=dataset_dir, output_dir=str(tmp_path), fold=1, n_folds=5, **settings).run()
+    spec = ModelSpec.load(tmp_path / "model.json")
+    assert spec.trained_on.bval is not None
+    bvals = torch.tensor([0.0, *[15000.0] * 30])
+    bvecs = torch.nn.functional.normalize(torch.randn(31, 3), dim=1)
+    affine = torch.diag(torch.tensor([20.0, 20.0, 20.0, 1.0]))
+    strange = Scan.of_arrays(torch.ones(31, 4, 4, 4), bvals, bvecs, affine)
+    found = " ".join(out_of_range(strange, spec))
+    assert "15000 s/mm² b-values" in found
+    assert "20 x 20 x 20 mm voxel size" in found
 
 
 def refusal(workflow):

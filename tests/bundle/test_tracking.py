@@ -120,3 +120,21 @@ def test_training_without_tracking_needs_no_mlflow(dataset_dir, tmp_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=BUNDLE.parent)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "model.pt").is_file()
+
+
+def test_training_that_was_killed_before_its_model_was_registered_only_registers_it(
+    prepare, dataset_dir, tmp_path
+):
+    """Early stopping had ended it: nothing is left to train."""
+    out = tmp_path / "ended"
+    settings = {"dataset_dir": dataset_dir, "output_dir": str(out), "learning_rate": 0.0, "patience": 1}
+    prepare("train", **settings, mlflow=True, max_epochs=9).run()
+    before = {name: (out / name).read_bytes() for name in ("last.pt", "model.pt", "model.json")}
+    resumed = {**settings, "mlflow": True, "max_epochs": 9, "resume": True, "registered_model": "ended"}
+    prepare("train", **resumed).run()
+    assert {name: (out / name).read_bytes() for name in before} == before
+    record = json.loads((out / "mlflow_run.json").read_text())
+    client = MlflowClient(record["tracking_uri"])
+    (version,) = client.search_model_versions("name = 'ended'")
+    assert version.run_id == record["run_id"]
+    assert client.get_run(version.run_id).info.status == "FINISHED"

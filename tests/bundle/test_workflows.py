@@ -288,3 +288,16 @@ def test_amp_on_the_cpu_trains_in_bf16(prepare, dataset_dir, tmp_path):
     workflow.run()
     assert set(seen) == {torch.bfloat16}
     assert all(v.dtype == torch.float32 for v in weights(tmp_path / "model.pt").values())
+
+
+@pytest.mark.parametrize("objective", [None, "crossings"], ids=["tissue", "crossings"])
+def test_training_that_finds_one_class_alone_says_so(prepare, dataset_dir, tmp_path, caplog, objective):
+    settings = {"output_dir": str(tmp_path), "learning_rate": 0.0, "objective": objective}
+    workflow = prepare("train", dataset_dir=dataset_dir, **settings)
+    for parameter in workflow.parser.get_parsed_content("network").parameters():
+        parameter.data.zero_()
+    workflow.run()
+    assert (
+        caplog.text.count("every voxel of all validation scans is predicted as class 0, the labels hold 0, 1")
+        == 1
+    )

@@ -195,6 +195,28 @@ def test_scan_inside_of_the_training_range_is_no_warning(whole):
     assert out_of_range(whole, ModelSpec(trained_on=wide)) == []
 
 
+@pytest.mark.parametrize(
+    ("bval", "spacing_mm", "directions", "expected"),
+    [
+        (1000, 2.0, 30, []),
+        (1190, 2.4, 27, []),
+        (1000, 1.7, 35, []),
+        (2000, 2.0, 30, ["2000 s/mm² b-values: the model was trained on 1000"]),
+        (1000, 4.0, 30, ["4 x 4 x 4 mm voxel size: the model was trained on 2"]),
+        (1000, 2.0, 12, ["12 directions: the model was trained on 30"]),
+    ],
+    ids=["same", "near", "finer", "b-value", "voxels", "directions"],
+)
+def test_trifles_beside_a_single_protocol_are_no_warning(bval, spacing_mm, directions, expected):
+    generator = torch.Generator().manual_seed(0)
+    bvals = torch.tensor([0.0, *[float(bval)] * directions])
+    bvecs = torch.nn.functional.normalize(torch.randn(len(bvals), 3, generator=generator), dim=1)
+    affine = torch.diag(torch.tensor([spacing_mm] * 3 + [1.0]))
+    other = Scan.of_arrays(torch.ones(len(bvals), 4, 4, 4), bvals, bvecs, affine)
+    one = {"directions": [30, 30], "bval": [1000, 1000], "voxel_mm": [2, 2]}
+    assert out_of_range(other, ModelSpec(architecture="any", trained_on=one)) == expected
+
+
 def test_model_that_says_nothing_of_its_training_data_gives_no_warning(whole):
     assert out_of_range(whole, ModelSpec()) == []
 

@@ -10,6 +10,7 @@ from dmri_monai.inference.spec import ModelSpec
 from dmri_monai.inference.weights import load_weights
 from dmri_monai.networks import EquivariantUNet, PlainUNet
 from dmri_monai.training.checkpoint import Checkpoint, load_pretrained
+from dmri_monai.training.handlers import EarlyStopping
 
 SPEC = ModelSpec(task="tissue", architecture="plain", l_max=2, order_scale=(1.0, 15.0))
 
@@ -382,3 +383,72 @@ def test_what_was_loaded_and_what_was_not_is_listed(pretrained, caplog):
     load_pretrained(PlainUNet(in_channels=2, filters=2, out_channels=4), pretrained[1])
     assert "(bridge, down_1, down_2" in caplog.text
     assert "new: head.bias, head.weight; left in the checkpoint: head.bias, head.weight" in caplog.text
+
+
+def make_stopping(folder, values, patience=2, **options):
+    """A training whose validations give `values`, epoch by epoch, and better ones ever after; model.pt is the best."""
+    engine, evaluator = Engine(lambda *_: None), Engine(lambda *_: None)
+    torch.manual_seed(0)
+    network = nn.Linear(2, 1)
+    evaluator.state.best_metric, evaluator.state.best_metric_epoch = float("-inf"), -1
+
+    @engine.on(Events.EPOCH_COMPLETED)
+    def validate(trainer):
+        epoch = trainer.state.epoch
+        with torch.no_grad():
+            network.weight += 1  # what a training does
+        value = values[epoch - 1] if epoch <= len(values) else 100.0 + epoch
+        evaluator.state.metrics = {"value": value}
+        if value > evaluator.state.best_metric:
+            evaluator.state.best_metric, evaluator.state.best_metric_epoch = value, epoch
+
+    stopping = EarlyStopping(evaluator, "value", patience)
+    stopping.attach(engine)
+    options = {"spec": SPEC, "evaluator": evaluator, **options}
+    Checkpoint(folder, network, {"early_stopping": stopping}, **options).attach(engine)
+    return engine
+
+
+def written(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix in (".pt", ".json")}
+
+
+@pytest.mark.parametrize("max_epochs", [8, 20])
+def test_a_training_that_early_stopping_ended_is_finished(tmp_path, caplog, max_epochs):
+    make_stopping(tmp_path, [1.0, 3.0, 2.0, 2.0]).run(DATA, max_epochs=8)
+    before = written(tmp_path)
+    completed = []
+    for _ in range(2):
+        engine = make_stopping(tmp_path, [1.0, 3.0, 2.0, 2.0], resume=True)
+        engine.add_event_handler(Events.COMPLETED, lambda e: completed.append(e.state.epoch))
+        engine.run(DATA, max_epochs=max_epochs)
+    assert completed == [4, 4]
+    assert written(tmp_path) == before
+    assert "early stopping has ended this training after 2 validations without improvement" in caplog.text
+
+
+def test_more_patience_goes_on_after_early_stopping(tmp_path, caplog):
+    make_stopping(tmp_path, [1.0, 3.0, 2.0, 2.0]).run(DATA, max_epochs=8)
+    engine = make_stopping(tmp_path, [1.0, 3.0, 2.0, 2.0, 2.0], patience=4, resume=True)
+    engine.run(DATA, max_epochs=8)
+    assert engine.state.epoch == 8
+    assert "has ended" not in caplog.text
+
+
+def test_less_patience_counts_from_the_next_validation_on(tmp_path, caplog):
+    make_stopping(tmp_path, [1.0, 3.0, 2.0, 2.0], patience=5).run(DATA, max_epochs=4)
+    engine = make_stopping(tmp_path, [1.0, 3.0, 2.0, 2.0, 2.0], patience=2, resume=True)
+    engine.run(DATA, max_epochs=8)
+    assert engine.state.epoch == 5
+    assert "has ended" not in caplog.text
+
+
+def test_last_epoch_that_does_not_say_whether_it_was_the_end_counts_as_one(tmp_path):
+    """As 0.1 wrote it."""
+    make_stopping(tmp_path, [1.0, 3.0, 2.0, 2.0]).run(DATA, max_epochs=8)
+    state = torch.load(tmp_path / "last.pt", weights_only=True)
+    del state["early_stopping"]["ended"]
+    torch.save(state, tmp_path / "last.pt")
+    engine = make_stopping(tmp_path, [1.0, 3.0, 2.0, 2.0], resume=True)
+    engine.run(DATA, max_epochs=8)
+    assert engine.state.epoch == 4

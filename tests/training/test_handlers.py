@@ -8,7 +8,7 @@ from monai.data import MetaTensor
 from monai.engines import SupervisedTrainer
 
 from dmri_monai.inference.precision import autocast
-from dmri_monai.training.handlers import EarlyStopping, StopAtNonFinite
+from dmri_monai.training.handlers import EarlyStopping, StopAtNonFinite, ValidationPicture
 
 NAN = float("nan")
 
@@ -93,3 +93,57 @@ def test_trainings_of_the_bundle_stop_at_losses_that_are_not_finite(config):
     path = Path(__file__).parents[2] / "bundle" / "configs" / f"{config}.json"
     handlers = json.loads(path.read_text(encoding="utf-8"))["train"]["handlers"]
     assert {"_target_": "dmri_monai.training.StopAtNonFinite"} in handlers
+
+
+def volume(classes, one_hot):
+    """A label or prediction of eight voxels, its first ones of `classes`, the others of the first of these."""
+    numbers = torch.full((8,), classes[0])
+    numbers[: len(classes)] = torch.tensor(classes)
+    numbers = numbers.view(2, 2, 2)
+    if not one_hot:
+        return numbers[None].float()
+    return torch.nn.functional.one_hot(numbers.clamp(min=0), 4).movedim(-1, 0).float()
+
+
+def validations(found, true, tmp_path, one_hot=True, shows="classes"):
+    """Validations of two scans each, whose predictions hold the classes `found[validation][scan]`."""
+    outputs = iter(
+        [{"image": torch.ones(1, 2, 2, 2), "label": volume(true, one_hot), "pred": volume(scan, one_hot)}]
+        for scans in found
+        for scan in scans
+    )
+    evaluator = Engine(lambda *_: next(outputs))
+    ValidationPicture(tmp_path / "picture.png", shows).attach(evaluator)
+    for _ in found:
+        evaluator.run([0, 1], max_epochs=1)
+
+
+NOTHING, SOME, OTHER = [[0], [0]], [[0], [0, 2]], [[1], [0]]
+
+
+@pytest.mark.parametrize("one_hot", [True, False], ids=["one-hot", "numbers"])
+def test_validations_that_find_one_class_alone_are_warned_of_once(tmp_path, caplog, one_hot):
+    validations([NOTHING] * 5, [1, 0, 3], tmp_path, one_hot)
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "predicted as class 0, the labels hold 0, 1, 3: " in record.message
+
+
+@pytest.mark.parametrize(
+    ("found", "true"),
+    [
+        ([NOTHING, SOME, NOTHING], [0, 1]),
+        ([OTHER] * 3, [0, 1]),
+        ([NOTHING] * 3, [0]),
+    ],
+    ids=["in-between", "another-in-each-scan", "no-other-in-the-labels"],
+)
+def test_what_is_no_failure_is_not_warned_of(tmp_path, caplog, found, true):
+    validations(found, true, tmp_path)
+    assert not caplog.records
+
+
+def test_ignored_voxels_are_no_class_and_scores_no_classes(tmp_path, caplog):
+    validations([NOTHING] * 3, [0, -1], tmp_path, one_hot=False)
+    validations([NOTHING] * 3, [0, 1], tmp_path, one_hot=False, shows="scores")
+    assert not caplog.records
