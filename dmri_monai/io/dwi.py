@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from dmri_monai.gradients import B0_THRESHOLD, GradientTable
@@ -98,17 +99,23 @@ def _open_series(path: Path) -> NiftiSource:
 def _check_finite(signal: Tensor, source: NiftiSource) -> None:
     if source.dtype.kind != "f" and not source.is_scaled:
         return
+    if all(bool(volume.sum().isfinite() or volume.isfinite().all()) for volume in signal):
+        return
+    # volumes that are all 0 say nothing of a mask, and `fix` leaves them out
+    outside = torch.stack([~volume.isfinite() for volume in signal if bool(volume.any())]).all(dim=0)
+    count = int(outside.sum())
+    if count == outside.numel():
+        raise ValueError(f"every voxel of every volume is NaN or infinite: {source.path}")
     for i, volume in enumerate(signal):
-        if not volume.sum().isfinite() and (bad := int((~volume.isfinite()).sum())):
-            never = int((~signal.isfinite().any(dim=0)).sum())
-            if 0 < never < volume.numel():
-                raise ValueError(
-                    f"{never} of {volume.numel()} voxels are NaN or infinite in every volume, as outside of a mask, "
-                    f"expected 0 there (`dmri-monai fix` writes it): {source.path}"
-                )
+        if bad := int((~volume.isfinite() & ~outside).sum()):
+            others = f", besides {count} that are so in every volume" if count else ""
             raise ValueError(
-                f"volume {i} has {bad} voxels that are NaN or infinite, expected 0: {source.path}"
+                f"volume {i} has {bad} voxels that are NaN or infinite{others}, expected 0: {source.path}"
             )
+    raise ValueError(
+        f"{count} of {outside.numel()} voxels are NaN or infinite in every volume, as outside of a mask, "
+        f"expected 0 there (`dmri-monai fix` writes it): {source.path}"
+    )
 
 
 def write_dwi(path: str | Path, image: MetaTensor, table: GradientTable) -> None:
