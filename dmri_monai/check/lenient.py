@@ -15,6 +15,7 @@ from torch import Tensor
 from dmri_monai.gradients import B0_THRESHOLD, GradientTable
 from dmri_monai.io.acquisition import acquisition_meta
 from dmri_monai.io.gradient_files import FileTable, read_file_table
+from dmri_monai.io.leftovers import require_settled
 from dmri_monai.io.nifti import open_nifti
 from dmri_monai.io.nifti_volumes import read_volumes
 from dmri_monai.io.sidecars import BvecsChoice, find_sidecars
@@ -73,6 +74,7 @@ def read_files(
     path: str | os.PathLike[str], *, bvecs: BvecsChoice = "auto", b0_threshold: float = B0_THRESHOLD
 ) -> FileScan:
     """The DWI file at `path` with its sidecars; OSError or ValueError for files that cannot be read at all."""
+    require_settled(Path(path))
     source = open_nifti(Path(path))
     if len(source.shape) != 4:
         raise ValueError(f"image has {len(source.shape)} axes {source.shape}, expected 4: {source.path}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import warnings
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ from dmri_monai.gradients import B0_THRESHOLD, GradientTable
 from dmri_monai.io.acquisition import acquisition_meta
 from dmri_monai.io.fsl import format_bvals, format_bvecs
 from dmri_monai.io.gradient_files import FileTable, read_file_table, to_gradient_table
-from dmri_monai.io.leftovers import finish_renames
+from dmri_monai.io.leftovers import require_settled
 from dmri_monai.io.nifti import NiftiSource, nifti_stem, open_nifti
 from dmri_monai.io.nifti_volumes import as_meta_tensor, read_volumes
 from dmri_monai.io.sidecars import BvecsChoice, find_sidecars
@@ -79,8 +78,7 @@ def read_parts(path: str | Path, *, bvecs: BvecsChoice = "auto") -> tuple[MetaTe
 
 
 def _open_series(path: Path) -> NiftiSource:
-    with suppress(OSError):  # no such folder, or not ours to write in
-        finish_renames(path.parent)
+    require_settled(path)
     source = open_nifti(path)
     if len(source.shape) != 4:
         raise ValueError(
