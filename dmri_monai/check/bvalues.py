@@ -16,7 +16,7 @@ from dmri_monai.gradients import GradientTable, Shell
 
 __all__ = ["judge_bvalues"]
 
-# Differences are of natural logarithms. In 13 real scans the volumes of a shell lie within 0.09 of its median and b0
+# Differences are of natural logarithms. In 13 real scans the volumes of a shell lie within 0.11 of its median and b0
 # at 0.84 to 1.48 above the shell (b = 1000 to 2000), with at most 0.013 of b0's tissue darker than the shell.
 MAX_OFF = 0.3
 MIN_ATTENUATION = 0.15e-3  # mm2/s: tissue attenuates at least this much, ex vivo too

@@ -15,6 +15,7 @@ from torch import Tensor
 from dmri_monai.gradients import B0_THRESHOLD, GradientTable
 from dmri_monai.io.acquisition import acquisition_meta
 from dmri_monai.io.gradient_files import FileTable, read_file_table
+from dmri_monai.io.leftovers import require_settled
 from dmri_monai.io.nifti import open_nifti
 from dmri_monai.io.nifti_volumes import read_volumes
 from dmri_monai.io.sidecars import BvecsChoice, find_sidecars
@@ -26,13 +27,13 @@ __all__ = ["FileScan", "read_files"]
 class FileScan:
     """signal (N, X, Y, Z) float32, scaled; entries: the table of M entries, unchecked: M may differ from N.
 
-    unmeasured: (X, Y, Z) bool, voxels that are finite in no volume, as some tools write the outside of a mask; 0 in
-    `signal` and in what is `stored`.  json: the sidecars that were read, general to specific.
+    missing: (N, X, Y, Z) bool, where the file holds NaN or infinity, as some tools write the outside of a mask; 0 in
+    `signal`.  json: the sidecars that were read, general to specific.
     """
 
     path: Path
     signal: Tensor
-    unmeasured: Tensor
+    missing: Tensor
     affine: Tensor
     slice_world: Tensor | None
     entries: FileTable
@@ -56,11 +57,12 @@ class FileScan:
         return GradientTable(self.bvals[rows], vectors[rows], self.b0_threshold)
 
     def stored(self, rows: list[int]) -> nibabel.Nifti1Image:
-        """Volumes `rows` as they lie in the file: type, scaling, header and every number measured kept."""
+        """Volumes `rows` as they lie in the file: type, scaling, header and numbers kept, 0 where one is missing."""
         image: Any = nibabel.load(self.path)
         raw = np.asarray(image.dataobj.get_unscaled())[..., rows]
-        if self.unmeasured.any():
-            raw[self.unmeasured.numpy()] = -image.dataobj.inter / image.dataobj.slope  # is read as 0
+        missing = self.missing[rows].movedim(0, -1).numpy()
+        if missing.any():
+            raw[missing] = -image.dataobj.inter / image.dataobj.slope  # is read as 0
         header = image.header.copy()
         header.set_data_shape(raw.shape)
         kept: nibabel.Nifti1Image = type(image)(raw, None, header)
@@ -72,17 +74,18 @@ def read_files(
     path: str | os.PathLike[str], *, bvecs: BvecsChoice = "auto", b0_threshold: float = B0_THRESHOLD
 ) -> FileScan:
     """The DWI file at `path` with its sidecars; OSError or ValueError for files that cannot be read at all."""
+    require_settled(Path(path))
     source = open_nifti(Path(path))
     if len(source.shape) != 4:
         raise ValueError(f"image has {len(source.shape)} axes {source.shape}, expected 4: {source.path}")
     sidecars = find_sidecars(source.path, bvecs)
     signal = read_volumes(source)
-    unmeasured = ~signal.isfinite().any(dim=0)
-    signal[:, unmeasured] = 0
+    missing = torch.stack([~volume.isfinite() for volume in signal])
+    signal.masked_fill_(missing, 0)
     return FileScan(
         path=source.path,
         signal=signal,
-        unmeasured=unmeasured,
+        missing=missing,
         affine=source.affine,
         slice_world=acquisition_meta(sidecars.json, source).get("slice_world"),
         entries=read_file_table(sidecars, source, b0_threshold, any_count=True),

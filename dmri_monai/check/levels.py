@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 __all__ = ["Levels", "measure_levels"]
@@ -26,9 +27,20 @@ class Levels:
 def measure_levels(signal: Tensor) -> Levels:
     """Levels of `signal` (N, X, Y, Z), none of whose volumes is empty."""
     flat = signal.reshape(len(signal), -1)
-    sample = flat[:, :: max(1, flat.shape[1] // MAX_VOXELS) | 1].float()  # an odd stride visits all rows
+    sample = flat[:, _spread(flat.shape[1])].float()
     relative = (sample / sample.mean(dim=1, keepdim=True).clamp(min=1e-12)).median(dim=0).values
     tissue = sample[:, relative > TISSUE * relative.quantile(0.98)]
     floor = 1e-6 * float(sample.mean())
     tissue = (tissue if tissue.shape[1] else sample).clamp(min=floor)
     return Levels(tissue.median(dim=1).values.double().log(), tissue)
+
+
+def _spread(n: int) -> Tensor:
+    """At most MAX_VOXELS of n voxels, always the same: one in each of as many equal parts, anywhere in it.
+
+    A constant stride would share factors with some grids, and see few of their slices.
+    """
+    if n <= MAX_VOXELS:
+        return torch.arange(n)
+    within = torch.rand(MAX_VOXELS, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return ((torch.arange(MAX_VOXELS) + within) * (n / MAX_VOXELS)).long().clamp(max=n - 1)

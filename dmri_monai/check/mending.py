@@ -13,7 +13,7 @@ import torch
 
 import dmri_monai
 from dmri_monai.check.derived import recognise
-from dmri_monai.check.image_state import empty_volumes
+from dmri_monai.check.image_state import empty_volumes, listed
 from dmri_monai.check.lenient import FileScan, read_files
 from dmri_monai.check.measured import Measured
 from dmri_monai.check.scan_check import ScanCheck, examine
@@ -54,21 +54,24 @@ def fix_scan(
 
     Left out: entries with b > 0 and no direction, one or two last volumes without an entry if recognised as trace or
     ADC, volumes labelled b0 that are not, empty volumes.  Mended: flipped or permuted b-vectors, b-vectors given in
-    scanner axes, voxels that are NaN or infinite in every volume (then 0).  Every other number stays as it is stored.
+    scanner axes, voxels that are NaN or infinite in every volume kept (then 0).  Every other number stays as stored.
     Files: `<name>_dwi` .nii.gz, .bval, .bvec (FSL frame) and .json with the sidecar's entries and, under "Mending",
     what was done.
     ValueError where the check is not sure, FileExistsError where a file is there already; else as the reader.
     """
     files = read_files(path, bvecs=bvecs, b0_threshold=b0_threshold)
     kept, changes = _without_derived(files)
-    if count := int(files.unmeasured.sum()):
-        changes.append(f"{count} voxels set to 0: not finite in any volume")
+    _unmeasured(
+        files, kept, [i for i in kept if files.bvals[i] > b0_threshold]
+    )  # b0 may be a trace or ADC yet
     scan = Measured(files.signal[kept], files.table(kept), files.affine, files.slice_world)
     result = examine(scan)
     if "derived-volume" in result.codes:
         kept, scan, more = _without_mislabelled(files, kept, scan, result)
         changes += more
         result = examine(scan)
+    if count := _unmeasured(files, kept, kept):
+        changes.append(f"{count} voxels set to 0: not finite in any volume")
     _refuse_unsure(result, files.path)
     if result.coherence is not None and result.coherence.verdict == "wrong":
         changes.append(f"b-vectors mended: they looked {result.coherence.description}")
@@ -99,6 +102,19 @@ def _without_derived(files: FileScan) -> tuple[list[int], list[str]]:
     if not any(files.bvals[i] > files.b0_threshold for i in kept):
         raise ValueError(f"no volume with a direction and signal would be left of {volumes} in {files.path}")
     return kept, [f"volume {i} left out: {reason}" for i, reason in sorted(reasons.items())]
+
+
+def _unmeasured(files: FileScan, kept: list[int], among: list[int]) -> int:
+    """How many voxels are missing in all of the volumes `among`; ValueError where one of `kept` misses others."""
+    nowhere = files.missing[among].all(dim=0)
+    own = [i for i in kept if bool((files.missing[i] & ~nowhere).any())]
+    if own:
+        count = int((files.missing[own] & ~nowhere).sum())
+        raise ValueError(
+            f"not sure how to mend this: {count} values are not finite, in {listed(own)}, and finite in others: "
+            f"{files.path}"
+        )
+    return int(nowhere.sum())
 
 
 def _surplus(files: FileScan, kept: list[int]) -> dict[int, str]:

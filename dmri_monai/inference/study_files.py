@@ -13,7 +13,7 @@ from dmri_monai.inference.model import TrainedModel
 from dmri_monai.inference.result import result_stem
 from dmri_monai.inference.weights import digest_of
 from dmri_monai.io.json_sidecar import read_json
-from dmri_monai.io.leftovers import finish_renames
+from dmri_monai.io.leftovers import finish_renames, unfinished
 from dmri_monai.io.sidecars import BvecsChoice
 from dmri_monai.io.writing import replacing
 from dmri_monai.tasks.registry import find_task
@@ -147,7 +147,7 @@ def is_done(places: Mapping[str, Path], scan: Path, model: TrainedModel, options
     if not places["sidecar"].parent.is_dir():
         return False
     finish_renames(places["sidecar"].parent)
-    if not (places["prediction"].is_file() and places["sidecar"].is_file()):
+    if not (places["prediction"].is_file() and places["sidecar"].is_file()) or unfinished(places["sidecar"]):
         return False
     try:
         record = read_json(places["sidecar"])

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import logging
 import warnings
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from dmri_monai.gradients import B0_THRESHOLD, GradientTable
 from dmri_monai.io.acquisition import acquisition_meta
 from dmri_monai.io.fsl import format_bvals, format_bvecs
 from dmri_monai.io.gradient_files import FileTable, read_file_table, to_gradient_table
-from dmri_monai.io.leftovers import finish_renames
+from dmri_monai.io.leftovers import require_settled
 from dmri_monai.io.nifti import NiftiSource, nifti_stem, open_nifti
 from dmri_monai.io.nifti_volumes import as_meta_tensor, read_volumes
 from dmri_monai.io.sidecars import BvecsChoice, find_sidecars
@@ -78,8 +78,7 @@ def read_parts(path: str | Path, *, bvecs: BvecsChoice = "auto") -> tuple[MetaTe
 
 
 def _open_series(path: Path) -> NiftiSource:
-    with suppress(OSError):  # no such folder, or not ours to write in
-        finish_renames(path.parent)
+    require_settled(path)
     source = open_nifti(path)
     if len(source.shape) != 4:
         raise ValueError(
@@ -98,17 +97,23 @@ def _open_series(path: Path) -> NiftiSource:
 def _check_finite(signal: Tensor, source: NiftiSource) -> None:
     if source.dtype.kind != "f" and not source.is_scaled:
         return
+    if all(bool(volume.sum().isfinite() or volume.isfinite().all()) for volume in signal):
+        return
+    # volumes that are all 0 say nothing of a mask, and `fix` leaves them out
+    outside = torch.stack([~volume.isfinite() for volume in signal if bool(volume.any())]).all(dim=0)
+    count = int(outside.sum())
+    if count == outside.numel():
+        raise ValueError(f"every voxel of every volume is NaN or infinite: {source.path}")
     for i, volume in enumerate(signal):
-        if not volume.sum().isfinite() and (bad := int((~volume.isfinite()).sum())):
-            never = int((~signal.isfinite().any(dim=0)).sum())
-            if 0 < never < volume.numel():
-                raise ValueError(
-                    f"{never} of {volume.numel()} voxels are NaN or infinite in every volume, as outside of a mask, "
-                    f"expected 0 there (`dmri-monai fix` writes it): {source.path}"
-                )
+        if bad := int((~volume.isfinite() & ~outside).sum()):
+            others = f", besides {count} that are so in every volume" if count else ""
             raise ValueError(
-                f"volume {i} has {bad} voxels that are NaN or infinite, expected 0: {source.path}"
+                f"volume {i} has {bad} voxels that are NaN or infinite{others}, expected 0: {source.path}"
             )
+    raise ValueError(
+        f"{count} of {outside.numel()} voxels are NaN or infinite in every volume, as outside of a mask, "
+        f"expected 0 there (`dmri-monai fix` writes it): {source.path}"
+    )
 
 
 def write_dwi(path: str | Path, image: MetaTensor, table: GradientTable) -> None:

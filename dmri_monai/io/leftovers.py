@@ -9,14 +9,15 @@ import shutil
 import socket
 import time
 import uuid
+from collections.abc import Iterator
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
 from dmri_monai.io.locking import remove_dead_locks
-from dmri_monai.io.renames import NOTE, TEMPORARY, carry_out
+from dmri_monai.io.renames import NOTE, TEMPORARY, carry_out, half_done
 
-__all__ = ["finish_renames", "remove", "sweep", "temporary_name"]
+__all__ = ["finish_renames", "remove", "require_settled", "sweep", "temporary_name", "unfinished"]
 
 NAME = re.compile(re.escape(TEMPORARY) + r"([0-9a-f]{8})-(\d+)-[0-9a-f]{8}\.")
 LONGEST = 48  # characters of the name's end; file systems allow 255 bytes
@@ -36,7 +37,7 @@ def sweep(folder: Path) -> None:
     """Finish what killed processes had decided to rename in `folder`, and remove what else they left there.
 
     Once per process and folder.  Of processes on this machine those that have ended, of others files nobody has written
-    to for a week.
+    to for a week; what another machine has half renamed stays, so that nobody takes it for whole.
     """
     folder = folder.resolve()
     if folder in _swept:
@@ -44,30 +45,66 @@ def sweep(folder: Path) -> None:
     _swept.add(folder)
     with suppress(OSError):
         finish_renames(folder)
-        for path in _left_in(folder):
-            with suppress(OSError):
-                remove(path)
+        notes = [note for note, _, _ in _named(folder, NOTE)]
+        kept = {name for note in notes if (half := half_done(note)) for name in (note.name, *half)}
+        for path, machine, pid in _named(folder):
+            if path.name not in kept and _is_dead(machine, pid, path):
+                with suppress(OSError):
+                    remove(path)
         remove_dead_locks(folder)
 
 
-def finish_renames(folder: Path) -> None:
+def finish_renames(folder: Path, removing: bool = True) -> None:
     """Give the files that a process killed between two renames had written together in `folder` their names.
 
+    A process of this machine and user: a note of any other may have come with the folder, and is not obeyed.
+    removing: also remove what it had decided to, and the note.
     OSError where that is not allowed; nothing without such a process, or where the files were written anew since.
     """
-    for note in _left_in(folder, ending=NOTE):
+    for note, machine, pid in _named(folder, NOTE):
         with suppress(FileNotFoundError):  # another process has done it
+            if machine != _machine() or not _is_dead(machine, pid, note) or not _is_mine(note):
+                continue
             try:
-                carry_out(note, superseded=True)
+                carry_out(note, superseded=True, removing=removing)
             except ValueError:
-                note.unlink()
+                if removing:
+                    note.unlink()
 
 
-def _left_in(folder: Path, ending: str = "") -> list[Path]:
-    """Files in `folder` of processes that have ended."""
+def unfinished(path: Path, removals: bool = True) -> Path | None:
+    """The note of `path` and what belongs to it that was carried out in part, and is not ours to finish.
+
+    removals: what is still to be removed counts as well.
+    """
+    for note, machine, pid in _named(path.parent, NOTE):
+        lives = machine == _machine() and not _is_dead(machine, pid, note)
+        if not lives and path.name in half_done(note, removals).values():
+            return note
+    return None
+
+
+def require_settled(path: Path) -> None:
+    """Before reading `path`: finish its renames, removing nothing; ValueError where they are another's to finish."""
+    with suppress(OSError):  # no such folder, or not ours to write in
+        finish_renames(path.parent, removing=False)
+    with suppress(OSError):
+        if note := unfinished(path, removals=False):
+            raise ValueError(
+                f"files that belong together are half old, half new, by {note.name}: another machine or user is "
+                f"writing them, or was stopped; write them anew, or remove that note to read them as they are: {path}"
+            )
+
+
+def _named(folder: Path, ending: str = "") -> Iterator[tuple[Path, str, int]]:
+    """Temporary files in `folder`, each with its machine and process."""
     with os.scandir(folder) as entries:
         names = [(NAME.match(entry.name), entry.path) for entry in entries if entry.name.endswith(ending)]
-    return [Path(path) for m, path in names if m and _is_dead(m[1], int(m[2]), Path(path))]
+    return ((Path(path), m[1], int(m[2])) for m, path in names if m)
+
+
+def _is_mine(path: Path) -> bool:
+    return not hasattr(os, "geteuid") or path.lstat().st_uid == os.geteuid()
 
 
 def _is_dead(machine: str, pid: int, path: Path) -> bool:

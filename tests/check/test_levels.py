@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from dmri_monai.check.finding import CODES
+from dmri_monai.check.levels import MAX_VOXELS, measure_levels
 from dmri_monai.check.scan_check import quick_check
 from dmri_monai.gradients import GradientTable
 from dmri_monai.scan import Scan
@@ -167,3 +168,30 @@ def test_the_quick_check_names_the_same_faults(scan):
             if f.severity != "note"
         }
         assert codes == ({expected} if expected else set())
+
+
+@pytest.mark.parametrize(
+    "shape", [(224, 224, 25), (224, 224, 45), (224, 25, 224), (160, 160, 30), (112, 112, 60), (60, 60, 60)]
+)
+def test_levels_are_of_voxels_from_all_over_the_grid(shape):
+    index = torch.arange(shape[0] * shape[1] * shape[2]).view(1, *shape)
+    sample = measure_levels(index.expand(2, *shape)).sample[0].long().sort().values
+    for axis, n in enumerate(shape):  # the darkest tenth or so counts as air
+        share = (torch.unravel_index(sample, shape)[axis].bincount(minlength=n) / len(sample) * n)[n // 2 :]
+        assert share.min() > 0.6, f"axis {axis}"
+        assert share.max() < 2.0, f"axis {axis}"
+    assert len(sample) <= MAX_VOXELS
+
+
+@pytest.mark.parametrize("spoil", ["order", "level", None])
+def test_a_first_slice_without_signal_hides_nothing_on_a_grid_whose_stride_is_its_slices(scan, spoil):
+    image, table = scan
+    wide = torch.nn.functional.pad(image[..., :21], (0, 0, *(101, 101) * 2))
+    assert wide.shape[1:] == (224, 224, 21)
+    wide[..., 0] = 0
+    if spoil == "order":
+        wide = wide.roll(3, 0)
+    elif spoil == "level":
+        wide[5] *= 5
+    found = [f.code for f in quick_check(Scan.of_arrays(wide, table.bvals, table.bvecs, AFFINE))]
+    assert [code for code in found if code != "small-block"] == ([] if spoil is None else [f"volume-{spoil}"])

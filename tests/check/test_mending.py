@@ -160,6 +160,72 @@ def test_voxels_that_one_volume_lacks_are_refused(tmp_path, scan):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_voxel_that_one_volume_lacks_besides_those_outside_of_the_mask_is_named(tmp_path, scan):
+    stored, table = scan
+    spoilt = with_gaps(stored, 0)
+    spoilt[9, 9, 8:10, 5] = np.nan
+    path = write(tmp_path / "in", spoilt, table.bvals, table.to_fsl(AFFINE))
+    with pytest.raises(ValueError, match="volume 5 has 2 voxels that are NaN .* in every volume") as refused:
+        check_scan(path)
+    assert "fix" not in str(refused.value)
+    with pytest.raises(ValueError, match="not sure how to mend this: 2 values are not finite, in volume 5"):
+        fix_scan(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("derived", [trace, adc], ids=["trace", "adc"])
+@pytest.mark.parametrize("entry", [None, 0.0, 1000.0], ids=["no-entry", "as-b0", "no-direction"])
+@pytest.mark.parametrize("outside", [0, 400])
+def test_a_derived_volume_that_is_finite_outside_of_the_mask_hides_nothing(
+    tmp_path, scan, derived, entry, outside
+):
+    stored, table = scan
+    extra = derived(stored).astype(np.float32)
+    extra[:3] = outside
+    longer = np.concatenate([with_gaps(stored, 0), extra], axis=-1)
+    bvals, fsl = (table.bvals, table.to_fsl(AFFINE)) if entry is None else with_entry(table, entry)
+    mended = fix_scan(write(tmp_path / "in", longer, bvals, fsl), tmp_path / "out")
+    assert len(mended.changes) == 2
+    assert_is_the_masked_scan(tmp_path / "out", stored)
+
+
+@pytest.mark.parametrize("empty", [-INTERCEPT / SLOPE, np.nan], ids=["0", "NaN"])
+def test_an_empty_volume_hides_nothing_outside_of_the_mask(tmp_path, scan, empty):
+    stored, table = scan
+    spoilt = with_gaps(stored, 0)
+    spoilt[..., 10] = empty
+    path = write(tmp_path / "in", spoilt, table.bvals, table.to_fsl(AFFINE))
+    message = "volume 10 has" if np.isnan(empty) else "in every volume, .*`dmri-monai fix` writes it"
+    with pytest.raises(ValueError, match=message):
+        check_scan(path)
+    assert len(fix_scan(path, tmp_path / "out").changes) == 2
+    assert_is_the_masked_scan(tmp_path / "out", np.delete(stored, 10, -1))
+
+
+def assert_is_the_masked_scan(folder: Path, stored: np.ndarray) -> None:
+    image = nibabel.load(folder / "scan_dwi.nii.gz")
+    np.testing.assert_array_equal(np.asarray(image.dataobj)[:3], 0)
+    np.testing.assert_array_equal(np.asarray(image.dataobj.get_unscaled())[3:], stored[3:])
+    assert check_scan(folder / "scan_dwi.nii.gz").ok
+
+
+def test_measurements_that_others_lack_are_kept_and_the_scan_is_refused(tmp_path, scan):
+    stored, table = scan
+    path = write(tmp_path / "in", with_gaps(stored, 3), table.bvals, table.to_fsl(AFFINE))  # b0 are whole
+    with pytest.raises(ValueError, match="not finite, in volumes 3, 4, 5, 6, 7 and 25 more, and finite in"):
+        fix_scan(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_b0_that_lacks_much_is_not_taken_for_a_derived_volume(tmp_path, scan):
+    stored, table = scan
+    spoilt = stored.astype(np.float32)
+    spoilt[:8, ..., 1] = np.nan
+    path = write(tmp_path / "in", spoilt, table.bvals, table.to_fsl(AFFINE))
+    with pytest.raises(ValueError, match="not finite, in volume 1, and finite in others"):
+        fix_scan(path, tmp_path / "out")
+
+
 @pytest.mark.parametrize("extra", ["weighted", "b0"])
 def test_a_measurement_without_an_entry_is_not_taken_for_a_derived_volume(tmp_path, scan, extra):
     stored, table = scan

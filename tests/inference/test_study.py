@@ -90,6 +90,20 @@ def test_resumed_study_passes_over_what_is_done_and_redoes_the_rest(study, check
     assert kept.stat().st_mtime_ns == before
 
 
+def test_prediction_that_another_machine_left_half_renamed_is_made_again(study, checkpoint, tmp_path):
+    run(study, "-o", tmp_path, "--checkpoint", checkpoint, "--no-report")
+    folder, process = tmp_path / "sub-03" / "dwi", ".tmp-00000000-1-00000000."
+    (folder / f"{process}nii.gz").write_bytes(b"new")
+    names = {"nii.gz": "sub-03_desc-tissue_dseg.nii.gz", "json": "sub-03_desc-tissue_dseg.json"}
+    renames = {f"{process}{ending}": name for ending, name in names.items()}
+    note = json.dumps({"renames": renames, "gone": []})
+    (folder / f"{process}.renames").write_text(note, encoding="utf-8")
+    for expected in ("1 predicted, 1 resumed, 1 failed", "2 resumed, 1 failed"):
+        again = run(study, "-o", tmp_path, "--checkpoint", checkpoint, "--no-report", "--resume")
+        assert expected in again.output
+    assert nibabel.load(folder / names["nii.gz"]).ndim == 3
+
+
 def test_prediction_of_other_weights_is_not_taken_for_done(study, checkpoint, tmp_path):
     run(study, "-o", tmp_path / "out", "--checkpoint", checkpoint, "--no-report")
     other = save_model(tmp_path / "other.pt", l_max=2, order_scale=(1.0, 15.0))
