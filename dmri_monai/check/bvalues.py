@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from dmri_monai.check.derived import looks_like_adc, looks_like_trace
+from dmri_monai.check.derived import looks_like_adc, looks_like_same, looks_like_trace
 from dmri_monai.check.finding import Finding
 from dmri_monai.check.image_state import listed
 from dmri_monai.check.levels import Levels, measure_levels
@@ -84,6 +84,8 @@ def _dark_b0(table: GradientTable, levels: Levels, shells: tuple[Shell, ...]) ->
             for directions, shell in zip(members, telling, strict=True)
         )
         is_map = looks_like_adc(sample[row], start, members[-1])
+        if len(b0) > 1 and looks_like_same(sample[row], start):
+            is_map = False  # b0 may rank tissue as the diffusivity does; it is no map where the other b0 are the same
         if (
             is_map
             or any(looks_like_trace(sample[row], directions) for directions in members)

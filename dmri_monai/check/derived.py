@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dmri_monai.check.levels import measure_levels
 
-__all__ = ["looks_like_adc", "looks_like_trace", "recognise"]
+__all__ = ["looks_like_adc", "looks_like_same", "looks_like_trace", "recognise"]
 
 # How far a volume is from the middle of the directions, up to a factor, beside how far single directions are. In 13
 # real scans: b0 at least 1.13 times as far, one more direction 0.85, the trace at most 0.1 times.
@@ -21,6 +21,7 @@ MIN_DIRECTIONS = 4  # the middle of fewer is close to each of them
 # Correlations of ranks in the same scans: b0 with the diffusivity 0.45 to 0.65, with a shell 0.19 to 0.61; ADC maps
 # with the diffusivity 0.96 and more, with a shell -0.16 and less.
 ADC_LIKE, ADC_UNLIKE = 0.85, 0.05
+SAME = 0.95  # correlation of ranks of two volumes of one b-value; that of the b0 of 17 simulated heads is 0.95 to 0.996
 
 
 def recognise(volume: Tensor, b0: Tensor, weighted: Tensor) -> str | None:
@@ -56,6 +57,12 @@ def looks_like_adc(volume: Tensor, b0: Tensor, directions: Tensor) -> bool:
     return (
         _rank_correlation(volume, b0 - middle) > ADC_LIKE and _rank_correlation(volume, middle) < -ADC_UNLIKE
     )
+
+
+def looks_like_same(first: Tensor, second: Tensor) -> bool:
+    """Whether two volumes (M,), logarithms, are of one level and rank tissue in the same way."""
+    near = abs(float((first - second).median())) < math.log(MAX_FACTOR)
+    return near and _rank_correlation(first, second) > SAME
 
 
 def _spread(values: Tensor) -> float:

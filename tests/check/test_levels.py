@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,7 +11,7 @@ from dmri_monai.check.levels import MAX_VOXELS, measure_levels
 from dmri_monai.check.scan_check import quick_check
 from dmri_monai.gradients import GradientTable
 from dmri_monai.scan import Scan
-from tests.check.fibres import checked, ring_scan
+from tests.check.fibres import checked, ring_scan, table
 from tests.conftest import STANDARD_AFFINES
 
 AFFINE = STANDARD_AFFINES["oblique-left-iso2"]
@@ -195,3 +196,29 @@ def test_a_first_slice_without_signal_hides_nothing_on_a_grid_whose_stride_is_it
         wide[5] *= 5
     found = [f.code for f in quick_check(Scan.of_arrays(wide, table.bvals, table.bvecs, AFFINE))]
     assert [code for code in found if code != "small-block"] == ([] if spoil is None else [f"volume-{spoil}"])
+
+
+def ball(bval: float, snr: float, n_b0: int, contrast: float = 0.0) -> tuple[torch.Tensor, GradientTable]:
+    """A ball of tissue in much air: diffusivity 0.3 to 0.9e-3 mm2/s, b0 that grows with it by `contrast`."""
+    rng = np.random.default_rng(0)
+    points = np.stack(np.meshgrid(*[np.arange(28) - 13.5] * 3, indexing="ij"), -1)
+    diffusivity = rng.uniform(0.3e-3, 0.9e-3, points.shape[:3])
+    b0 = 1000.0 * np.exp(contrast * (diffusivity / 0.6e-3 - 1)) * (np.linalg.norm(points, axis=-1) < 9)
+    gradients = table(n_b0, bval=bval)
+    clean = b0 * np.exp(-gradients.bvals.numpy()[:, None, None, None] * diffusivity)
+    noise = rng.normal(size=(2, *clean.shape)) * 1000.0 / snr
+    return torch.tensor(np.hypot(clean + noise[0], noise[1]), dtype=torch.float32), gradients
+
+
+@pytest.mark.parametrize(("bval", "snr"), [(3000.0, 8.0), (1000.0, 20.0)])
+@pytest.mark.parametrize("n_b0", [1, 3])
+def test_air_as_bright_as_attenuated_tissue_does_not_hide_that_b0_is_the_brightest(bval, snr, n_b0):
+    assert set(found(*ball(bval, snr, n_b0))) <= {"low-snr"}
+
+
+def test_several_b0_that_rank_tissue_as_the_diffusivity_does_are_no_maps_of_it():
+    image, gradients = ball(1000.0, 60.0, 3, contrast=0.5)
+    assert found(image, gradients) == []
+    assert "b0-not-brightest" in found(image.flip(0), gradients) or "volume-order" in found(
+        image.flip(0), gradients
+    )
