@@ -210,6 +210,11 @@ def test_where_to_write_is_an_option_and_its_lack_is_named(command, tmp_path, mo
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("command", ["labels", "phantom", "report"])
+def test_where_to_write_has_its_short_name_everywhere(command):
+    assert "-o, --out" in run(command, "--help").stdout
+
+
 @pytest.mark.parametrize("command", [["phantom", "--out", "x"], ["predict", "x.nii.gz", "-o", "x"]])
 def test_a_device_that_there_is_not_is_named(command):
     result = run(*command, "--device", "cuda:99")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from dmri_monai.io.bids import data_list
 from dmri_monai.phantom import write_dataset
 
 ROOT = Path(__file__).parents[1]
@@ -68,6 +69,17 @@ def test_code_of_the_page_runs(page, desk):
     for command in (["bash", "-e", "-c", shell], [sys.executable, "-c", python]):
         done = subprocess.run(command, cwd=desk, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, f"{command[-1]}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
+
+
+def test_labels_and_masks_named_as_the_page_says_are_found(tmp_path):
+    page = (ROOT / "docs" / "tutorials" / "own-data.md").read_text(encoding="utf-8")
+    names = re.findall(r"^  (\S*ses-1\S*)", page, re.MULTILINE)
+    scan, label, mask = (tmp_path / name for name in names)
+    for path in (scan, label, mask):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (item,) = data_list(tmp_path, labels={"label": "dseg"})
+    assert (item["image"], item["label"], item["mask"]) == (str(scan), str(label), str(mask))
 
 
 def test_every_page_of_the_site_is_in_its_navigation():

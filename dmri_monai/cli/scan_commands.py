@@ -61,8 +61,9 @@ def fix(
     bvecs: BvecsOption = "auto",
     b0_threshold: B0Option = 50.0,
 ) -> None:
-    """Mend what a check is sure of: wrong axes of the b-vectors, trace, ADC and empty volumes.
+    """Mend what a check is sure of: wrong axes of the b-vectors, trace, ADC and empty volumes, NaN outside of a mask.
 
+    Voxels that are NaN or infinite in every volume become 0.
     Writes <name>_dwi.nii.gz, .bval, .bvec and .json, which says what was done; nothing is overwritten.
     Exit code 0: mended, or nothing to mend (then nothing is written); 2: not sure enough, nothing is written.
     """
@@ -80,7 +81,7 @@ def fix(
 @command()
 def labels(
     scans: Annotated[list[Path], typer.Argument(help="DWI files (.nii, .nii.gz) with their sidecars.")],
-    out: Annotated[Path, typer.Option(help="Folder of the derivatives to write.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the derivatives to write.")],
     mask: Annotated[Path | None, typer.Option(help="Brain mask, of a single scan.")] = None,
     method: Annotated[
         Literal["csd", "msmt"], typer.Option(help="msmt: all shells, with grey matter and fluid.")
@@ -111,8 +112,10 @@ def report(
     prediction: Annotated[Path | None, typer.Option(help="Predicted labels or peaks of --image.")] = None,
     truth: Annotated[Path | None, typer.Option(help="True labels or peaks of --image.")] = None,
     names: Annotated[Path | None, typer.Option(help="Class names: .tsv with index and name.")] = None,
-    suffix: Annotated[str, typer.Option(help="Which outputs: dseg, lesion, npeaks, peaks.")] = "dseg",
-    out: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("report.html"),
+    suffix: Annotated[
+        str, typer.Option(help="Which outputs: dseg, lesion, npeaks, peaks, fodpeaks, fodnpeaks.")
+    ] = "dseg",
+    out: Annotated[Path, typer.Option("--out", "-o", help="HTML file to write.")] = Path("report.html"),
     title: Annotated[str, typer.Option(help="Heading of the page.")] = "Diffusion MRI report",
     neurological: Annotated[bool, typer.Option(help="Show the patient's left on the left.")] = False,
     bvecs: BvecsOption = "auto",

@@ -17,7 +17,7 @@ Scheme = Literal["random", "clinical-32", "single-64", "hcp-3shell"]  # those of
 
 @command()
 def phantom(
-    out: Annotated[Path, typer.Option(help="Folder of the BIDS data set to write.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the BIDS data set to write.")],
     subjects: Annotated[int, typer.Option(min=1, help="Number of subjects.")] = 8,
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same data.")] = 0,
     anatomy: Annotated[

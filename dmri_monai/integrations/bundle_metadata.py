@@ -13,12 +13,9 @@ from dmri_monai.tasks.registry import find_task
 
 __all__ = ["bundle_metadata", "input_channels"]
 
-# on what the released models learned that list no scans, by the task that was learned (`bundle/models/README.md`)
-SIMULATED = {
-    "fod": "simulated voxels of dmri_monai.phantom",
-    "fractions": "simulated heads of dmri_monai.phantom",
-    "tissue": "simulated heads of dmri_monai.phantom",
-}
+# on what the released models learned that list no scans (`bundle/models/README.md`)
+VOXELS = "simulated voxels of dmri_monai.phantom"
+HEADS = "simulated heads of dmri_monai.phantom, their fibres the reference peaks of TractSeg"
 MULTIPLE = 16  # voxels per axis that every network takes
 
 
@@ -74,17 +71,24 @@ def input_channels(spec: ModelSpec) -> list[str]:
 
 def _data_source(spec: ModelSpec) -> str:
     """What the network learned from, which for a task that follows from another's is that one's data."""
-    learned = spec.learned or spec.task or ""
     if spec.scans:
         source = (
             f"{len(spec.scans)} scans, listed in models/model.json with the hashes of their gradient tables"
         )
     else:
         known = [read_json(path.with_suffix(".json")).get("sha256") for path in released_models().values()]
-        source = SIMULATED[learned] if spec.sha256 and spec.sha256 in known else "not recorded"
-    return (
-        source if spec.learned is None else f"that of task {learned}, which the network has learned: {source}"
-    )
+        source = _simulated(spec) if spec.sha256 and spec.sha256 in known else "not recorded"
+    if spec.learned is None:
+        return source
+    return f"that of task {spec.learned}, which the network has learned: {source}"
+
+
+def _simulated(spec: ModelSpec) -> str:
+    """What a released model learned from: each voxel alone, then neighbours on heads; or heads alone."""
+    parts = [VOXELS] if spec.voxelwise else []
+    if not spec.voxelwise or spec.network_options.get("neighbours"):
+        parts.append(HEADS)
+    return ", then ".join(parts)
 
 
 def _predicted(spec: ModelSpec) -> str:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import ast
 import csv
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from monai.bundle import ConfigWorkflow
 from typer.testing import CliRunner
 
 from dmri_monai.cli import app
+from dmri_monai.inference.weights import save_model
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "tutorials" / "own-study.md"
@@ -56,14 +60,56 @@ def test_scan_without_a_label_is_an_error_where_it_was_not_said(prepare, few_lab
     assert "no sub-04_dseg.nii.gz" in str(error.value.__cause__)
 
 
+def console_blocks() -> list[str]:
+    return re.findall(r"^```console\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def workflow_of(command: str, **override: object) -> ConfigWorkflow:
+    """The initialised workflow of a `monai.bundle run` command as it stands on the page."""
+    words = shlex.split(command)
+    options = dict(zip(words[5::2], words[6::2], strict=True))
+    settings = {name.removeprefix("--"): value for name, value in options.items()}
+    files = ast.literal_eval(settings.pop("config_file"))
+    if "split" in settings:
+        settings["split"] = ast.literal_eval(settings["split"])
+    settings["labelled_only"] = settings["labelled_only"] == "true"
+    workflow = ConfigWorkflow(
+        config_file=files,
+        meta_file="bundle/configs/metadata.json",
+        logging_file=False,
+        workflow_type="train" if words[4] == "training" else "infer",
+        **{**settings, "device": "cpu", "mlflow": False, **override},
+    )
+    workflow.initialize()
+    return workflow
+
+
+def test_released_pretraining_is_tested_on_subjects_that_the_fine_tuning_has_not_seen(
+    dataset_dir, tmp_path, monkeypatch
+):
+    (tmp_path / "my_bids").symlink_to(dataset_dir)
+    for name in ("bundle", "configs"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    monkeypatch.chdir(tmp_path)
+    commands = console_blocks()[0].replace("\\\n", " ").splitlines()
+    training = workflow_of(commands[0])
+    known = training.parser.get_parsed_content("data")
+    model = training.parser.get_parsed_content("model")
+    path = Path("runs/tissue/model.pt")
+    path.parent.mkdir(parents=True)
+    save_model(training.parser.get_parsed_content("network"), path, model)
+    tested = workflow_of(commands[1]).parser.get_parsed_content("data")
+    assert {item["subject"] for item in tested} == {item["subject"] for item in known["test"]}
+    assert len(known["train"]) == 3
+    assert len(tested) == 1
+
+
 @pytest.mark.slow
 def test_example_of_the_tutorial_runs_on_the_real_head(shared_dir, tmp_path):
     """As it stands, but for the number of epochs."""
     if not (shared_dir / "data" / "real").is_dir():
         pytest.skip(f"needs the real scans in {shared_dir / 'data' / 'real'}")
-    (script,) = re.findall(
-        r"^```console\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
-    )
+    _, script = console_blocks()
     for name in ("bundle", "configs"):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / "real").symlink_to(shared_dir / "data" / "real")

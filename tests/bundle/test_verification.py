@@ -1,18 +1,21 @@
 """MONAI's own checks of a bundle."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
 from monai.bundle import ConfigParser, ckpt_export, verify_metadata, verify_net_in_out
 
+import dmri_monai
 from dmri_monai.inference.model import load_model
 from dmri_monai.inference.spec import ModelSpec
 from dmri_monai.integrations.bundle_metadata import bundle_metadata
 from dmri_monai.networks import InvariantUNet
 
 SCHEMA = Path(__file__).parent / "meta_schema.json"
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -37,6 +40,23 @@ def test_metadata_are_those_of_the_released_model(files):
     """After another release: write what `bundle_metadata` gives."""
     declared = json.loads(Path(files["meta_file"]).read_text(encoding="utf-8"))
     assert declared == bundle_metadata(load_model("tissue", "cpu").spec)
+
+
+def locked(name: str) -> dict[str, str]:
+    """Package -> version of a file of locked requirements."""
+    return dict(re.findall(r"^([\w.-]+)==([\w.]+)", (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE))
+
+
+def test_versions_of_the_metadata_are_those_that_are_tested(files):
+    """After a change of requirements.lock: write its versions."""
+    declared = json.loads(Path(files["meta_file"]).read_text(encoding="utf-8"))
+    found = dict(declared["required_packages_version"])
+    assert found.pop("dmri-monai") == declared["version"] == dmri_monai.__version__
+    named = {"torch": "pytorch", "monai": "monai", "numpy": "numpy"}
+    found |= {name: declared[f"{key}_version"] for name, key in named.items()}
+    versions = locked("requirements.lock")
+    assert found == {name: versions[name] for name in found}
+    assert declared["supported_apps"] == {"MONAILabel": locked("requirements-label.lock")["monailabel"]}
 
 
 def test_metadata_of_another_model_differ(files):

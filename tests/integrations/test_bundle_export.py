@@ -116,11 +116,16 @@ def test_metadata_are_true_and_pass_monais_checks(tmp_path, name):
     assert config(out, "metadata") == bundle_metadata(load_model(model, "cpu").spec)
 
 
+VOXELS = "simulated voxels of dmri_monai.phantom"
+HEADS = "simulated heads of dmri_monai.phantom, their fibres the reference peaks of TractSeg"
 SOURCES = {
-    "tissue": "simulated heads of dmri_monai.phantom",
-    "fod": "simulated voxels of dmri_monai.phantom",
-    "orientation": "that of task fod, which the network has learned: simulated voxels of dmri_monai.phantom",
-    "crossings": "that of task fod, which the network has learned: simulated voxels of dmri_monai.phantom",
+    "tissue": HEADS,
+    "fractions": HEADS,
+    "tissue-voxelwise": VOXELS,
+    "fractions-voxelwise": VOXELS,
+    "fod": f"{VOXELS}, then {HEADS}",
+    "orientation": f"that of task fod, which the network has learned: {VOXELS}, then {HEADS}",
+    "crossings": f"that of task fod, which the network has learned: {VOXELS}, then {HEADS}",
     "tissue-shells": "18 scans, listed in models/model.json with the hashes of their gradient tables",
 }
 
