@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 import dmri_monai
 from dmri_monai.cli.command import FOUND, B0Option, BvecsOption, command
+
+if TYPE_CHECKING:  # importing torch takes a second, which `--help` does not need
+    from torch import Tensor
 
 __all__ = ["check", "fix", "labels", "report"]
 
@@ -113,7 +117,8 @@ def report(
     truth: Annotated[Path | None, typer.Option(help="True labels or peaks of --image.")] = None,
     names: Annotated[Path | None, typer.Option(help="Class names: .tsv with index and name.")] = None,
     suffix: Annotated[
-        str, typer.Option(help="Which outputs: dseg, lesion, npeaks, peaks, fodpeaks, fodnpeaks.")
+        str,
+        typer.Option(help="Which outputs: dseg, lesion, npeaks, peaks, fod, fodpeaks, fodnpeaks, probseg."),
     ] = "dseg",
     out: Annotated[Path, typer.Option("--out", "-o", help="HTML file to write.")] = Path("report.html"),
     title: Annotated[str, typer.Option(help="Heading of the page.")] = "Diffusion MRI report",
@@ -129,14 +134,24 @@ def report(
         raise ValueError("give either a folder of outputs with --data, or --image")
     if outputs is not None and data is None:
         raise ValueError("a folder of outputs needs --data, the BIDS data set with the scans")
+    from dmri_monai.io.nifti import nifti_stem
     from dmri_monai.report import case_from_files, cases_from_folder, read_class_names, write_report
 
     reader: dict[str, Any] = {"bvecs": bvecs, "b0_threshold": b0_threshold}
     if image is not None:
         class_names = read_class_names(names) if names else {}
-        cases = [case_from_files(image, prediction, truth, class_names=class_names, reader=reader)]
+        shown = _shown("" if prediction is None else nifti_stem(prediction).split("_")[-1])
+        told: dict[str, Any] = {"class_names": class_names, "reader": reader, "shown": shown}
+        cases = [case_from_files(image, prediction, truth, **told)]
     elif outputs is not None and data is not None:
-        cases = cases_from_folder(outputs, data, suffix=suffix, reader=reader)
+        cases = cases_from_folder(outputs, data, suffix=suffix, reader=reader, shown=_shown(suffix))
     provenance = {"dmri_monai": dmri_monai.__version__} | {p: version(p) for p in ("torch", "monai")}
     side: Literal["neurological", "radiological"] = "neurological" if neurological else "radiological"
     typer.echo(write_report(out, cases, title=title, provenance=provenance, convention=side))
+
+
+def _shown(suffix: str) -> Callable[[Tensor], Tensor] | None:
+    """What makes labels or peaks of the maps whose names end in `suffix`: a density has peaks, fractions a tissue."""
+    from dmri_monai.tasks.registry import TASKS
+
+    return next((task.output.shown_label for task in TASKS.values() if task.label == suffix), None)

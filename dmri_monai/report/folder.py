@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from monai.data import MetaTensor
 from monai.metrics import DiceHelper
 from torch import Tensor
 
@@ -19,6 +18,8 @@ from dmri_monai.report.case import Case
 
 __all__ = ["case_from_files", "cases_from_folder", "read_class_names"]
 
+Shown = Callable[[Tensor], Tensor]
+
 
 def case_from_files(
     scan: str | Path,
@@ -28,14 +29,16 @@ def case_from_files(
     name: str | None = None,
     class_names: Mapping[int, str] | None = None,
     reader: Mapping[str, Any] | None = None,
+    shown: Shown | None = None,
 ) -> Case:
     """Case of a DWI file with sidecars and NIfTI maps of labels, or of peaks (3n volumes, x y z each, world frame).
 
     Where both maps are given: Dice per class, or the angle between the largest peaks.  An uncertainty beside the
     prediction (`<prediction>uncertainty.nii.gz`) is shown.  reader: options of :func:`dmri_monai.io.read_dwi`.
+    shown: makes labels or peaks of maps that hold anything else.
     """
     scan = Path(scan)
-    found, true = (None if p is None else _read_map(p) for p in (prediction, truth))
+    found, true = (None if p is None else _read_map(p, shown) for p in (prediction, truth))
     names = dict(class_names or {})
     return Case(
         name or scan.name.split(".")[0],
@@ -55,12 +58,13 @@ def cases_from_folder(
     *,
     suffix: str = "dseg",
     reader: Mapping[str, Any] | None = None,
+    shown: Shown | None = None,
 ) -> list[Case]:
     """One case for each `<name>_<suffix>.nii.gz` in `outputs`.
 
     Its scan is `<name>_dwi.nii.gz` anywhere below `data`; its ground truth, if any, is the file of the prediction's
-    name below `data`.  Class names come from `<suffix>.tsv` in `outputs`.  reader: as
-    of :func:`case_from_files`.  Raises FileNotFoundError.
+    name below `data`.  Class names come from `<suffix>.tsv` in `outputs`.  reader, shown: as of
+    :func:`case_from_files`.  Raises FileNotFoundError.
     """
     outputs, data = Path(outputs), Path(data)
     predictions = sorted(outputs.glob(f"*_{suffix}.nii.gz"))
@@ -74,7 +78,8 @@ def cases_from_folder(
         if scan is None:
             raise FileNotFoundError(f"no {name}_dwi.nii.gz for {prediction} below {data}")
         truth = _find(data, prediction.name, outputs)
-        cases.append(case_from_files(scan, prediction, truth, name=name, class_names=names, reader=reader))
+        told: dict[str, Any] = {"name": name, "class_names": names, "reader": reader, "shown": shown}
+        cases.append(case_from_files(scan, prediction, truth, **told))
     return cases
 
 
@@ -99,9 +104,12 @@ def _find(folder: Path, name: str, apart_from: Path) -> Path | None:
     return found[0] if found else None
 
 
-def _read_map(path: str | Path) -> MetaTensor:
+def _read_map(path: str | Path, shown: Shown | None) -> Tensor:
     """(1, X, Y, Z) integer labels or (3n, X, Y, Z) peaks."""
-    volume = read_nifti(path)
+    volume: Tensor = read_nifti(path)
+    if shown is not None:
+        drawn = shown(volume.as_subclass(Tensor))
+        volume = drawn[None] if drawn.ndim == 3 else drawn
     if len(volume) == 1:
         return volume.round().to(torch.int64)
     if len(volume) % 3:

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from dmri_monai.cli import app
 from dmri_monai.io import write_dwi, write_nifti
+from dmri_monai.qspace.conventions import to_basis
+from dmri_monai.qspace.fibre_density import density_of_peaks
 from dmri_monai.report import cases_from_folder, read_class_names, write_report
+from dmri_monai.tasks import find_task
 from tests.conftest import STANDARD_AFFINES
 from tests.report.scenes import blob_at, fibres_along
 
@@ -81,6 +86,30 @@ def test_peaks_are_compared_by_their_angle_and_drawn(folders, tmp_path):
     assert cases[0].metrics["Median angle (°)"] == pytest.approx(60, abs=0.1)
     html = write_report(tmp_path / "r.html", cases, title="t").read_text(encoding="utf-8")
     assert html.count("prediction as sticks") == html.count("ground truth as sticks") == 2 * 3
+
+
+def test_a_density_is_drawn_as_its_peaks_and_fractions_as_the_largest(folders, tmp_path):
+    out, data = folders
+    inside = blob_at((0, 0, 0), AFFINE) > 0.5
+    along = torch.zeros(3, *inside.shape)
+    along[1] = 0.8 * inside
+    density = to_basis(density_of_peaks(along), "tournier07", legacy=False)
+    fractions = torch.stack([0.2 * inside, 0.7 * inside, 0.1 * inside]).float()
+    for name in ("sub-01", "sub-02"):
+        write_nifti(out / f"{name}_fod.nii.gz", density, AFFINE)
+        write_nifti(out / f"{name}_probseg.nii.gz", fractions, AFFINE)
+    options = {"shown": find_task("fod").output.shown_label}
+    drawn = torch.as_tensor(cases_from_folder(out, data, suffix="fod", **options)[0].prediction)
+    first = drawn[:3, inside].nan_to_num()
+    torch.testing.assert_close(first[1].abs() / first.norm(dim=0), torch.ones(int(inside.sum())))
+    assert not drawn[:, ~inside].nan_to_num().any()
+    options = {"shown": find_task("fractions").output.shown_label}
+    largest = torch.as_tensor(cases_from_folder(out, data, suffix="probseg", **options)[0].prediction)
+    assert torch.equal(largest[0] == 2, inside)
+    arguments = ["report", out, "--data", data, "--suffix", "fod", "--out", tmp_path / "r.html"]
+    result = CliRunner().invoke(app, [str(part) for part in arguments])
+    assert result.exit_code == 0, result.output
+    assert "prediction as sticks" in (tmp_path / "r.html").read_text(encoding="utf-8")
 
 
 def test_an_uncertainty_beside_the_prediction_is_shown(folders, tmp_path):
