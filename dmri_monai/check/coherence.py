@@ -103,7 +103,7 @@ def continuation(v1: Tensor, fa: Tensor, offsets_mm: Tensor, changes: Tensor = A
     inside = fa > MIN_FA
     index = torch.nonzero(inside)
     vectors, weights = v1[:, inside].T.float().contiguous(), fa[inside].float()
-    chosen = torch.linspace(0, len(index) - 1, min(len(index), MAX_SOURCES)).long()
+    chosen = torch.linspace(0, len(index) - 1, min(len(index), MAX_SOURCES), dtype=torch.float64).long()
     source, weight, place = vectors[chosen], weights[chosen], index[chosen]
     steps = lattice_steps(offsets_mm)
     lines = torch.nn.functional.normalize(steps.double() @ offsets_mm.double().T, dim=1).float()
