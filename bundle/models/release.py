@@ -36,7 +36,9 @@ def main() -> None:
     checks = [check_scan(item["image"]) for item in tqdm(bids.data_list(options.data), desc="scans")]
     hashes = tables(options.data)
     for name, checkpoint in chosen:
-        spec = specs[name].replace(trained_on=range_seen(checks, specs[name]), scans=hashes)
+        spec = specs[name].replace(
+            trained_on=range_seen(checks, specs[name], drops_shells=True), scans=hashes
+        )
         save_model(load_weights(build_network(spec), checkpoint, spec), FOLDER / f"{name}.pt", spec)
 
 

@@ -61,9 +61,8 @@ def fix_scan(
     """
     files = read_files(path, bvecs=bvecs, b0_threshold=b0_threshold)
     kept, changes = _without_derived(files)
-    _unmeasured(
-        files, kept, [i for i in kept if files.bvals[i] > b0_threshold]
-    )  # b0 may be a trace or ADC yet
+    # before a b0 with gaps of its own is taken for a trace or ADC
+    _unmeasured(files, kept, [i for i in kept if files.bvals[i] > b0_threshold])
     scan = Measured(files.signal[kept], files.table(kept), files.affine, files.slice_world)
     result = examine(scan)
     if "derived-volume" in result.codes:

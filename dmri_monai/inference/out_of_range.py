@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dmri_monai.check.quality import estimate_snr
 from dmri_monai.gradients import B0_THRESHOLD
-from dmri_monai.inference.seen_scans import used_shells
+from dmri_monai.inference.seen_scans import is_near, used_shells
 from dmri_monai.inference.spec import ModelSpec
 from dmri_monai.qspace.b0 import head_mask, mean_b0
 from dmri_monai.scan import Scan
 
 __all__ = ["out_of_range"]
 
-MARGIN = 0.1  # a scan may lie this far outside of the training range before it is worth a warning
-# and this far from its middle: scans of one protocol say little of what a model can take
-NARROW = 0.2
+# A scan may lie this far outside of the training range before it is worth a warning, and, as scans of one protocol say
+# little of what a model can take, this far from the middle of the range.
+MARGIN, NARROW = 0.1, 0.2
 
 
 def out_of_range(scan: Scan, spec: ModelSpec) -> list[str]:
@@ -70,10 +70,6 @@ def _other_b0(scan: Scan, spec: ModelSpec) -> list[str]:
 def _absent(scan: Scan, spec: ModelSpec) -> list[str]:
     """The model's shells that the scan lacks, where that matters."""
     own = [shell.bval for shell in scan.table.shells()]
-    absent = [b for b in spec.shells if not any(_is_near(one, b, spec) for one in own)]
+    absent = [b for b in spec.shells if not any(is_near(one, b, spec) for one in own)]
     matters = spec.missing == "error" or len(absent) == len(spec.shells)
     return [f"no shell near the model's b = {b:g} s/mm²" for b in absent] if matters else []
-
-
-def _is_near(bval: float, shell: float, spec: ModelSpec) -> bool:
-    return abs(bval - shell) <= spec.shell_tolerance * shell

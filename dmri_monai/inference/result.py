@@ -15,7 +15,7 @@ from monai.data.meta_tensor import MetaTensor
 from torch import Tensor
 
 from dmri_monai.io.json_sidecar import read_json
-from dmri_monai.io.leftovers import finish_renames
+from dmri_monai.io.leftovers import finish_renames, unfinished
 from dmri_monai.io.locking import alone_with
 from dmri_monai.io.nifti import nifti_stem
 from dmri_monai.io.writing import replacing, save_nifti
@@ -246,7 +246,8 @@ def _json_beside(image: Path) -> Path:
 def _check_ours(places: Mapping[str, Path], overwrite: bool) -> None:
     """FileExistsError for a file that no prediction wrote: most often a label drawn by hand."""
     there = [path for path in places.values() if path.exists() or path.is_symlink()]
-    if not there or overwrite:
+    # a prediction on another machine may have been killed between the names of its map and of its sidecar
+    if not there or overwrite or unfinished(places["sidecar"]):
         return
     try:
         ours = any(entry.get("Name") == MADE_BY for entry in read_json(places["sidecar"])["GeneratedBy"])

@@ -14,8 +14,9 @@ from dmri_monai.io.fsl import read_bvals
 from dmri_monai.io.mrtrix import read_mrtrix
 from dmri_monai.io.nifti import open_nifti
 from dmri_monai.io.sidecars import BvecsChoice, find_sidecars
+from dmri_monai.qspace.shell_fit import ALWAYS_NEAR
 
-__all__ = ["Acquired", "ScanHeader", "range_seen", "used_shells"]
+__all__ = ["Acquired", "ScanHeader", "is_near", "range_seen", "used_shells"]
 
 Shells = Sequence[tuple[float, int]]
 
@@ -74,8 +75,12 @@ def used_shells(shells: Shells, spec: ModelSpec) -> Shells:
     """The `shells` that the model takes for its own."""
     if spec.takes == "shell-set":
         return shells
-    near = spec.shell_tolerance
-    return [(b, n) for b, n in shells if any(abs(b - own) <= near * own for own in spec.shells)]
+    return [(b, n) for b, n in shells if any(is_near(b, own, spec) for own in spec.shells)]
+
+
+def is_near(bval: float, shell: float, spec: ModelSpec) -> bool:
+    """Whether the model takes measurements with b-value `bval` for its own `shell`, as of :class:`ShellFit`."""
+    return abs(bval - shell) <= max(spec.shell_tolerance * shell, ALWAYS_NEAR)
 
 
 def _directions(shells: Shells, spec: ModelSpec, drops_shells: bool) -> tuple[int, int]:

@@ -66,7 +66,7 @@ class StudyOptions:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What of it makes other predictions of the same scan by the same model; JSON."""
+        """The options on which a prediction depends beside its scan and model, as its sidecar has them."""
         reading = {"bvecs": "auto", "b0_threshold": B0_THRESHOLD, **self.reader}
         return {**reading, "ensemble": self.ensemble}
 
@@ -82,6 +82,8 @@ class Outcome:
 
 def own_share(items: Sequence[Any], environment: Mapping[str, str] | None = None) -> list[Any]:
     """Every n-th of `items` for one of n processes: of torchrun (RANK, WORLD_SIZE) or a SLURM array; else all of them.
+
+    ValueError for an array with gaps.
 
     >>> own_share("abcde", {"SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_MIN": "2", "SLURM_ARRAY_TASK_COUNT": "2"})
     ['b', 'd']
@@ -102,10 +104,12 @@ def _share(known: Mapping[str, str]) -> tuple[int, int]:
     own, count = int(known["SLURM_ARRAY_TASK_ID"]), int(known["SLURM_ARRAY_TASK_COUNT"])
     least, step = int(known.get("SLURM_ARRAY_TASK_MIN", "0")), int(known.get("SLURM_ARRAY_TASK_STEP", "1"))
     last = least + step * (count - 1)
-    if int(known.get("SLURM_ARRAY_TASK_MAX", last)) != last or own not in range(least, last + 1, step):
+    greatest = int(known.get("SLURM_ARRAY_TASK_MAX", last))
+    if not last <= greatest < last + step or own not in range(least, last + 1, step):
         raise ValueError(
             f"task {own} of a SLURM array of {count} that does not run from {least} to {last} by {step}: its share of "
-            "the study is not known; start an array without gaps, such as --array=0-9, with --resume"
+            "the study is not known; start an array without gaps, such as --array=0-9, with --resume, or, where each "
+            "task has a study of its own, unset SLURM_ARRAY_TASK_ID"
         )
     return (own - least) // step, count
 
@@ -126,7 +130,12 @@ def predict_study(
     subjects = _by_subject(items, source, out)
     with locked(out, "a study", share):
         write_description(out, source)
-        outcomes = list(_outcomes(own_share(subjects), source, out, options))
+        own = own_share(subjects)
+        if share[1] > 1:
+            logger.warning(
+                "process %d of %d: %d of %d subjects", share[0] + 1, share[1], len(own), len(subjects)
+            )
+        outcomes = list(_outcomes(own, source, out, options))
         scans = [Path(item["image"]) for item in items]
         failed = {o.scan: "; ".join(o.messages) for o in outcomes if o.status == "failed"}
         write_study_index(out, source, scans, tasks, failed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -84,12 +85,14 @@ which files and by which model it was made. Not for clinical use.
 def relative_to(path: Path, source: Path) -> str:
     """The place of `path` in the folder `source`; its name where it lies elsewhere.
 
-    By name alone: what a link within `source` leads to (the store of git-annex, another disk) is not where a scan lies.
+    What a link within `source` leads to (the store of git-annex, another disk) is not where a scan lies; `source`
+    itself may be named in different ways.
     """
-    try:
-        return path.absolute().relative_to(source.absolute()).as_posix()
-    except ValueError:
-        return path.name
+    place, root = Path(os.path.abspath(path)), source.resolve()
+    for folder in (Path(os.path.abspath(source)), *place.parents):
+        if folder.resolve() == root and place.is_relative_to(folder):
+            return place.relative_to(folder).as_posix()
+    return path.name
 
 
 def places_of(path: Path, source: Path, out: Path, task: str) -> dict[str, Path]:

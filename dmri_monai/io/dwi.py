@@ -103,7 +103,7 @@ def _check_finite(signal: Tensor, source: NiftiSource) -> None:
     outside = torch.stack([~volume.isfinite() for volume in signal if bool(volume.any())]).all(dim=0)
     count = int(outside.sum())
     if count == outside.numel():
-        raise ValueError(f"every voxel of every volume is NaN or infinite: {source.path}")
+        raise ValueError(f"no voxel of a volume with signal is finite: {source.path}")
     for i, volume in enumerate(signal):
         if bad := int((~volume.isfinite() & ~outside).sum()):
             others = f", besides {count} that are so in every volume" if count else ""

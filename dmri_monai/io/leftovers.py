@@ -20,6 +20,7 @@ from dmri_monai.io.renames import NOTE, TEMPORARY, carry_out, half_done
 __all__ = ["finish_renames", "remove", "require_settled", "sweep", "temporary_name", "unfinished"]
 
 NAME = re.compile(re.escape(TEMPORARY) + r"([0-9a-f]{8})-(\d+)-[0-9a-f]{8}\.")
+OTHERS_S = 1.0  # seconds for another process to give two files their names, which takes milliseconds
 LONGEST = 48  # characters of the name's end; file systems allow 255 bytes
 ABANDONED_S = (
     7 * 24 * 3600
@@ -85,15 +86,25 @@ def unfinished(path: Path, removals: bool = True) -> Path | None:
 
 
 def require_settled(path: Path) -> None:
-    """Before reading `path`: finish its renames, removing nothing; ValueError where they are another's to finish."""
+    """Before reading `path`: finish its renames, removing nothing.
+
+    ValueError where they are another's to finish, who has not done it within `OTHERS_S`.
+    """
+    until = time.monotonic() + OTHERS_S
     with suppress(OSError):  # no such folder, or not ours to write in
-        finish_renames(path.parent, removing=False)
-    with suppress(OSError):
-        if note := unfinished(path, removals=False):
-            raise ValueError(
-                f"files that belong together are half old, half new, by {note.name}: another machine or user is "
-                f"writing them, or was stopped; write them anew, or remove that note to read them as they are: {path}"
-            )
+        while any(_named(path.parent, NOTE)):
+            with suppress(OSError):
+                finish_renames(path.parent, removing=False)
+            note = unfinished(path, removals=False)
+            if note is None:
+                return
+            if time.monotonic() > until:
+                raise ValueError(
+                    f"files that belong together are half old, half new, by {note.name}: another machine or user is "
+                    f"writing them, or was stopped; write them anew, or remove that note to read them as they are: "
+                    f"{path}"
+                )
+            time.sleep(0.1)
 
 
 def _named(folder: Path, ending: str = "") -> Iterator[tuple[Path, str, int]]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dmri_monai.qspace.b0 import b0_reference, mean_b0
 from dmri_monai.qspace.shell_fit import (
+    ALWAYS_NEAR,
     ShellFit,
     harmonic_irreps,
     sh_fit_matrix,
@@ -151,7 +152,7 @@ def assign_shells(scan: Measurements, shells: list[float], fit: ShellFit) -> Ten
     """(N,) index of the nearest shell within the tolerance, -1 for none, for b0 and for padding."""
     bvals, nominal = scan.bvals.cpu().double(), torch.tensor(shells, dtype=torch.float64)
     distance = (bvals.unsqueeze(1) - nominal).abs()
-    distance[distance > (fit.tolerance * nominal).clamp(min=50.0)] = torch.inf
+    distance[distance > (fit.tolerance * nominal).clamp(min=ALWAYS_NEAR)] = torch.inf
     nearest, index = distance.min(dim=1)
     usable = nearest.isfinite() & (bvals > fit.b0_threshold) & scan.valid.cpu()
     return torch.where(usable, index, -1)

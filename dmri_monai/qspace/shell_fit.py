@@ -18,6 +18,7 @@ from dmri_monai.gradients import B0_THRESHOLD
 from dmri_monai.so3 import even_orders, n_coefficients, sh_basis
 
 __all__ = [
+    "ALWAYS_NEAR",
     "ShellFit",
     "harmonic_irreps",
     "sh_fit_matrix",
@@ -25,6 +26,7 @@ __all__ = [
     "supported_order",
 ]
 
+ALWAYS_NEAR = 50.0  # s/mm²
 SMOOTHING = 1e-4
 RANK_TOLERANCE = 1e-2
 
@@ -33,7 +35,7 @@ RANK_TOLERANCE = 1e-2
 class ShellFit:
     """How the shells of a scan become harmonics.
 
-    tolerance: a measurement belongs to the nearest shell within this fraction of its b-value, or within 50 s/mm².
+    tolerance: a measurement belongs to the nearest shell within this fraction of its b-value, or `ALWAYS_NEAR`.
     missing: "zero" fills an absent shell with zeros and adds one presence channel per shell; "error" refuses it.
     too_few: "zero" lowers the order of a shell with too few directions and zeroes the rest; "error" refuses.
     smoothing: Laplace-Beltrami weight lambda; with well-spread directions order l is damped by

@@ -43,7 +43,7 @@ class Checkpoint:
 
     `last.pt` holds the state of `network`, of everything in `stateful` (optimizer, scheduler, early stopping ...), of
     the trainer and of the best metric; `model.pt` holds the network alone, the latest where there is no `evaluator`,
-    and `model.json` its `spec`, where that has none, with the range of the scans of the trainer's data set, as of
+    and `model.json` its `spec`; one without `trained_on` gets the range of the scans of the trainer's data set, as of
     :func:`training_range`.  Attach it last, after validation, schedule and early stopping.
 
     resume: continue from `last.pt`; ValueError when there is none, when it is damaged, and for another model or other

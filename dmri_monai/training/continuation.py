@@ -22,7 +22,7 @@ Record = dict[str, dict[str, Any]]
 # the keys of a config that may be different when a training is continued, and why; every other one may not
 MAY_CHANGE = {
     "max_epochs": "goes on for longer, or ends sooner; the learning rate then follows the new length",
-    "patience": "counts from the next validation on; more of it goes on where early stopping had ended the training",
+    "patience": "counts from the next validation on; with more of it, a training that early stopping had ended goes on",
     "num_workers": "which process loads a scan changes nothing",
     "device": "where it is computed; only on the same device bit for bit",
     "cache_rate": "what is kept in memory changes nothing",

@@ -80,7 +80,7 @@ class EarlyStopping:
         handler = self._attached()
         handler.load_state_dict({name: value for name, value in state.items() if name != "ended"})
         enough = handler.counter >= self.patience
-        self._ended = enough and bool(state.get("ended", True))  # which those of 0.1 do not say
+        self._ended = enough and bool(state.get("ended", True))  # which older files do not say
         if self._ended:
             logger.warning(
                 "early stopping has ended this training after %d validations without improvement: nothing is left to "
@@ -151,8 +151,8 @@ class ValidationPicture:
     def attach(self, engine: Engine) -> None:
         if is_main():
             engine.add_event_handler(Events.EPOCH_COMPLETED, self)
-            if self.shows == "classes":
-                OneClass().attach(engine)
+        if self.shows == "classes":  # in every process: each sees a part of the scans
+            OneClass().attach(engine)
 
     def __call__(self, engine: Engine) -> None:
         from matplotlib.figure import Figure
@@ -204,17 +204,23 @@ class OneClass:
             self._true |= _classes(item["label"])
 
     def _judge(self, engine: Engine) -> None:
-        one = len(self._found) == 1 and len(self._true) > 1
+        found, true = _of_all_processes(self._found), _of_all_processes(self._true)
+        one = len(found) == 1 and len(true) > 1
         self._agreed = self._agreed + 1 if one else 0
-        if self._agreed >= self.in_a_row and not self._told:
+        if self._agreed >= self.in_a_row and not self._told and is_main():
             self._told = True
             logger.warning(
                 "every voxel of all validation scans is predicted as class %d, the labels hold %s: unless this changes "
                 "soon, try another learning_rate or class weights in the loss, and look whether labels and scans lie "
                 "on the same grid",
-                *self._found,
-                ", ".join(map(str, sorted(self._true))),
+                *found,
+                ", ".join(map(str, sorted(true))),
             )
+
+
+def _of_all_processes(classes: set[int]) -> set[int]:
+    words = idist.all_gather(" ".join(map(str, classes)))
+    return {int(word) for text in ([words] if isinstance(words, str) else words) for word in text.split()}
 
 
 def _classes(volume: torch.Tensor) -> set[int]:

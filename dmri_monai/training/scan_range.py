@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,10 @@ def training_range(dataset: Any, spec: ModelSpec) -> TrainingRange:
     """
     transform: Any = getattr(dataset, "transform", None)
     load = loader_of(transform)
-    images = [item.get("image") for item in dataset.data] if load else []
-    if load is None or not all(isinstance(image, str | Path) for image in images):
+    items = list(getattr(dataset, "data", []))
+    found = [item.get("image") for item in items if isinstance(item, Mapping)]
+    images = [image for image in found if isinstance(image, str | Path)]
+    if load is None or len(images) < len(items):
         return TrainingRange()
     drops_shells = any(isinstance(part, RandDropShelld) for part in transform.transforms)
     try:

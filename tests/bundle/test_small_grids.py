@@ -60,3 +60,16 @@ def test_scans_smaller_than_the_crop_are_trained_on_in_one_batch(
     folders = {"dataset_dir": different_grids, "output_dir": str(tmp_path / "out")}
     prepare(config, *paths, **{**CROP, **folders, **own}).run()
     assert (tmp_path / "out" / "model.pt").is_file()
+
+
+@pytest.mark.parametrize("overlay", [None, "cached_harmonics"])
+def test_what_is_padded_is_no_part_of_a_masked_label(prepare, different_grids, tmp_path, overlay):
+    paths = [] if overlay is None else [str(CONFIGS / f"{overlay}.json")]
+    cached = {"cache_dir": str(tmp_path / "cache"), "cache_rate": 0.0} if overlay else {}
+    folders = {"dataset_dir": different_grids, "output_dir": str(tmp_path / "out")}
+    workflow = prepare("train", *paths, objective="crossings", masked=True, **{**CROP, **folders, **cached})
+    (crop,) = workflow.parser.get_parsed_content("train#dataset")[0]
+    label = crop["label"].as_tensor()
+    assert label.shape[1:] == (24, 24, 24)
+    assert (label[:, :2] == -1).all()  # 20 voxels along x
+    assert (label >= 0).any()

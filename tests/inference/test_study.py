@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from dmri_monai.cli import app
 from dmri_monai.inference.spec import ModelSpec
 from dmri_monai.inference.study import own_share
-from dmri_monai.inference.study_files import made_by, meaning, places_of
+from dmri_monai.inference.study_files import made_by, meaning, places_of, relative_to
 from dmri_monai.inference.study_pages import write_study_index, write_subject_page
 from dmri_monai.io import subjects
 from dmri_monai.phantom import write_dataset
@@ -90,11 +90,15 @@ def test_resumed_study_passes_over_what_is_done_and_redoes_the_rest(study, check
     assert kept.stat().st_mtime_ns == before
 
 
-def test_prediction_that_another_machine_left_half_renamed_is_made_again(study, checkpoint, tmp_path):
+@pytest.mark.parametrize("killed", ["first", "second"])
+def test_prediction_that_another_machine_left_half_renamed_is_made_again(study, checkpoint, tmp_path, killed):
     run(study, "-o", tmp_path, "--checkpoint", checkpoint, "--no-report")
     folder, process = tmp_path / "sub-03" / "dwi", ".tmp-00000000-1-00000000."
-    (folder / f"{process}nii.gz").write_bytes(b"new")
     names = {"nii.gz": "sub-03_desc-tissue_dseg.nii.gz", "json": "sub-03_desc-tissue_dseg.json"}
+    if killed == "first":  # its map has its name, its sidecar has not
+        (folder / names["json"]).rename(folder / f"{process}json")
+    else:
+        (folder / f"{process}nii.gz").write_bytes(b"new")
     renames = {f"{process}{ending}": name for ending, name in names.items()}
     note = json.dumps({"renames": renames, "gone": []})
     (folder / f"{process}.renames").write_text(note, encoding="utf-8")
@@ -179,8 +183,9 @@ def slurm(task, first, last, step, count):
         (slurm(3, 1, 3, 1, 3), "c"),
         (slurm(2, 0, 8, 2, 5), "b"),
         (slurm(8, 0, 8, 2, 5), "e"),
+        (slurm(7, 1, 8, 3, 3), "c"),
     ],
-    ids=["alone", "torchrun", "slurm", "slurm by 2", "last of slurm by 2"],
+    ids=["alone", "torchrun", "slurm", "slurm by 2", "last of slurm by 2", "the last step ends early"],
 )
 def test_shares_of_all_processes_are_the_whole(environment, expected):
     assert "".join(own_share("abcde", environment)) == expected
@@ -411,6 +416,17 @@ def test_a_scan_behind_a_link_is_predicted_where_the_link_lies(study, checkpoint
         record = json.loads((out / f"{name}.json").read_text(encoding="utf-8"))
         (source,) = record["Sources"]
         assert (root / source.removeprefix("bids:raw:")).is_file()
+
+
+@pytest.mark.parametrize("spelling", ["resolved", "dots", "link"])
+def test_however_the_study_is_named_its_maps_lie_in_the_same_places(study, tmp_path, spelling):
+    link = tmp_path / "link"
+    link.symlink_to(study)
+    root = {"resolved": study.resolve(), "dots": link / "sub-01" / "..", "link": link}[spelling]
+    scan = study.resolve() / "sub-01" / "dwi" / "sub-01_dwi.nii.gz"
+    assert relative_to(scan, root) == relative_to(root / "sub-01" / "dwi" / scan.name, study)
+    assert relative_to(scan, root) == "sub-01/dwi/sub-01_dwi.nii.gz"
+    assert relative_to(tmp_path / "elsewhere_dwi.nii.gz", root) == "elsewhere_dwi.nii.gz"
 
 
 @pytest.mark.parametrize("other", ["case_dwi.nii.gz", "case.nii"])

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -295,3 +297,21 @@ def test_a_note_renames_temporary_files_alone(tmp_path, dead):
     (tmp_path / "scan.nii").write_bytes(b"mine")
     note(tmp_path, dead, {"scan.nii": "label.nii"})
     assert write(tmp_path) == ["other.txt", "scan.nii"]
+
+
+def test_a_writer_elsewhere_that_is_between_two_names_is_waited_for(scan):
+    process = ".tmp-00000000-1-00000000."
+    shutil.copy(scan, scan.with_name(f"{process}nii.gz"))
+    bval = scan.with_name("scan.bval")
+    note(scan.parent, f"{process}renames", {f"{process}bval": bval.name, f"{process}nii.gz": scan.name})
+    aged(scan, 10)
+
+    def finish():
+        os.replace(scan.with_name(f"{process}nii.gz"), scan)
+        scan.with_name(f"{process}renames").unlink()
+
+    writer = threading.Timer(0.3, finish)
+    writer.start()
+    Scan.read(scan)
+    assert not scan.with_name(f"{process}renames").exists()
+    writer.join()

@@ -55,6 +55,18 @@ def test_checks_of_the_same_scans_give_the_same_range_and_their_snr(scans):
     assert checked.model_copy(update={"snr": None, "bval": None}) == read.model_copy(update={"bval": None})
 
 
+class Foreign(torch.utils.data.Dataset):
+    """Of torch, without the items it loads."""
+
+    transform = Compose([LOAD])
+
+
+def test_a_data_set_of_another_kind_has_no_range(scans):
+    odd = dataset(scans)
+    odd.data = [*odd.data, str(scans[0])]
+    assert training_range(Foreign(), ANY) == training_range(odd, ANY) == TrainingRange()
+
+
 def test_of_named_shells_only_these_count(scans):
     spec = ModelSpec(architecture="equivariant", shells=[3000.0])
     found = training_range(dataset(scans), spec)
