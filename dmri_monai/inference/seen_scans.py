@@ -10,8 +10,6 @@ from typing import Protocol
 from dmri_monai.gradients import B0_THRESHOLD, cluster_shells
 from dmri_monai.inference.spec import ModelSpec
 from dmri_monai.inference.training_range import TrainingRange
-from dmri_monai.io.fsl import read_bvals
-from dmri_monai.io.mrtrix import read_mrtrix
 from dmri_monai.io.nifti import open_nifti
 from dmri_monai.io.sidecars import BvecsChoice, find_sidecars
 from dmri_monai.qspace.shell_fit import ALWAYS_NEAR
@@ -48,8 +46,7 @@ class ScanHeader:
     ) -> ScanHeader:
         """Options and errors as :func:`dmri_monai.io.read_dwi`, but nothing is compared with the voxels."""
         source = open_nifti(image)
-        sidecars = find_sidecars(source.path, bvecs)
-        bvals = read_bvals(sidecars.bval) if sidecars.bval else read_mrtrix(sidecars.tables[0])[0]
+        bvals = find_sidecars(source.path, bvecs).read_bvals()
         shells = tuple((s.bval, len(s.indices)) for s in cluster_shells(bvals, b0_threshold))
         return cls(shells, tuple(round(v, 4) for v in source.affine[:3, :3].norm(dim=0).tolist()))
 

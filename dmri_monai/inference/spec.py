@@ -19,6 +19,7 @@ from dmri_monai.inference.spec_history import converted
 from dmri_monai.inference.spec_limits import (
     LARGEST_DEGREE,
     LARGEST_NUMBER,
+    check_deconvolution,
     check_irreps,
     check_plain,
     check_sizes,
@@ -201,7 +202,7 @@ class ModelSpec(Strict):
                 f"order_scale has {len(self.order_scale)} factors for the {self.l_max // 2 + 1} degrees up to "
                 f"l_max = {self.l_max}"
             )
-        self._check_deconvolution()
+        check_deconvolution(self.network_options, self.l_max)
         low, high = self.subsample_directions or (1, 1)
         if low > high:
             raise ValueError(
@@ -209,16 +210,6 @@ class ModelSpec(Strict):
             )
         self.fit()  # its own errors
         return self
-
-    def _check_deconvolution(self) -> None:
-        wanted = self.network_options.get("deconvolution", False)
-        if not isinstance(wanted, bool):
-            raise ValueError(f"network_options.deconvolution is {wanted!r}, expected true or false")
-        channels = self.network_options.get("channels", 2)
-        if wanted and (self.l_max < 2 or (isinstance(channels, int) and channels < 2)):
-            raise ValueError(
-                f"network_options.deconvolution needs l_max and channels of at least 2, got {self.l_max} and {channels}"
-            )
 
     @property
     def takes(self) -> str:

@@ -13,6 +13,7 @@ __all__ = [
     "EVALUATED",
     "LARGEST_DEGREE",
     "LARGEST_NUMBER",
+    "check_deconvolution",
     "check_irreps",
     "check_plain",
     "check_sizes",
@@ -81,3 +82,15 @@ def short(value: Any) -> str:
     """`value` as text for a message."""
     text = repr(value) if not isinstance(value, int) or abs(value) < 1e18 else f"{len(bin(value)) - 2} bits"
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def check_deconvolution(options: Mapping[str, Any], l_max: int) -> None:
+    """ValueError for network `options` that ask for a deconvolution which shells to `l_max` do not allow."""
+    wanted = options.get("deconvolution", False)
+    if not isinstance(wanted, bool):
+        raise ValueError(f"network_options.deconvolution is {wanted!r}, expected true or false")
+    channels = options.get("channels", 2)
+    if wanted and (l_max < 2 or (isinstance(channels, int) and channels < 2)):
+        raise ValueError(
+            f"network_options.deconvolution needs l_max and channels of at least 2, got {l_max} and {channels}"
+        )

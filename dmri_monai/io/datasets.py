@@ -13,9 +13,7 @@ from dmri_monai.flags import flag
 from dmri_monai.gradients import B0_THRESHOLD
 from dmri_monai.io.bids import Missing, data_list, is_bids
 from dmri_monai.io.bids_names import Filters, entities_of, matches, parse_filters
-from dmri_monai.io.fsl import read_bvals
 from dmri_monai.io.hcp import hcp_list
-from dmri_monai.io.mrtrix import read_mrtrix
 from dmri_monai.io.nifti import is_nifti, nifti_stem, open_nifti
 from dmri_monai.io.present import NotFetchedError, present, required
 from dmri_monai.io.sidecars import any_sidecars
@@ -145,8 +143,7 @@ def _highest_bval(image: Path) -> float:
         if len(shape) == 3 or (len(shape) == 4 and shape[3] == 1):
             return 0.0
         raise
-    bvals = read_bvals(sidecars.bval) if sidecars.bval else read_mrtrix(sidecars.tables[0])[0]
-    return float(bvals.max())
+    return float(sidecars.read_bvals().max())
 
 
 def scans(

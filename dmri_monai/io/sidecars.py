@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+from torch import Tensor
+
 from dmri_monai.io.bids_names import inherited, inherited_names
-from dmri_monai.io.fsl import EDDY_ENDING
+from dmri_monai.io.fsl import EDDY_ENDING, read_bvals
 from dmri_monai.io.hcp import TABLE_NAMES
+from dmri_monai.io.mrtrix import read_mrtrix
 from dmri_monai.io.nifti import nifti_stem
 from dmri_monai.io.present import NotFetchedError, present
 
@@ -38,6 +41,10 @@ class Sidecars:
     def tables(self) -> tuple[Path, ...]:
         """The files of the gradient table."""
         return tuple(path for path in (self.bval, self.bvec, self.mrtrix) if path is not None)
+
+    def read_bvals(self) -> Tensor:
+        """(N,) b-values in s/mm² of a complete table."""
+        return read_bvals(self.bval) if self.bval else read_mrtrix(self.tables[0])[0]
 
     @property
     def is_complete(self) -> bool:
